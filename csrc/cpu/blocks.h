@@ -1,0 +1,231 @@
+// How the CPU engines see memory: blocks of a few thousand bytes in the compute type. An operand
+// that already lies so is used in place; any other (half precision, mixed dtypes, broadcast,
+// strided) passes through a buffer in the L1 cache. The kernels know one layout and one dtype.
+#pragma once
+
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/problem.h"
+
+namespace lossops {
+inline namespace CPU_CAPABILITY {
+
+constexpr int kBlock = 1024;  // elements
+
+template <class To, class From>
+inline void convert(const From* from, To* to, int64_t n) {
+  using at::vec::Vectorized;
+  if constexpr (std::is_same_v<To, From>) {
+    std::memcpy(to, from, n * sizeof(To));
+  } else if constexpr (std::is_same_v<To, float> && sizeof(From) == 2) {
+    constexpr int width = Vectorized<From>::size();
+    int64_t i = 0;
+    for (; i + width <= n; i += width) {
+      const auto [low, high] = at::vec::convert_to_float<From>(Vectorized<From>::loadu(from + i));
+      low.store(to + i);
+      high.store(to + i + width / 2);
+    }
+    for (; i < n; ++i) to[i] = static_cast<float>(from[i]);
+  } else if constexpr (std::is_same_v<From, float> && sizeof(To) == 2) {
+    constexpr int width = Vectorized<To>::size();
+    int64_t i = 0;
+    for (; i + width <= n; i += width) {
+      const auto low = Vectorized<float>::loadu(from + i);
+      const auto high = Vectorized<float>::loadu(from + i + width / 2);
+      at::vec::convert_from_float<To>(low, high).store(to + i);
+    }
+    for (; i < n; ++i) to[i] = static_cast<To>(from[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(from[i]);
+  }
+}
+
+// Calls f with a null pointer of the operand's element type.
+template <class F>
+inline void with_dtype(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::float64:
+      return f(static_cast<double*>(nullptr));
+    case DType::float32:
+      return f(static_cast<float*>(nullptr));
+    case DType::bfloat16:
+      return f(static_cast<at::BFloat16*>(nullptr));
+    case DType::float16:
+      return f(static_cast<at::Half*>(nullptr));
+  }
+}
+
+template <class T>
+constexpr DType dtype_of = sizeof(T) == 8 ? DType::float64 : DType::float32;
+
+enum class Access : int8_t { absent, constant, linear, strided };
+
+inline Access access_of(const Operand& operand, const ElementwiseProblem& problem) {
+  if (!operand.defined()) return Access::absent;
+  bool constant = true;
+  for (int d = 0; d < problem.ndim; ++d) constant = constant && operand.stride[d] == 0;
+  if (constant) return Access::constant;
+  return problem.ndim == 1 && operand.stride[0] == 1 ? Access::linear : Access::strided;
+}
+
+// Splits the elements [begin, begin + n) into runs along the innermost dimension and calls
+// f(offset in the operand, position in the block, length) for each.
+template <class F>
+inline void for_each_run(const ElementwiseProblem& problem, const Operand& operand, int64_t begin,
+                         int64_t n, F&& f) {
+  int64_t index[kMaxDims];
+  int64_t offset = 0;
+  for (int64_t d = 0, rest = begin; d < problem.ndim; ++d) {
+    index[d] = rest % problem.size[d];
+    rest /= problem.size[d];
+    offset += index[d] * operand.stride[d];
+  }
+  for (int64_t done = 0; done < n;) {
+    const int64_t length = std::min(n - done, problem.size[0] - index[0]);
+    f(offset, done, length);
+    done += length;
+    index[0] += length;
+    offset += length * operand.stride[0];
+    for (int d = 0; d + 1 < problem.ndim && index[d] == problem.size[d]; ++d) {
+      offset += operand.stride[d + 1] - index[d] * operand.stride[d];
+      index[d] = 0;
+      ++index[d + 1];
+    }
+  }
+}
+
+// Reads an operand block by block.
+template <class T>
+class Reader {
+ public:
+  Reader(const ElementwiseProblem& problem, const Operand& operand)
+      : problem_(problem), operand_(operand), access_(access_of(operand, problem)) {
+    if (access_ == Access::constant) {
+      with_dtype(operand.dtype, [&]<class S>(S*) {
+        std::fill_n(buffer_, kBlock, static_cast<T>(*static_cast<const S*>(operand.data)));
+      });
+    }
+  }
+
+  // The n <= kBlock elements from `begin` on, or null where there is no operand.
+  const T* read(int64_t begin, int64_t n) {
+    if (access_ == Access::absent) return nullptr;
+    if (access_ == Access::constant) return buffer_;
+    if (access_ == Access::linear && operand_.dtype == dtype_of<T>) {
+      return static_cast<const T*>(operand_.data) + begin;
+    }
+    with_dtype(operand_.dtype, [&]<class S>(S*) { gather<S>(begin, n); });
+    return buffer_;
+  }
+
+ private:
+  template <class S>
+  void gather(int64_t begin, int64_t n) {
+    const S* data = static_cast<const S*>(operand_.data);
+    if (access_ == Access::linear) return convert(data + begin, buffer_, n);
+    const int64_t stride = operand_.stride[0];
+    for_each_run(problem_, operand_, begin, n, [&](int64_t offset, int64_t at, int64_t length) {
+      if (stride == 1) return convert(data + offset, buffer_ + at, length);
+      for (int64_t i = 0; i < length; ++i) {
+        buffer_[at + i] = static_cast<T>(data[offset + i * stride]);
+      }
+    });
+  }
+
+  const ElementwiseProblem& problem_;
+  const Operand& operand_;
+  const Access access_;
+  alignas(64) T buffer_[kBlock];
+};
+
+// A copy that leaves the destination out of the caches, which saves reading its lines first.
+inline void stream(void* to, const void* from, int64_t bytes) {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  auto* out = static_cast<char*>(to);
+  auto* in = static_cast<const char*>(from);
+  const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(out) & 63);
+  std::memcpy(out, in, head);
+  int64_t i = head;
+  for (; i + 64 <= bytes; i += 64) {
+#if defined(CPU_CAPABILITY_AVX512)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(out + i), _mm512_loadu_si512(in + i));
+#else
+    const auto* line = reinterpret_cast<const __m256i*>(in + i);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(out + i), _mm256_loadu_si256(line));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(out + i + 32), _mm256_loadu_si256(line + 1));
+#endif
+  }
+  std::memcpy(out + i, in + i, bytes - i);
+#else
+  std::memcpy(to, from, bytes);
+#endif
+}
+
+inline void end_of_stream() {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  _mm_sfence();
+#endif
+}
+
+// Outputs of at least this many bytes bypass the caches: they would not stay there anyway.
+constexpr int64_t kStreamBytes = int64_t(1) << 24;
+
+// Writes an operand block by block: compute into buffer(), then flush().
+template <class T>
+class Writer {
+ public:
+  Writer(const ElementwiseProblem& problem, const Operand& operand)
+      : problem_(problem),
+        operand_(operand),
+        access_(access_of(operand, problem)),
+        streams_(access_ == Access::linear &&
+                 problem.numel * size_of(operand.dtype) >= kStreamBytes),
+        in_place_(access_ == Access::linear && operand.dtype == dtype_of<T> && !streams_) {}
+  ~Writer() {
+    if (streams_) end_of_stream();
+  }
+
+  // Where to put the elements from `begin` on, or null where the output is not wanted.
+  T* buffer(int64_t begin) {
+    if (access_ == Access::absent) return nullptr;
+    return in_place_ ? static_cast<T*>(operand_.data) + begin : buffer_;
+  }
+
+  void flush(int64_t begin, int64_t n) {
+    if (access_ == Access::absent || in_place_) return;
+    with_dtype(operand_.dtype, [&]<class S>(S*) { scatter<S>(begin, n); });
+  }
+
+ private:
+  template <class S>
+  void scatter(int64_t begin, int64_t n) {
+    S* data = static_cast<S*>(operand_.data);
+    if (streams_) {
+      if constexpr (std::is_same_v<S, T>) return stream(data + begin, buffer_, n * sizeof(S));
+      alignas(64) S narrow[kBlock];
+      convert(buffer_, narrow, n);
+      return stream(data + begin, narrow, n * sizeof(S));
+    }
+    const int64_t stride = problem_.ndim == 0 ? 1 : operand_.stride[0];
+    for_each_run(problem_, operand_, begin, n, [&](int64_t offset, int64_t at, int64_t length) {
+      if (stride == 1) return convert(buffer_ + at, data + offset, length);
+      for (int64_t i = 0; i < length; ++i) {
+        data[offset + i * stride] = static_cast<S>(buffer_[at + i]);
+      }
+    });
+  }
+
+  const ElementwiseProblem& problem_;
+  const Operand& operand_;
+  const Access access_;
+  const bool streams_;
+  const bool in_place_;
+  alignas(64) T buffer_[kBlock];
+};
+
+}  // namespace CPU_CAPABILITY
+}  // namespace lossops

@@ -1,0 +1,157 @@
+// How kernels see memory: vectors of up to 16 bytes where the element type is known at compile
+// time, single numbers where it is known at run time only.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstring>
+#include <type_traits>
+
+#include "common/problem.h"
+
+namespace lossops::cuda {
+
+// The type to compute in for an element type.
+template <class S>
+using Compute = std::conditional_t<sizeof(S) == 8, double, float>;
+
+template <class S>
+constexpr DType dtype_of = std::is_same_v<S, double>          ? DType::float64
+                           : std::is_same_v<S, float>         ? DType::float32
+                           : std::is_same_v<S, __nv_bfloat16> ? DType::bfloat16
+                                                              : DType::float16;
+
+// Conversions by name: builds within torch disable the implicit ones of the half types.
+template <class T, class S>
+__device__ __forceinline__ T widen(S x) {
+  if constexpr (std::is_same_v<S, __half>) {
+    return static_cast<T>(__half2float(x));
+  } else if constexpr (std::is_same_v<S, __nv_bfloat16>) {
+    return static_cast<T>(__bfloat162float(x));
+  } else {
+    return static_cast<T>(x);
+  }
+}
+
+template <class S, class T>
+__device__ __forceinline__ S narrow(T x) {
+  if constexpr (std::is_same_v<S, __half>) {
+    if constexpr (std::is_same_v<T, double>) return __double2half(x);
+    else return __float2half_rn(x);
+  } else if constexpr (std::is_same_v<S, __nv_bfloat16>) {
+    if constexpr (std::is_same_v<T, double>) return __double2bfloat16(x);
+    else return __float2bfloat16_rn(x);
+  } else {
+    return static_cast<S>(x);
+  }
+}
+
+template <int bytes>
+using Word = std::conditional_t<
+    bytes == 16, uint4,
+    std::conditional_t<bytes == 8, uint2,
+                       std::conditional_t<bytes == 4, unsigned, unsigned short>>>;
+
+// N elements that move as one: held as they lie in memory, so that halves stay two to a register.
+template <class S, int N>
+struct Pack {
+  Word<sizeof(S) * N> word;
+
+  template <class T>
+  __device__ __forceinline__ void unpack(T (&numbers)[N]) const {
+    S elements[N];
+    memcpy(elements, &word, sizeof(word));
+#pragma unroll
+    for (int i = 0; i < N; ++i) numbers[i] = widen<T>(elements[i]);
+  }
+
+  template <class T>
+  __device__ __forceinline__ static Pack of(const T (&numbers)[N]) {
+    S elements[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) elements[i] = narrow<S>(numbers[i]);
+    Pack pack;
+    memcpy(&pack.word, elements, sizeof(pack.word));
+    return pack;
+  }
+
+  // The address must be a multiple of the pack's size. A loss reads an element once, so its line is
+  // the first to leave the cache; what it writes stays for the operation that comes next.
+  __device__ __forceinline__ static Pack load(const S* p) {
+    return {__ldcs(reinterpret_cast<const decltype(word)*>(p))};
+  }
+  __device__ __forceinline__ void store(S* p) const { *reinterpret_cast<decltype(word)*>(p) = word; }
+};
+
+// A number as it lies in memory. Apart from its conversion, so that several loads can be under way
+// before the first of them is waited for.
+using Bits = unsigned long long;
+
+__device__ __forceinline__ Bits load_bits(const void* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::float64:
+      return static_cast<const unsigned long long*>(data)[i];
+    case DType::float32:
+      return static_cast<const unsigned*>(data)[i];
+    default:
+      return static_cast<const unsigned short*>(data)[i];
+  }
+}
+
+template <class S>
+__device__ __forceinline__ S from_bits(Bits bits) {
+  S number;
+  const Word<sizeof(S)> word = [&] {
+    if constexpr (sizeof(S) == 8) {
+      return uint2{static_cast<unsigned>(bits), static_cast<unsigned>(bits >> 32)};
+    } else {
+      return static_cast<Word<sizeof(S)>>(bits);
+    }
+  }();
+  memcpy(&number, &word, sizeof(number));
+  return number;
+}
+
+template <class T>
+__device__ __forceinline__ T decode(Bits bits, DType dtype) {
+  switch (dtype) {
+    case DType::float64:
+      return widen<T>(from_bits<double>(bits));
+    case DType::float32:
+      return widen<T>(from_bits<float>(bits));
+    case DType::bfloat16:
+      return widen<T>(from_bits<__nv_bfloat16>(bits));
+    default:
+      return widen<T>(from_bits<__half>(bits));
+  }
+}
+
+template <class T>
+__device__ __forceinline__ T load_number(const void* data, DType dtype, int64_t i) {
+  return decode<T>(load_bits(data, dtype, i), dtype);
+}
+
+template <class T>
+__device__ __forceinline__ void store_number(void* data, DType dtype, int64_t i, T number) {
+  switch (dtype) {
+    case DType::float64:
+      static_cast<double*>(data)[i] = narrow<double>(number);
+      return;
+    case DType::float32:
+      static_cast<float*>(data)[i] = narrow<float>(number);
+      return;
+    case DType::bfloat16:
+      static_cast<__nv_bfloat16*>(data)[i] = narrow<__nv_bfloat16>(number);
+      return;
+    default:
+      static_cast<__half*>(data)[i] = narrow<__half>(number);
+  }
+}
+
+inline bool aligned(const void* p, int bytes) {
+  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
+
+}  // namespace lossops::cuda

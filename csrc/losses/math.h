@@ -1,0 +1,55 @@
+// The few operations that the losses are written in, for float and double. The CPU engine adds
+// the same names for SIMD vectors (cpu/simd.h); argument-dependent lookup picks between them.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#if defined(__CUDACC__)
+#define LOSSOPS_FN __host__ __device__ __forceinline__
+#else
+// Always inline: no out-of-line copy exists that a linker could take from a file compiled for a
+// newer instruction set than the machine has.
+#define LOSSOPS_FN inline __attribute__((always_inline))
+#endif
+
+namespace lossops {
+
+LOSSOPS_FN float abs(float x) {
+  return ::fabsf(x);
+}
+LOSSOPS_FN double abs(double x) {
+  return ::fabs(x);
+}
+LOSSOPS_FN float sqrt(float x) {
+  return ::sqrtf(x);
+}
+LOSSOPS_FN double sqrt(double x) {
+  return ::sqrt(x);
+}
+LOSSOPS_FN float expm1(float x) {
+  return ::expm1f(x);
+}
+LOSSOPS_FN double expm1(double x) {
+  return ::expm1(x);
+}
+LOSSOPS_FN float log1p(float x) {
+  return ::log1pf(x);
+}
+LOSSOPS_FN double log1p(double x) {
+  return ::log1p(x);
+}
+LOSSOPS_FN float copysign(float magnitude, float sign) {
+  return ::copysignf(magnitude, sign);
+}
+LOSSOPS_FN double copysign(double magnitude, double sign) {
+  return ::copysign(magnitude, sign);
+}
+
+// Both sides are evaluated; the side not chosen may be NaN or infinite.
+template <class T>
+LOSSOPS_FN T select(bool condition, T yes, T no) {
+  return condition ? yes : no;
+}
+
+}  // namespace lossops

@@ -1,0 +1,16 @@
+"""lossops: losses for PyTorch as one fused kernel pass, loss and gradient together.
+
+>>> import torch, lossops
+>>> predicted = torch.tensor([1.0, 2.0], requires_grad=True)
+>>> loss = lossops.functional.huber_loss(predicted, torch.tensor([1.5, 5.0]))
+>>> loss.backward()
+>>> predicted.grad
+tensor([-0.2500, -0.5000])
+"""
+
+from lossops import functional, nn
+from lossops.backends import backend
+from lossops.info import info
+
+__all__ = ["backend", "functional", "info", "nn"]
+__version__ = "0.1.0"

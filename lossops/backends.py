@@ -1,0 +1,144 @@
+"""Which backend runs a call.
+
+``native``     the compiled kernels: C++ on the CPU, CUDA C++ on the GPU. The default.
+``triton``     Triton kernels, on the GPU (and on the CPU under TRITON_INTERPRET=1, for tests).
+``reference``  plain torch.
+
+``with lossops.backend("triton"): …`` and the environment variable ``LOSSOPS_BACKEND`` choose. A
+backend that was chosen and cannot run a call raises. Without a choice, a call goes to the first
+backend that can run it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from lossops import library
+
+NAMES = ("native", "triton", "reference")
+
+try:
+    from lossops import _C as native_extension
+except ImportError as error:  # not built: the library works on the reference
+    native_extension = None
+    native_import_error: ImportError | None = error
+else:
+    native_import_error = None
+
+
+def _checked(name: str, origin: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{origin} should be one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+_from_environment = os.environ.get("LOSSOPS_BACKEND") or None
+if _from_environment is not None:
+    _checked(_from_environment, "LOSSOPS_BACKEND")
+
+_chosen: ContextVar[str | None] = ContextVar("lossops_backend", default=_from_environment)
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Runs all losses in the ``with`` block on one backend.
+
+    Args:
+        name: "native", "triton" or "reference".
+
+    Raises:
+        ValueError: if there is no such backend.
+
+    Example:
+        >>> import torch, lossops
+        >>> with lossops.backend("reference"):
+        ...     lossops.functional.mse_loss(torch.ones(3), torch.zeros(3)).item()
+        1.0
+    """
+    token = _chosen.set(_checked(name, "backend"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def chosen() -> str | None:
+    """The backend that was asked for, or None."""
+    return _chosen.get()
+
+
+def _native_devices() -> tuple[str, ...]:
+    if native_extension is None:
+        return ()
+    has_cuda = native_extension.build_info()["cuda"] is not None
+    return ("cpu", "cuda", "meta") if has_cuda else ("cpu", "meta")
+
+
+_NATIVE_DEVICES = _native_devices()
+
+
+def _runs_on(name: str, device: str) -> bool:
+    if name == "native":
+        return device in _NATIVE_DEVICES
+    if name == "triton":
+        if device != "cuda" and not (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+            return device == "meta"
+        from lossops import triton
+
+        return triton.available()
+    return True
+
+
+def backends_for(device: str) -> tuple[str, ...]:
+    """The backends that can run a call on this device type, best first."""
+    return tuple(name for name in NAMES if _runs_on(name, device))
+
+
+def resolve(input: Tensor) -> str:
+    """The backend for a call on this tensor."""
+    device = input.device.type
+    name = _chosen.get()
+    if name is None:
+        if device in _NATIVE_DEVICES:
+            return "native"
+        return "triton" if device == "cuda" and _runs_on("triton", device) else "reference"
+    if not _runs_on(name, device):
+        available = ", ".join(backends_for(device))
+        raise RuntimeError(
+            f"backend {name!r} was asked for and cannot run on {device} tensors here; "
+            f"available: {available} (see lossops.info())"
+        )
+    return name
+
+
+class KernelOps:
+    """The raw ops of one kernel backend, looked up once."""
+
+    def __init__(self, namespace: str):
+        ops = getattr(torch.ops, namespace)
+        self.forward = ops.elementwise_forward.default
+        self.backward = ops.elementwise_backward.default
+        self.backward_ = ops.elementwise_backward_.default
+        self.rescale_ = ops.elementwise_rescale_.default
+        self.double_backward = ops.elementwise_double_backward.default
+
+
+_kernel_ops = {
+    "native": KernelOps(library.NATIVE),
+    "triton": KernelOps(library.TRITON),
+}
+
+
+def kernel_ops(name: str) -> KernelOps:
+    """The raw ops of "native" or "triton"."""
+    if name == "triton":
+        from lossops import triton
+
+        triton.load()
+    return _kernel_ops[name]

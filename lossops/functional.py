@@ -1,0 +1,446 @@
+"""Losses with the names and signatures of ``torch.nn.functional``, and those torch lacks.
+
+Every function computes loss and gradient in one fused pass over memory. All take tensors of
+float64, float32, bfloat16 or float16, also mixed (the result has the promoted dtype, float32 under
+autocast, and every gradient has the dtype of its tensor); compute in at least float32; and
+differentiate by ``input``, ``target`` and ``weight``, to any order.
+
+``reduction`` is, for all of them:
+
+``"none"``    one number per element
+``"mean"``    the mean over all elements, a scalar
+``"sum"``     their sum, a scalar
+``"sample"``  one number per sample of the batch: the mean over all dimensions but the first,
+              a tensor of shape (B,)
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import _reduction as _torch_reduction
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from lossops import backends
+from lossops.autograd import Call, elementwise, transforms_active
+
+__all__ = [
+    "huber_loss",
+    "l1_loss",
+    "log_cosh_loss",
+    "mse_loss",
+    "quantile_loss",
+    "smooth_l1_loss",
+]
+
+_KERNEL_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+# What a reduction is to the kernels: how they reduce, and the leading dimensions they keep.
+_REDUCTIONS = {"none": ("none", 0), "mean": ("mean", 0), "sum": ("sum", 0), "sample": ("mean", 1)}
+
+
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Squared error (L2): ``w (x - y)²``.
+
+    Args:
+        input: predictions x, any shape.
+        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        size_average, reduce: deprecated, see ``reduction``.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        weight: w, the shape of ``input``. A mean then divides by Σw.
+
+    Returns:
+        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
+        "sample".
+
+    Raises:
+        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        NotImplementedError: if the tensors are not floating point.
+        RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
+
+    Follows :func:`torch.nn.functional.mse_loss`.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.mse_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
+        tensor(5.)
+    """
+    if has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            mse_loss, (input, target, weight), input, target, size_average, reduce, reduction,
+            weight,
+        )  # fmt: skip
+    reduction = _legacy(size_average, reduce, reduction)
+    return _elementwise_loss("mse", input, target, weight, reduction)
+
+
+def l1_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Absolute error (L1, MAE): ``w |x - y|``. The derivative where x = y is 0.
+
+    Args:
+        input: predictions x, any shape.
+        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        size_average, reduce: deprecated, see ``reduction``.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        weight: w, the shape of ``input``. A mean then divides by Σw.
+
+    Returns:
+        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
+        "sample".
+
+    Raises:
+        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
+
+    Follows :func:`torch.nn.functional.l1_loss`, to which integer and complex tensors are passed on.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.l1_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
+        tensor(2.)
+    """
+    if has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            l1_loss, (input, target, weight), input, target, size_average, reduce, reduction,
+            weight,
+        )  # fmt: skip
+    reduction = _legacy(size_average, reduce, reduction)
+    if _integer_or_complex(input, target):
+        return torch.nn.functional.l1_loss(input, target, reduction=reduction, weight=weight)
+    return _elementwise_loss("l1", input, target, weight, reduction)
+
+
+def smooth_l1_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    beta: float = 1.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Smooth L1: with d = x - y, ``w ½d²/β`` where |d| < β, else ``w (|d| - ½β)``.
+
+    Args:
+        input: predictions x, any shape.
+        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        size_average, reduce: deprecated, see ``reduction``.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        beta: the threshold β ≥ 0, in units of x; 0 gives the L1 loss.
+        weight: w, the shape of ``input`` (torch has none here). A mean then divides by Σw.
+
+    Returns:
+        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
+        "sample".
+
+    Raises:
+        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        NotImplementedError: if the tensors are not floating point.
+        RuntimeError: if ``beta`` is negative or NaN, the shapes do not broadcast, or the tensors
+            are on different devices.
+        TypeError: if ``beta`` is not a number.
+
+    Follows :func:`torch.nn.functional.smooth_l1_loss`; Girshick, Fast R-CNN, 2015.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.smooth_l1_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
+        tensor([0.1250, 2.5000])
+    """
+    if has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            smooth_l1_loss, (input, target, weight), input, target, size_average, reduce, reduction,
+            beta, weight,
+        )  # fmt: skip
+    reduction = _legacy(size_average, reduce, reduction)
+    beta = _number("smooth_l1_loss", "beta", beta)
+    if not beta >= 0:
+        raise RuntimeError(f"smooth_l1_loss does not support negative values for beta. Got: {beta}")
+    return _elementwise_loss("smooth_l1", input, target, weight, reduction, (beta,))
+
+
+def huber_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    delta: float = 1.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Huber: with d = x - y, ``w ½d²`` where |d| < δ, else ``w δ(|d| - ½δ)``.
+
+    Args:
+        input: predictions x, any shape.
+        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        delta: the threshold δ > 0, in units of x; infinity gives half the squared error.
+        weight: w, the shape of ``input``. A mean still divides by the number of elements, as
+            torch has it for this loss.
+
+    Returns:
+        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
+        "sample". Mixed dtypes promote; torch returns the input's dtype and fails in backward.
+
+    Raises:
+        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        NotImplementedError: if the tensors are not floating point.
+        RuntimeError: if ``delta`` is not positive, the shapes do not broadcast, or the tensors
+            are on different devices.
+        TypeError: if ``delta`` is not a number.
+
+    Follows :func:`torch.nn.functional.huber_loss`; Huber, Robust Estimation of a Location
+    Parameter, 1964.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.huber_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
+        tensor([0.1250, 2.5000])
+    """
+    if has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            huber_loss, (input, target, weight), input, target, reduction, delta, weight
+        )
+    delta = _number("huber_loss", "delta", delta)
+    if not delta > 0:
+        raise RuntimeError(
+            f"huber_loss does not support non-positive values for delta. Got: {delta}"
+        )
+    return _elementwise_loss(
+        "huber", input, target, weight, reduction, (delta,), divides_by_weight=False
+    )
+
+
+def log_cosh_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Log-cosh: ``w log(cosh(x - y))``: ½d² near 0, |d| - log 2 far from it, smooth throughout.
+
+    Accurate for differences of every size: neither cancellation at 1e-4 nor overflow at 1e4.
+
+    Args:
+        input: predictions x, any shape.
+        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        weight: w, the shape of ``input``. A mean then divides by Σw.
+
+    Returns:
+        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
+        "sample".
+
+    Raises:
+        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        NotImplementedError: if the tensors are not floating point.
+        RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
+
+    Source: Saleh and Saleh, Statistical Properties of the log-cosh Loss Function, 2022. torch has
+    no such loss.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.log_cosh_loss(torch.tensor([0.0, 100.0]), torch.tensor([0.0, 0.0]), reduction="none")
+        tensor([ 0.0000, 99.3069])
+    """
+    if has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            log_cosh_loss, (input, target, weight), input, target, reduction, weight
+        )
+    return _elementwise_loss("log_cosh", input, target, weight, reduction)
+
+
+def quantile_loss(
+    input: Tensor,
+    target: Tensor,
+    quantile: float = 0.5,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Quantile (pinball): with u = y - x, ``w max(q u, (q - 1) u)``.
+
+    Its minimiser is the q-th quantile of y: q = 0.9 punishes predicting too little nine times as
+    much as predicting too much; q = 0.5 is half the L1 loss. The derivative where x = y is 0.
+
+    Args:
+        input: predictions x, any shape.
+        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        quantile: q, 0 < q < 1.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        weight: w, the shape of ``input``. A mean then divides by Σw.
+
+    Returns:
+        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
+        "sample".
+
+    Raises:
+        ValueError: if ``quantile`` is not between 0 and 1, ``reduction`` is none of these, or
+            ``weight`` has another shape than input.
+        NotImplementedError: if the tensors are not floating point.
+        RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
+        TypeError: if ``quantile`` is not a number.
+
+    Source: Koenker and Bassett, Regression Quantiles, 1978. torch has no such loss.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.quantile_loss(torch.zeros(2), torch.tensor([1.0, -1.0]), 0.9, reduction="none")
+        tensor([0.9000, 0.1000])
+    """
+    if has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            quantile_loss, (input, target, weight), input, target, quantile, reduction, weight
+        )
+    quantile = _number("quantile_loss", "quantile", quantile)
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile_loss(): quantile should be between 0 and 1, got {quantile}")
+    return _elementwise_loss("quantile", input, target, weight, reduction, (quantile,))
+
+
+def _legacy(size_average, reduce, reduction: str) -> str:
+    if size_average is None and reduce is None:
+        return reduction
+    return _torch_reduction.legacy_get_string(size_average, reduce)
+
+
+def _number(function: str, name: str, value) -> float:
+    """A hyperparameter as a float. A loss is not differentiated by it, so tensors that want a
+    gradient are refused."""
+    if type(value) is float:
+        return value
+    if isinstance(value, Tensor) and (value.requires_grad or value.numel() != 1):
+        raise TypeError(
+            f"{function}(): {name} should be a number; a loss is not differentiable by it. "
+            f"Got a Tensor of shape {tuple(value.shape)}, requires_grad={value.requires_grad}"
+        )
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{function}(): {name} should be a number, got {type(value).__name__}"
+        ) from None
+
+
+def _integer_or_complex(input, target) -> bool:
+    return (
+        isinstance(input, Tensor)
+        and isinstance(target, Tensor)
+        and (
+            input.is_complex()
+            or target.is_complex()
+            or not (input.is_floating_point() or target.is_floating_point())
+        )
+    )
+
+
+def _elementwise_loss(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    params: tuple[float, ...] = (),
+    divides_by_weight: bool = True,
+) -> Tensor:
+    """Checks a call, settles shapes and dtypes, and runs it."""
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+    _check_tensors(loss, input, target, weight)
+    mode, keep_dims = _REDUCTIONS[reduction]
+    sum_of_weights = None
+    if weight is not None:
+        if weight.shape != input.shape:
+            raise ValueError(
+                "Weights and input must have the same size. "
+                f"Got weight of shape {tuple(weight.shape)}, input of shape {tuple(input.shape)}"
+            )
+        if divides_by_weight and mode == "mean":
+            sum_of_weights = _sum_of_weights(weight, target, keep_dims)
+    if target.shape != input.shape:
+        warnings.warn(
+            f"Using a target size ({target.size()}) that is different to the input size "
+            f"({input.size()}). This will likely lead to incorrect results due to broadcasting. "
+            "Please ensure they have the same size.",
+            stacklevel=3,
+        )
+        input, target = torch.broadcast_tensors(input, target)
+        if weight is not None:
+            weight = weight.expand(input.shape)
+    if input.dim() < keep_dims:
+        raise ValueError(
+            f"{loss}: reduction='sample' needs a batch dimension, got an input of shape ()"
+        )
+
+    input, target, weight, dtype = _settle_dtypes(input, target, weight)
+    if dtype not in (torch.float64, torch.float32) and torch.is_autocast_enabled(input.device.type):
+        dtype = torch.float32
+    call = Call(backends.resolve(input), loss, params, mode, keep_dims, dtype)
+    if sum_of_weights is None:
+        return elementwise(input, target, weight, None, call)
+    if transforms_active() or (torch.is_grad_enabled() and weight.requires_grad):
+        # The loss depends on the weight through the denominator too: leave that to autograd.
+        total = call._replace(reduction="sum", out_dtype=sum_of_weights.dtype)
+        return (elementwise(input, target, weight, None, total) / sum_of_weights).to(dtype)
+    return elementwise(input, target, weight, sum_of_weights, call)
+
+
+def _check_tensors(loss: str, input, target, weight) -> None:
+    for name, tensor in (("input", input), ("target", target), ("weight", weight)):
+        if isinstance(tensor, Tensor):
+            if tensor.layout is not torch.strided:
+                raise NotImplementedError(
+                    f"{loss}: {name} should be a dense tensor, got layout {tensor.layout}"
+                )
+            if tensor.device != input.device:
+                raise RuntimeError(
+                    f"{loss}: expected all tensors to be on the same device, but found {name} on "
+                    f"{tensor.device} and input on {input.device}"
+                )
+        elif tensor is not None or name != "weight":
+            raise TypeError(f"{loss}: {name} should be a Tensor, got {type(tensor).__name__}")
+
+
+def _sum_of_weights(weight: Tensor, target: Tensor, keep_dims: int) -> Tensor:
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    if keep_dims == 0:
+        return weight.sum(dtype=dtype)
+    shape = torch.broadcast_shapes(weight.shape, target.shape)
+    return weight.expand(shape).sum(tuple(range(keep_dims, len(shape))), dtype=dtype)
+
+
+def _settle_dtypes(input: Tensor, target: Tensor, weight: Tensor | None):
+    """The tensors in dtypes that the kernels take, and the dtype of the loss."""
+    dtype = input.dtype
+    if target.dtype != dtype:
+        dtype = torch.result_type(input, target)
+    if weight is not None and weight.dtype != dtype:
+        dtype = torch.promote_types(dtype, weight.dtype)
+    if dtype not in _KERNEL_DTYPES:
+        raise NotImplementedError(
+            "input and target should be float64, float32, bfloat16 or float16 tensors, "
+            f"got {input.dtype} and {target.dtype}"
+        )
+
+    def settle(tensor):
+        # Kernels compute in the widest dtype they are given: a float64 number does not make the
+        # loss float64, so it must not arrive as one.
+        fits = tensor.dtype in _KERNEL_DTYPES and (
+            dtype == torch.float64 or tensor.dtype != torch.float64
+        )
+        return tensor if fits else tensor.to(dtype)
+
+    return settle(input), settle(target), None if weight is None else settle(weight), dtype

@@ -1,0 +1,272 @@
+"""The raw ops of the elementwise losses, run by the Triton kernels.
+
+Their contract stands in ``lossops/library.py``. Tensors that share one dense layout (contiguous,
+transposed, channels-last, …) are processed as they lie in memory. The others (broadcast, sliced, of
+differing layouts) are first copied into the input's layout, or into a contiguous one where the
+input is not dense or the dimensions that a reduction keeps are not the outermost in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lossops.library import loss_shape
+from lossops.triton.elementwise_kernels import LOSSES, elementwise_kernel, rescale_kernel
+
+OPS = (
+    "elementwise_forward",
+    "elementwise_backward",
+    "elementwise_backward_",
+    "elementwise_rescale_",
+    "elementwise_double_backward",
+)
+
+NUM_WARPS = 4
+# One 16-byte access per thread to the narrowest tensor: with sixteen programs on a multiprocessor
+# that is enough in flight to keep memory busy, and leaves registers for that many.
+TILE_BYTES = NUM_WARPS * 32 * 16
+PROGRAMS_PER_PROCESSOR = 16
+# Fusing multiply and add is what the CUDA compiler does, too; Triton's default depends on its
+# version. No loop here feeds a matrix product, so there is nothing to pipeline.
+OPTIONS = {"num_warps": NUM_WARPS, "num_stages": 1, "enable_fp_fusion": True}
+
+
+def elementwise_forward(
+    input, target, weight, normalizer, loss, params, reduction, keep_dims, out_dtype, output_mask
+):
+    problem = _Problem((input, target, weight), loss, params, reduction, keep_dims)
+    value = problem.empty_loss(out_dtype)
+    grads = problem.empty_gradients(output_mask)
+    problem.launch(1, normalizer=normalizer, value=value, grads=grads)
+    return value, [grad for grad in grads if grad is not None]
+
+
+def elementwise_backward(
+    grad_output, input, target, weight, normalizer,
+    loss, params, reduction, keep_dims, output_mask,
+):  # fmt: skip
+    problem = _Problem((input, target, weight), loss, params, reduction, keep_dims)
+    grads = problem.empty_gradients(output_mask)
+    problem.launch(1, grad_output=grad_output, normalizer=normalizer, grads=grads)
+    return [grad for grad in grads if grad is not None]
+
+
+def elementwise_backward_(
+    grads, grad_output, input, target, weight, normalizer,
+    loss, params, reduction, keep_dims, output_mask,
+):  # fmt: skip
+    problem = _Problem((input, target, weight), loss, params, reduction, keep_dims)
+    given = iter(grads)
+    grads = [next(given) if wanted else None for wanted in output_mask]
+    problem.launch(1, grad_output=grad_output, normalizer=normalizer, grads=grads, skip_one=True)
+
+
+def elementwise_rescale_(grads, grad_output):
+    for grad in grads:
+        if not _is_dense(grad):
+            grad.mul_(grad_output)
+        elif grad.numel():
+            compute = tl.float64 if grad.dtype == torch.float64 else tl.float32
+            block = TILE_BYTES // grad.element_size()
+            splits = min(triton.cdiv(grad.numel(), block), _programs(grad.device))
+            with _on(grad.device):
+                rescale_kernel[(splits,)](
+                    grad, grad_output, grad.numel(), COMPUTE=compute, BLOCK=block, **OPTIONS
+                )
+
+
+def elementwise_double_backward(
+    grad_output, input, target, weight, normalizer, tangent_input, tangent_target, tangent_weight,
+    loss, params, reduction, keep_dims, out_dtype, output_mask,
+):  # fmt: skip
+    problem = _Problem((input, target, weight), loss, params, reduction, keep_dims)
+    value = problem.empty_loss(out_dtype) if output_mask[0] else None
+    grads = problem.empty_gradients(output_mask[1:])
+    problem.launch(
+        2,
+        tangents=(tangent_input, tangent_target, tangent_weight),
+        grad_output=grad_output,
+        normalizer=normalizer,
+        value=value,
+        grads=grads,
+    )
+    return [output for output in (value, *grads) if output is not None]
+
+
+class _Problem:
+    """A loss over tensors of one shape, as the kernel sees it: groups of consecutive elements."""
+
+    def __init__(
+        self, operands, loss: str, params: Sequence[float], reduction: str, keep_dims: int
+    ):
+        if loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, but was {loss!r}")
+        self.operands = operands  # input, target, weight
+        self.loss = LOSSES[loss]
+        self.params = (*params, 0.0, 0.0)[:2]
+        self.reduction = reduction
+        like = operands[0]
+        self.kept = loss_shape(like, reduction, keep_dims) if reduction != "none" else ()
+        self.groups = math.prod(self.kept)
+        self.group_size = math.prod(like.shape[len(self.kept) :])
+        in_place = _is_dense(like) and _keeps_outermost(like, len(self.kept))
+        self.layout = like if in_place else like.contiguous()
+
+    def empty_loss(self, dtype: torch.dtype) -> Tensor:
+        like = self.operands[0]
+        if self.reduction == "none":
+            return torch.empty_like(like, dtype=dtype)
+        return like.new_empty(self.kept, dtype=dtype)
+
+    def empty_gradients(self, mask: Sequence[bool]) -> list[Tensor | None]:
+        wanted = zip(self.operands, mask, strict=True)
+        return [torch.empty_like(operand) if yes else None for operand, yes in wanted]
+
+    def launch(
+        self,
+        order: int,
+        *,
+        tangents: Sequence[Tensor | None] = (None, None, None),
+        grad_output: Tensor | None = None,  # the loss's shape
+        normalizer: Tensor | None = None,  # () or the kept dimensions' shape
+        value: Tensor | None = None,  # written: the loss's shape
+        grads: Sequence[Tensor | None],  # written: as the operands
+        skip_one: bool = False,
+    ) -> None:
+        """Evaluates the problem into ``value`` and ``grads``.
+
+        The outputs have any layout; one that differs from the problem's is written by a copy.
+        ``skip_one`` leaves ``grads`` alone where ``grad_output``, one number, is 1.
+        """
+        if self.groups * self.group_size == 0:
+            self._reduce_nothing(value, normalizer)
+            return
+        reduced = value if self.reduction != "none" else None
+        outputs = [value if reduced is None else None, *grads]
+        written = [self._output(output, keep=skip_one) for output in outputs]
+        if grad_output is None:
+            per = "one"
+        else:
+            grad_output, per = self._grad_output(grad_output)
+        self._run(
+            order,
+            [self._arranged(operand) for operand in self.operands],
+            [self._arranged(tangent) for tangent in tangents],
+            grad_output,
+            normalizer if normalizer is None else normalizer.contiguous(),
+            reduced,
+            written,
+            GRAD_OUTPUT=per,
+            SKIP_ONE=skip_one,
+        )
+        for output, target in zip(written, outputs, strict=True):
+            if output is not target:
+                target.copy_(output)
+
+    def _run(
+        self, order, operands, tangents, grad_output, normalizer, reduced, written, **flags
+    ) -> None:
+        tensors = (*operands, *tangents, *written)
+        block = TILE_BYTES // min(t.element_size() for t in tensors if t is not None)
+        double = any(t is not None and t.dtype == torch.float64 for t in (*operands, *tangents))
+        device = operands[0].device
+        splits = min(
+            triton.cdiv(self.group_size, block), triton.cdiv(_programs(device), self.groups)
+        )
+        workspace = None
+        if reduced is not None and splits > 1:
+            workspace = torch.zeros(self.groups * (splits + 1), dtype=torch.float64, device=device)
+        mean = self.reduction == "mean" and normalizer is None
+        value, *grads = written
+        with _on(device):
+            elementwise_kernel[(self.groups, splits)](
+                *operands, *tangents, grad_output, normalizer, value, reduced, workspace, *grads,
+                self.group_size,
+                1 / self.group_size if mean else 1.0,
+                *self.params,
+                LOSS=self.loss.function,
+                OF_DIFFERENCE=self.loss.of_difference,
+                ORDER=order,
+                COMPUTE=tl.float64 if double else tl.float32,
+                GROUPED=self.groups > 1,
+                NORMALIZER="group" if normalizer is not None and normalizer.numel() > 1 else "one",
+                BLOCK=block,
+                **flags,
+                **OPTIONS,
+            )  # fmt: skip
+
+    def _arranged(self, tensor: Tensor | None) -> Tensor | None:
+        """The tensor in the problem's layout."""
+        if tensor is None or _same_layout(tensor, self.layout):
+            return tensor
+        return torch.empty_like(self.layout, dtype=tensor.dtype).copy_(tensor)
+
+    def _output(self, tensor: Tensor | None, keep: bool) -> Tensor | None:
+        """Where the kernel writes: the tensor, or one in the problem's layout to be copied."""
+        if tensor is None or _same_layout(tensor, self.layout):
+            return tensor
+        output = torch.empty_like(self.layout, dtype=tensor.dtype)
+        return output.copy_(tensor) if keep else output
+
+    def _grad_output(self, grad_output: Tensor) -> tuple[Tensor, str]:
+        """grad_output as the kernel reads it, and how often it changes."""
+        if all(stride == 0 or size == 1 for size, stride in _dims(grad_output)):
+            return grad_output, "one"  # `loss.sum().backward()` expands a single number
+        if self.reduction == "none":
+            return self._arranged(grad_output), "element"
+        return grad_output.contiguous(), "group"
+
+    def _reduce_nothing(self, value: Tensor | None, normalizer: Tensor | None) -> None:
+        if value is None or not value.numel():
+            return
+        if normalizer is not None:
+            torch.div(torch.zeros_like(value), normalizer, out=value)
+        else:
+            value.fill_(math.nan if self.reduction == "mean" else 0)
+
+
+def _dims(tensor: Tensor):
+    return zip(tensor.shape, tensor.stride(), strict=True)
+
+
+def _same_layout(a: Tensor, b: Tensor) -> bool:
+    """Whether tensors of one shape have equal strides wherever these matter."""
+    if a.stride() == b.stride():
+        return True
+    return all(m == n or size == 1 for (size, m), n in zip(_dims(a), b.stride(), strict=True))
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a piece of memory, each at a place of its own."""
+    return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(tensor)
+
+
+def _keeps_outermost(tensor: Tensor, kept: int) -> bool:
+    """Whether the first `kept` dimensions lie in memory as in a contiguous tensor."""
+    step = tensor.numel()
+    for size, stride in list(_dims(tensor))[:kept]:
+        step //= max(size, 1)
+        if size > 1 and stride != step:
+            return False
+    return True
+
+
+@functools.cache
+def _programs(device: torch.device) -> int:
+    """How many programs fill the device; the interpreter takes one after the other."""
+    if device.type != "cuda":
+        return PROGRAMS_PER_PROCESSOR
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return PROGRAMS_PER_PROCESSOR * processors
+
+
+def _on(device: torch.device):
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

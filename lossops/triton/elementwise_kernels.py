@@ -1,0 +1,373 @@
+"""The elementwise losses in Triton: their mathematics and the kernels that evaluate them.
+
+The twin of ``csrc/losses/elementwise.h``: the same formulas, ties and treatment of NaN. A loss is a
+function of a few lines, handed to the kernel as a ``tl.constexpr``; the kernel is the family.
+"""
+
+from typing import NamedTuple
+
+# Triton's constants are written in capitals, parameters included, and a branch on one is static:
+# what follows a `return` in it would still be compiled.
+# ruff: noqa: A001, N803, N806, RET505, SIM102, SIM300
+import triton
+import triton.language as tl
+
+# ---------------------------------------------------------------------------------------------
+# Functions that Triton lacks. libdevice has them for CUDA alone, and not in the interpreter; these
+# are made of `exp` and `log`, which are right to about one unit in the last place everywhere.
+
+
+@triton.jit
+def divide(x, y):
+    """x / y, correctly rounded: on float32 the operator is not."""
+    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) - 1, without cancellation near 0.
+
+    With u = exp(x) as computed, exp(x) = u exp(x - log u), and that exponent is tiny: what u lacks
+    is u (x - log u) to first order. Far from 0 u lacks nothing, and its log may be infinite. Very
+    near 0 x may be less than the error of u (the GPU's fast exp need not even be 1 there), but
+    there two terms of the series are enough.
+    """
+    u = tl.exp(x)
+    z = tl.abs(x)
+    corrected = (u - 1) + u * (x - tl.log(u))
+    tiny = 1e-8 if x.dtype == tl.float64 else 1e-4
+    return tl.where(z < tiny, x + 0.5 * x * x, tl.where(z < 1, corrected, u - 1))
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for finite x > -1, without cancellation near 0.
+
+    With u = 1 + x rounded, u - 1 is exact, so log u lacks log((1 + x) / u), to first order
+    (x - (u - 1)) / u.
+    """
+    u = 1 + x
+    return tl.log(u) + (x - (u - 1)) / u
+
+
+# ---------------------------------------------------------------------------------------------
+# The losses: functions of d = x - y and of two parameters. They return the value and its first and
+# second derivative by d; the compiler drops what a kernel does not use.
+
+
+@triton.jit
+def mse(d, p0, p1):
+    return d * d, d + d, 2.0
+
+
+@triton.jit
+def l1(d, p0, p1):
+    # The derivative at 0 (and at NaN) is 0, as torch.sign has it.
+    return tl.abs(d), tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0)), 0.0
+
+
+# Both Huber-like losses test for `outside`, not `inside`, so that NaN takes the quadratic branch
+# and comes out as NaN in every derivative.
+
+
+@triton.jit
+def smooth_l1(d, beta, p1):
+    z = tl.abs(d)
+    outside = z >= beta
+    # z / beta first: z * z would overflow for a large beta and underflow for a small one. Where
+    # the other branch is taken, beta = 0 makes these quotients NaN or infinite, unused.
+    ratio = divide(z, beta)
+    sign = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
+    value = tl.where(outside, z - 0.5 * beta, 0.5 * z * ratio)
+    first = tl.where(outside, sign, tl.where(d < 0, -ratio, ratio))
+    second = tl.where(outside, 0.0, divide(tl.full([], 1.0, d.dtype), beta))
+    return value, first, second
+
+
+@triton.jit
+def huber(d, delta, p1):
+    z = tl.abs(d)
+    outside = z >= delta
+    value = tl.where(outside, delta * (z - 0.5 * delta), 0.5 * d * d)
+    first = tl.where(outside, tl.where(d < 0, -delta, delta), d)
+    second = tl.where(outside, 0.0, 1.0)
+    return value, first, second
+
+
+@triton.jit
+def log_cosh(d, p0, p1):
+    # With a = |d| and u = exp(-a) - 1:
+    #   near 0, cosh(a) - 1 = 2 sinh(a/2)^2 = u^2 / (2 (1 + u)), so log(cosh) = log1p of that: no
+    #   cancellation, where |d| + softplus(-2|d|) - log 2 loses every digit;
+    #   far from it, log(cosh) = a - log 2 + log1p(exp(-2a)), which cannot overflow.
+    # Both need one expm1 and, with the argument selected first, one log1p.
+    a = tl.abs(d)
+    u = expm1(-a)
+    near = a < 1
+    # exp(-a), from u where that is the more accurate one; far away 1 + u would lose it to rounding,
+    # and the second derivative with it. The exp is the one that expm1 has evaluated.
+    e = tl.where(near, 1 + u, tl.exp(-a))
+    e2 = e * e  # exp(-2a)
+    tail = log1p(tl.where(near, divide(0.5 * u * u, e), e2))
+    value = tl.where(near, tail, a - 0.693147180559945309417232121458 + tail)
+    tanh = divide(-u * (2 + u), 1 + e2)
+    sech = divide(e + e, 1 + e2)
+    return value, tl.where(d < 0, -tanh, tanh), sech * sech
+
+
+@triton.jit
+def quantile(d, q, p1):
+    # The pinball loss: max(q (y - x), (q - 1)(y - x)). Its minimiser is the q-th quantile.
+    slope = tl.where(d > 0, 1 - q, tl.where(d < 0, -q, 0.0))
+    # NaN has slope 0 but must not have value 0: it is 0 * NaN.
+    return tl.where(d == 0, 0.0, slope * d), slope, 0.0
+
+
+class Loss(NamedTuple):
+    """A loss as the kernel takes it."""
+
+    function: object
+    # f(d, p0, p1) -> (value, first, second) with d = x - y; otherwise
+    # f(x, y, p0, p1) -> (value, dx, dy, dxx, dxy, dyy).
+    of_difference: bool = True
+
+
+LOSSES = {
+    "mse": Loss(mse),
+    "l1": Loss(l1),
+    "smooth_l1": Loss(smooth_l1),
+    "huber": Loss(huber),
+    "log_cosh": Loss(log_cosh),
+    "quantile": Loss(quantile),
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# The kernels.
+
+
+@triton.jit
+def _jet(x, y, p0, p1, LOSS: tl.constexpr, OF_DIFFERENCE: tl.constexpr):
+    """The value of the loss and its derivatives by x, y, xx, xy and yy."""
+    if OF_DIFFERENCE:
+        value, first, second = LOSS(x - y, p0, p1)
+        return value, first, -first, second, -second, second
+    else:
+        return LOSS(x, y, p0, p1)
+
+
+@triton.jit
+def _summand(
+    operands,  # input, target, weight
+    tangents,  # of the same
+    at,
+    lanes,
+    mask,
+    params,
+    LOSS: tl.constexpr,
+    OF_DIFFERENCE: tl.constexpr,
+    ORDER: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """What each element adds to the sum, and its derivatives by input, target and weight.
+
+    ORDER 1 sums w f. ORDER 2 sums its derivative along the tangents (a, b, c), which is
+    w (a f_x + b f_y) + c f. A missing weight is 1, a missing tangent 0.
+    """
+    input, target, weight = operands
+    x = tl.load(input + at + lanes, mask=mask).to(COMPUTE)
+    y = tl.load(target + at + lanes, mask=mask).to(COMPUTE)
+    w = 1.0
+    if weight is not None:
+        w = tl.load(weight + at + lanes, mask=mask).to(COMPUTE)
+    p0, p1 = params
+    f, f_x, f_y, f_xx, f_xy, f_yy = _jet(x, y, p0, p1, LOSS, OF_DIFFERENCE)
+    if ORDER == 1:
+        return w * f, w * f_x, w * f_y, f
+    else:
+        tangent_input, tangent_target, tangent_weight = tangents
+        zero = tl.full(f.shape, 0.0, COMPUTE)
+        along, along_x, along_y = zero, zero, zero  # a f_x + b f_y and its derivatives by x and y
+        if tangent_input is not None:
+            a = tl.load(tangent_input + at + lanes, mask=mask).to(COMPUTE)
+            along, along_x, along_y = along + a * f_x, along_x + a * f_xx, along_y + a * f_xy
+        if tangent_target is not None:
+            b = tl.load(tangent_target + at + lanes, mask=mask).to(COMPUTE)
+            along, along_x, along_y = along + b * f_y, along_x + b * f_xy, along_y + b * f_yy
+        total, total_x, total_y = w * along, w * along_x, w * along_y
+        if tangent_weight is not None:
+            c = tl.load(tangent_weight + at + lanes, mask=mask).to(COMPUTE)
+            total, total_x, total_y = total + c * f, total_x + c * f_x, total_y + c * f_y
+        return total, total_x, total_y, along
+
+
+@triton.jit
+def _tile(
+    operands,
+    tangents,
+    grad_output,  # as wide as the operands, or None where `factor` has it
+    value,
+    grads,  # by input, target and weight
+    at,  # offset of the tile's first element
+    count,  # elements of the tile; beyond BLOCK without effect
+    factor,  # multiplies every derivative
+    params,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FOLD: tl.constexpr,
+    LOSS: tl.constexpr,
+    OF_DIFFERENCE: tl.constexpr,
+    ORDER: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """Evaluates BLOCK elements, writes what is wanted of them and returns what they sum up to."""
+    lanes = tl.arange(0, BLOCK)
+    mask = lanes < count if MASKED else None
+    total, dx, dy, dw = _summand(
+        operands, tangents, at, lanes, mask, params, LOSS, OF_DIFFERENCE, ORDER, COMPUTE
+    )
+    g = factor.to(COMPUTE)
+    if grad_output is not None:
+        g = g * tl.load(grad_output + at + lanes, mask=mask).to(COMPUTE)
+    grad_input, grad_target, grad_weight = grads
+    if value is not None:
+        tl.store(value + at + lanes, total, mask=mask)
+    if grad_input is not None:
+        tl.store(grad_input + at + lanes, g * dx, mask=mask)
+    if grad_target is not None:
+        tl.store(grad_target + at + lanes, g * dy, mask=mask)
+    if grad_weight is not None:
+        tl.store(grad_weight + at + lanes, g * dw, mask=mask)
+    if MASKED:  # f(0, 0) need not be 0
+        total = tl.where(mask, total, 0.0)
+    # FOLD neighbours, which one thread holds, add up in COMPUTE, and everything beyond in float64:
+    # the error does not grow with the number of tiles.
+    return tl.sum(tl.reshape(total, [BLOCK // FOLD, FOLD]), axis=1).to(tl.float64)
+
+
+@triton.jit
+def _reduce_splits(
+    total,  # this program's share of its group's sum, float64
+    workspace,  # [groups, splits] shares, then [groups] tickets; float64, zeroed
+    reduced,  # [groups]
+    group,
+    factor,
+    SPAN: tl.constexpr,
+):
+    """Lets the last program of a group to arrive add up the shares and write the reduced loss.
+
+    They are added in the same order whichever program that is.
+    """
+    split, splits = tl.program_id(1), tl.num_programs(1)
+    shares = workspace + group * splits
+    tickets = (workspace + tl.num_programs(0).to(tl.int64) * splits).to(tl.pointer_type(tl.int32))
+    tl.store(shares + split, total)
+    tl.debug_barrier()  # the share is written before the ticket is taken
+    if tl.atomic_add(tickets + group, 1, sem="acq_rel", scope="gpu") == splits - 1:
+        sums = tl.full([SPAN], 0.0, tl.float64)
+        for start in range(0, splits, SPAN):
+            lanes = start + tl.arange(0, SPAN)
+            # From L2: this multiprocessor's L1 knows nothing of what others have written.
+            sums += tl.load(shares + lanes, mask=lanes < splits, other=0.0, cache_modifier=".cg")
+        tl.store(reduced + group, tl.sum(sums) * factor)
+
+
+@triton.jit
+def elementwise_kernel(
+    input,  # [groups, group_size], like all tensors but the next ones
+    target,
+    weight,  # or None, as the rest
+    tangent_input,
+    tangent_target,
+    tangent_weight,
+    grad_output,  # [1], [groups] or [groups, group_size], as GRAD_OUTPUT says
+    normalizer,  # [1], or [groups] where PER_GROUP
+    value,
+    reduced,  # [groups]
+    workspace,  # see _reduce_splits; None for a single split
+    grad_input,
+    grad_target,
+    grad_weight,
+    group_size,
+    scale: tl.float64,
+    p0: tl.float64,
+    p1: tl.float64,
+    LOSS: tl.constexpr,
+    OF_DIFFERENCE: tl.constexpr,
+    ORDER: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    GROUPED: tl.constexpr,  # more than one group
+    GRAD_OUTPUT: tl.constexpr,  # "one", "group" or "element"
+    NORMALIZER: tl.constexpr,  # "one" or "group"
+    SKIP_ONE: tl.constexpr,  # do nothing where grad_output is 1
+    BLOCK: tl.constexpr,
+):
+    """Evaluates a loss, its reduction and its gradients in one pass.
+
+    The grid is (groups, splits). The programs of a group take its tiles in turns.
+    """
+    group = tl.program_id(0).to(tl.int64) if GROUPED else tl.full([], 0, tl.int64)
+    split, splits = tl.program_id(1), tl.num_programs(1)
+    factor = tl.full([], scale, tl.float64)
+    if normalizer is not None:
+        factor /= tl.load(normalizer + (group if NORMALIZER == "group" else 0)).to(tl.float64)
+    g = factor
+    if grad_output is not None and GRAD_OUTPUT != "element":
+        upstream = tl.load(grad_output + (group if GRAD_OUTPUT == "group" else 0)).to(tl.float64)
+        if SKIP_ONE:  # not `and`: the inner branch is dynamic
+            if upstream == 1:
+                return
+        g *= upstream
+
+    operands = (input, target, weight)
+    tangents = (tangent_input, tangent_target, tangent_weight)
+    grads = (grad_input, grad_target, grad_weight)
+    params = (tl.full([], p0, COMPUTE), tl.full([], p1, COMPUTE))
+    elements = grad_output if GRAD_OUTPUT == "element" else None
+    FOLD: tl.constexpr = 1 if COMPUTE == tl.float64 else 4
+    base = group * group_size
+    # The tile that may be incomplete stands alone: only it pays for a mask, which would keep all
+    # others from 16-byte accesses.
+    whole = group_size // BLOCK * BLOCK
+    sums = tl.full([BLOCK // FOLD], 0.0, tl.float64)
+    for start in range(split.to(tl.int64) * BLOCK, whole, splits * BLOCK):
+        sums += _tile(
+            operands, tangents, elements, value, grads, base + start, BLOCK, g, params,
+            False, BLOCK, FOLD, LOSS, OF_DIFFERENCE, ORDER, COMPUTE,
+        )  # fmt: skip
+    if (split == splits - 1) & (whole < group_size):
+        sums += _tile(
+            operands, tangents, elements, value, grads, base + whole, group_size - whole, g, params,
+            True, BLOCK, FOLD, LOSS, OF_DIFFERENCE, ORDER, COMPUTE,
+        )  # fmt: skip
+
+    if reduced is not None:
+        total = tl.sum(sums)
+        if workspace is None:
+            tl.store(reduced + group, total * factor)
+        else:
+            _reduce_splits(total, workspace, reduced, group, factor, 1024)
+
+
+@triton.jit
+def rescale_kernel(
+    grad,  # [size]
+    grad_output,  # [1]
+    size,
+    COMPUTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Multiplies grad by grad_output, in place; only looks where that is 1."""
+    g = tl.load(grad_output).to(COMPUTE)
+    if g == 1:
+        return
+    split, splits = tl.program_id(0), tl.num_programs(0)
+    lanes = tl.arange(0, BLOCK)
+    whole = size // BLOCK * BLOCK
+    for start in range(split.to(tl.int64) * BLOCK, whole, splits * BLOCK):
+        pointers = grad + start + lanes
+        tl.store(pointers, tl.load(pointers).to(COMPUTE) * g)
+    if split == splits - 1:
+        pointers = grad + whole + lanes
+        mask = lanes < size - whole
+        tl.store(pointers, tl.load(pointers, mask=mask).to(COMPUTE) * g, mask=mask)

@@ -1,0 +1,238 @@
+"""Builds the extension ``lossops._C`` with ninja.
+
+The CPU kernels are compiled once per instruction set and chosen at run time, so one build serves
+every machine. The CUDA kernels are added where nvcc is found and torch has CUDA.
+
+Environment variables:
+    LOSSOPS_CUDA          auto (default) | 0 | 1: 1 fails where CUDA kernels cannot be built
+    TORCH_CUDA_ARCH_LIST  as torch reads it; default "8.0;9.0;10.0+PTX"
+    MAX_JOBS              parallel compilations; default: one per core
+    CXX                   the C++ compiler; default g++ or c++
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+CPU_SOURCES = (
+    "csrc/ops/module.cpp",
+    "csrc/ops/elementwise.cpp",
+    "csrc/ops/elementwise_cpu.cpp",
+    "csrc/cpu/elementwise.cpp",
+    "csrc/cpu/elementwise_default.cpp",  # before the other instruction sets: the linker keeps the
+)  # first copy of an inline function, and this one runs on every machine
+X86_SOURCES = {
+    "csrc/cpu/elementwise_avx2.cpp": "-mavx2 -mfma -mf16c",
+    "csrc/cpu/elementwise_avx512.cpp": (
+        "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c"
+    ),
+}
+CUDA_OP_SOURCES = ("csrc/ops/elementwise_cuda.cpp",)
+DEFAULT_ARCHS = "8.0;9.0;10.0+PTX"
+WARNINGS = (
+    "-Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter -Wno-maybe-uninitialized -Wno-psabi"
+)
+
+
+def say(message: str) -> None:
+    print(f"lossops: {message}", file=sys.stderr, flush=True)
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+
+
+def capability_flags(source: str) -> str:
+    """The flags that make a source file the kernels of one instruction set."""
+    name = re.search(r"_(default|avx2|avx512)\.cpp$", source)
+    if not name:
+        return ""
+    capability = name[1].upper()
+    return f"-DCPU_CAPABILITY={capability} -DCPU_CAPABILITY_{capability} "
+
+
+@dataclass
+class Cuda:
+    """The CUDA toolkit to build with."""
+
+    nvcc: str
+    version: tuple[int, ...]
+    home: Path
+    archs: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def find() -> Cuda | None:
+        home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+        candidates = [str(Path(home, "bin", "nvcc"))] if home else []
+        candidates += [shutil.which("nvcc") or "", "/usr/local/cuda/bin/nvcc"]
+        for nvcc in candidates:
+            if not nvcc or not os.access(nvcc, os.X_OK):
+                continue
+            text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+            found = re.search(r"release (\d+)\.(\d+)", text)
+            # The toolkit's folder, also where nvcc is a wrapper script.
+            dry = subprocess.run(
+                [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True
+            ).stderr
+            top = re.search(r"^#\$ TOP=(.+)$", dry, re.M)
+            if found and top:
+                home = Path(os.path.normpath(top[1]))
+                return Cuda(nvcc, (int(found[1]), int(found[2])), home)
+        return None
+
+    def arch_flags(self) -> list[str]:
+        listed = subprocess.run([self.nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+        known = set(re.findall(r"compute_(\d+)", listed.stdout))
+        wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS).replace(" ", ";")
+        flags = []
+        for arch in filter(None, wanted.split(";")):
+            number, _, suffix = arch.partition("+")
+            number = number.replace(".", "")
+            if re.sub(r"[a-z]", "", number) not in known:
+                say(f"nvcc {'.'.join(map(str, self.version))} does not know sm_{number}: left out")
+                continue
+            self.archs.append(f"sm_{number}")
+            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+            if suffix == "PTX":
+                flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+        return flags
+
+
+def find_cuda(torch) -> Cuda | None:
+    """The toolkit, or None with the reason said aloud."""
+    wish = os.environ.get("LOSSOPS_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        raise SystemExit(f"LOSSOPS_CUDA should be auto, 0 or 1, got {wish!r}")
+    if wish == "0":
+        return None
+    cuda = Cuda.find()
+    reason = ""
+    if torch.version.cuda is None:
+        reason = "this torch has no CUDA"
+    elif cuda is None:
+        reason = "nvcc was not found"
+    elif cuda.version[0] != version(torch.version.cuda)[0]:
+        reason = f"nvcc is {cuda.version} and torch was built with CUDA {torch.version.cuda}"
+    if not reason:
+        return cuda
+    if wish == "1":
+        raise SystemExit(f"LOSSOPS_CUDA=1, but {reason}")
+    say(f"building without CUDA kernels: {reason}")
+    return None
+
+
+class NinjaBuild(build_ext):
+    """Writes a ninja file with one rule per compiler and lets ninja do the rest."""
+
+    def build_extension(self, ext) -> None:
+        import pybind11
+        import torch
+        from torch.utils import cpp_extension
+
+        cuda = find_cuda(torch)
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+        cxx = os.environ.get("CXX") or shutil.which("g++") or "c++"
+        compiler = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout
+        includes = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
+        system = [*cpp_extension.include_paths(), *([cuda.home / "include"] if cuda else [])]
+        defines = {
+            "LOSSOPS_COMPILER": f'"{compiler.splitlines()[0]}"',
+            "LOSSOPS_TORCH_VERSION": f'"{torch.__version__}"',
+            "_GLIBCXX_USE_CXX11_ABI": int(torch.compiled_with_cxx11_abi()),
+        }
+        x86 = platform.machine() in ("x86_64", "AMD64")
+        if x86:
+            defines["LOSSOPS_X86_64"] = 1
+        libraries = ["c10", "torch_cpu", "torch"]
+        flags = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", WARNINGS]
+        openmp = "" if sys.platform == "darwin" else "-fopenmp"
+        sources = {s: capability_flags(s) for s in CPU_SOURCES}
+        if x86:
+            sources |= {s: capability_flags(s) + f for s, f in X86_SOURCES.items()}
+        cuda_sources: list[Path] = []
+        nvcc_flags = ""
+        if cuda:
+            archs = cuda.arch_flags()
+            defines["LOSSOPS_WITH_CUDA"] = 1
+            defines["LOSSOPS_CUDA_VERSION"] = f'"{".".join(map(str, cuda.version))}"'
+            defines["LOSSOPS_CUDA_ARCH"] = f'"{" ".join(cuda.archs)}"'
+            sources |= {s: "" for s in CUDA_OP_SOURCES}
+            cuda_sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+            nvcc_flags = " ".join(
+                [
+                    "-std=c++20 -O3 -Xcompiler -fPIC,-fvisibility=hidden",
+                    f"-I{ROOT / 'csrc'}",
+                    *archs,
+                ]
+            )
+            libraries += ["c10_cuda", "torch_cuda", "cudart"]
+
+        library_dirs = [*cpp_extension.library_paths(), *([cuda.home / "lib64"] if cuda else [])]
+        define_flags = " ".join(f"'-D{k}={v}'" for k, v in defines.items())
+        include_flags = " ".join(
+            [f"-I{p}" for p in includes]
+            + [f"-isystem {p}" for p in dict.fromkeys(map(str, system))]
+        )
+        lines = [
+            f"cxxflags = {' '.join(flags)} {openmp} {define_flags} {include_flags}",
+            f"nvccflags = {nvcc_flags}",
+            "rule cxx",
+            f"  command = {cxx} -MMD -MF $out.d $cxxflags $extra -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = c++ $in",
+            "rule nvcc",
+            f"  command = {cuda.nvcc if cuda else 'nvcc'} -MMD -MF $out.d $nvccflags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = nvcc $in",
+            "rule link",
+            f"  command = {cxx} -shared {openmp} @$out.rsp "
+            + " ".join(f"-L{d}" for d in library_dirs)
+            + " "
+            + " ".join(f"-l{name}" for name in libraries)
+            + (" -undefined dynamic_lookup" if sys.platform == "darwin" else "")
+            + " -o $out",
+            "  description = link $out",
+            "  rspfile = $out.rsp",
+            "  rspfile_content = $in",
+        ]
+        objects = []
+        for source, extra in sources.items():
+            objects.append(source.replace("/", "_") + ".o")
+            lines += [f"build {objects[-1]}: cxx {ROOT / source}", f"  extra = {extra}"]
+        for source in cuda_sources:
+            objects.append(f"cuda_{source.name}.o")
+            lines.append(f"build {objects[-1]}: nvcc {source}")
+        lines += [f"build {target}: link {' '.join(objects)}", f"default {target}", ""]
+        (build / "build.ninja").write_text("\n".join(lines))
+        self.run_ninja(build)
+
+    def run_ninja(self, build: Path) -> None:
+        command = [sys.executable, "-m", "ninja", "-C", str(build)]
+        jobs = os.environ.get("MAX_JOBS")
+        if jobs:
+            command += ["-j", jobs]
+        subprocess.run(command, check=True)
+
+
+setup(
+    ext_modules=[Extension("lossops._C", sources=[])],
+    cmdclass={"build_ext": NinjaBuild},
+)
