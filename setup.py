@@ -28,6 +28,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 CPU_SOURCES = (
     "csrc/ops/module.cpp",
+    "csrc/ops/autograd.cpp",
+    "csrc/ops/fused.cpp",
     "csrc/ops/elementwise.cpp",
     "csrc/ops/elementwise_cpu.cpp",
     "csrc/cpu/elementwise.cpp",
@@ -159,7 +161,7 @@ class NinjaBuild(build_ext):
         x86 = platform.machine() in ("x86_64", "AMD64")
         if x86:
             defines["LOSSOPS_X86_64"] = 1
-        libraries = ["c10", "torch_cpu", "torch"]
+        libraries = ["c10", "torch_cpu", "torch", "torch_python"]
         flags = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", WARNINGS]
         openmp = "" if sys.platform == "darwin" else "-fopenmp"
         sources = {s: capability_flags(s) for s in CPU_SOURCES}

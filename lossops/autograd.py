@@ -20,7 +20,7 @@ the gradient is always recomputed, because it may itself be differentiated.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,11 +28,15 @@ from torch.autograd import Function, forward_ad
 
 from lossops import batching as _batching  # noqa: F401  (registers the vmap rules)
 from lossops import reference
-from lossops.backends import kernel_ops
+from lossops.backends import kernel_ops, native_extension
 
 
-class Call(NamedTuple):
-    """What a loss is called with, besides tensors."""
+@dataclass(frozen=True)
+class Call:
+    """What a loss is called with, besides tensors.
+
+    Not a tuple: torch.func takes the arguments of a Function apart, and should not take this one.
+    """
 
     backend: str
     loss: str
@@ -40,6 +44,7 @@ class Call(NamedTuple):
     reduction: str  # "none", "mean" or "sum"
     keep_dims: int  # leading dimensions that a reduction keeps
     out_dtype: torch.dtype
+    mask: tuple[bool, ...] = ()  # the wanted outputs, for the Functions that have several
 
     @property
     def op_args(self) -> tuple:
@@ -48,6 +53,10 @@ class Call(NamedTuple):
     @property
     def gives_a_number(self) -> bool:
         return self.keep_dims == 0 and self.reduction != "none"
+
+    def asking_for(self, *mask: bool, dtype: torch.dtype | None = None) -> Call:
+        """The same call, wanting these outputs, the loss-like one in this dtype."""
+        return replace(self, mask=mask, out_dtype=dtype or self.out_dtype)
 
 
 _NO_GRADIENTS = (False, False, False)
@@ -92,7 +101,8 @@ class FusedElementwise(Function):
         inputs = ctx.saved_tensors
         ops = kernel_ops(call.backend)
         if torch.is_grad_enabled() or _is_batched(grad_output):
-            grads = _place(ElementwiseBackward.apply(grad_output, *inputs, call, mask), mask)
+            found = ElementwiseBackward.apply(grad_output, *inputs, call.asking_for(*mask))
+            grads = _place(found, mask)
         elif grads is None or not call.gives_a_number:
             grads = ops.backward(grad_output, *inputs, *call.op_args, mask)
         else:
@@ -146,118 +156,113 @@ class Elementwise(Function):
     @staticmethod
     def backward(ctx, grad_output):
         mask = ctx.needs_input_grad[:3]
-        grads = ElementwiseBackward.apply(grad_output, *ctx.saved_tensors, ctx.call, mask)
+        call = ctx.call.asking_for(*mask)
+        grads = ElementwiseBackward.apply(grad_output, *ctx.saved_tensors, call)
         return *_place(grads, mask), None, None
 
     @staticmethod
     def jvp(ctx, tangent_input, tangent_target, tangent_weight, tangent_normalizer, _):
         _refuse_normalizer(tangent_normalizer)
         tangents = (tangent_input, tangent_target, tangent_weight)
-        mask = (True, False, False, False)
-        return ElementwiseDoubleBackward.apply(
-            None, *ctx.saved_tensors, *tangents, ctx.call, ctx.call.out_dtype, mask
-        )[0]
+        call = ctx.call.asking_for(True, False, False, False)
+        return ElementwiseDoubleBackward.apply(None, *ctx.saved_tensors, *tangents, call)[0]
 
 
 class ElementwiseBackward(Function):
     """The wanted gradients of a loss, as a tuple; itself differentiable."""
 
-    generate_vmap_rule = True  # from the rules of the raw ops, in lossops.batching
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad_output, input, target, weight, normalizer, call, mask):
+    def forward(grad_output, input, target, weight, normalizer, call):
         ops = kernel_ops(call.backend)
-        grads = ops.backward(grad_output, input, target, weight, normalizer, *call.op_args, mask)
-        return _wanted(grads, mask)
+        tensors = (grad_output, input, target, weight, normalizer)
+        return _wanted(ops.backward(*tensors, *call.op_args, call.mask), call.mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.call, ctx.mask = inputs
+        *tensors, ctx.call = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *cotangents):
-        nothing = (None,) * 7
-        if all(cotangent is None for cotangent in cotangents):
-            return nothing
+        wanted = ctx.needs_input_grad[:4]
+        if not any(wanted) or all(cotangent is None for cotangent in cotangents):
+            return (None,) * 6
         # The gradient of ⟨cotangents, g ∂L⟩: by g it is the derivative along the cotangents.
-        mask = ctx.needs_input_grad[:4]
-        if not any(mask):
-            return nothing
-        grads = ElementwiseDoubleBackward.apply(
-            *ctx.saved_tensors, *_place(cotangents, ctx.mask), ctx.call,
-            ctx.saved_tensors[0].dtype, mask,
-        )  # fmt: skip
-        return *_place(grads, mask), None, None, None
+        call = ctx.call.asking_for(*wanted, dtype=ctx.saved_tensors[0].dtype)
+        directions = _place(cotangents, ctx.call.mask)
+        grads = ElementwiseDoubleBackward.apply(*ctx.saved_tensors, *directions, call)
+        return *_place(grads, wanted), None, None
 
     @staticmethod
     def jvp(ctx, tangent_grad_output, *tangents):
-        *tangents, tangent_normalizer, _, _ = tangents
+        *tangents, tangent_normalizer, _ = tangents
         _refuse_normalizer(tangent_normalizer)
-        grad_output, *inputs = ctx.saved_tensors
         along = None
         if any(tangent is not None for tangent in tangents):
-            along = ElementwiseDoubleBackward.apply(
-                grad_output, *inputs, *tangents, ctx.call, grad_output.dtype, (False, *ctx.mask)
-            )
+            call = ctx.call.asking_for(False, *ctx.call.mask)
+            along = ElementwiseDoubleBackward.apply(*ctx.saved_tensors, *tangents, call)
         if tangent_grad_output is None:
             return along
-        scaled = ElementwiseBackward.apply(tangent_grad_output, *inputs, ctx.call, ctx.mask)
+        scaled = ElementwiseBackward.apply(tangent_grad_output, *ctx.saved_tensors[1:], ctx.call)
         return scaled if along is None else tuple(a + b for a, b in zip(along, scaled, strict=True))
 
 
 class ElementwiseDoubleBackward(Function):
     """The wanted ones of (derivative along the tangents, its gradients times g), as a tuple."""
 
-    generate_vmap_rule = True  # from the rules of the raw ops, in lossops.batching
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        grad_output, input, target, weight, normalizer,
-        tangent_input, tangent_target, tangent_weight, call, out_dtype, mask,
-    ):  # fmt: skip
-        outputs = kernel_ops(call.backend).double_backward(
-            grad_output, input, target, weight, normalizer,
-            tangent_input, tangent_target, tangent_weight, *call.op_args, out_dtype, mask,
-        )  # fmt: skip
-        return _wanted(outputs, mask)
+    def forward(*args):
+        # grad_output, input, target, weight, normalizer, three tangents, call
+        *tensors, call = args
+        ops = kernel_ops(call.backend)
+        outputs = ops.double_backward(*tensors, *call.op_args, call.out_dtype, call.mask)
+        return _wanted(outputs, call.mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.call, ctx.out_dtype, ctx.mask = inputs
+        *tensors, ctx.call = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def _reference(ctx, differentiable):
-        """The same function of those tensors for which ``differentiable`` is true."""
-        saved = ctx.saved_tensors
-
-        def function(*tensors):
-            return _reference_double_backward(
-                *_merge(saved, differentiable, tensors), ctx.call, ctx.out_dtype, ctx.mask
-            )
-
-        return function, [t for t, wanted in zip(saved, differentiable, strict=True) if wanted]
-
-    @staticmethod
     def backward(ctx, *cotangents):
         wanted = ctx.needs_input_grad[:8]
-        function, tensors = ElementwiseDoubleBackward._reference(ctx, wanted)
+        function, tensors = _by_reference(ctx.saved_tensors, wanted, ctx.call)
         _, pullback = torch.func.vjp(function, *tensors)
-        return *_place(pullback(cotangents), wanted), None, None, None
+        return *_place(pullback(cotangents), wanted), None
 
     @staticmethod
     def jvp(ctx, *tangents):
-        tangents = tangents[:8]
         _refuse_normalizer(tangents[4])
-        moving = [tangent is not None for tangent in tangents]
-        function, tensors = ElementwiseDoubleBackward._reference(ctx, moving)
-        return torch.func.jvp(
-            function, tuple(tensors), tuple(t for t in tangents if t is not None)
-        )[1]
+        moving = [tangent is not None for tangent in tangents[:8]]
+        function, tensors = _by_reference(ctx.saved_tensors, moving, ctx.call)
+        return torch.func.jvp(function, tensors, _wanted(tangents[:8], moving))[1]
+
+
+def _by_reference(tensors, moving, call):
+    """double_backward by the reference formulas, as a function of the tensors that move."""
+
+    def function(*values):
+        return _reference_double_backward(*_merge(tensors, moving, values), call)
+
+    return function, _wanted(tensors, moving)
+
+
+def _differentiable_backward(grad_output, input, target, weight, normalizer, *args):
+    """What the node in csrc/ops/fused.cpp calls: the gradients, None where not wanted."""
+    call = Call("native", *args)
+    grads = ElementwiseBackward.apply(grad_output, input, target, weight, normalizer, call)
+    return _place(grads, call.mask)
+
+
+if native_extension is not None:
+    native_extension.set_differentiable_backward(_differentiable_backward)
 
 
 def _merge(saved, chosen, replacements):
@@ -267,7 +272,7 @@ def _merge(saved, chosen, replacements):
 
 def _reference_double_backward(
     grad_output, input, target, weight, normalizer,
-    tangent_input, tangent_target, tangent_weight, call, out_dtype, mask,
+    tangent_input, tangent_target, tangent_weight, call,
 ):  # fmt: skip
     """double_backward by torch.func from the reference formula, for what differentiates it."""
     tensors = [input, target, weight]
@@ -280,17 +285,17 @@ def _reference_double_backward(
     )
 
     def loss(*values):
-        args = (*_merge(tensors, given, values), normalizer, *call.op_args, out_dtype)
-        return reference.elementwise(*args)
+        merged = _merge(tensors, given, values)
+        return reference.elementwise(*merged, normalizer, *call.op_args, call.out_dtype)
 
     def along(*values):
         return torch.func.jvp(loss, values, tangents)[1]
 
     derivative, pullback = torch.func.vjp(along, *present)
-    outputs = [derivative] if mask[0] else []
-    if any(mask[1:]):
+    outputs = [derivative] if call.mask[0] else []
+    if any(call.mask[1:]):
         grads = _place(pullback(grad_output.to(derivative.dtype)), given)
-        outputs += _wanted(grads, mask[1:])
+        outputs += _wanted(grads, call.mask[1:])
     return tuple(outputs)
 
 
@@ -312,15 +317,21 @@ def elementwise(
     call: Call,
 ) -> Tensor:
     """A loss over tensors of one shape. ``normalizer`` is not differentiated by."""
-    if call.backend == "reference":
+    transformed = transforms_active()
+    # torch.compile does not see the derivative rules of a Function inside torch.func's transforms;
+    # plain formulas it differentiates, and fuses, itself.
+    if call.backend == "reference" or (transformed and torch.compiler.is_compiling()):
         return reference.elementwise(
             input, target, weight, normalizer, *call.op_args, call.out_dtype
         )
-    if transforms_active():
+    if transformed:
         return Elementwise.apply(input, target, weight, normalizer, call)
     if torch.is_grad_enabled() and (
         input.requires_grad or target.requires_grad or (weight is not None and weight.requires_grad)
     ):
+        if call.backend == "native" and not torch.compiler.is_compiling():
+            args = (*call.op_args, call.out_dtype)
+            return native_extension.fused_elementwise(input, target, weight, normalizer, *args)
         return FusedElementwise.apply(input, target, weight, normalizer, call)
     args = (*call.op_args, call.out_dtype, _NO_GRADIENTS)
     return kernel_ops(call.backend).forward(input, target, weight, normalizer, *args)[0]

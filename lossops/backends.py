@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -42,12 +41,14 @@ _from_environment = os.environ.get("LOSSOPS_BACKEND") or None
 if _from_environment is not None:
     _checked(_from_environment, "LOSSOPS_BACKEND")
 
-_chosen: ContextVar[str | None] = ContextVar("lossops_backend", default=_from_environment)
+# One choice for the whole process. A plain variable, because torch.compile can read and guard it;
+# context and thread-local variables it cannot.
+_chosen: str | None = _from_environment
 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Runs all losses in the ``with`` block on one backend.
+    """Runs all losses in the ``with`` block, of every thread, on one backend.
 
     Args:
         name: "native", "triton" or "reference".
@@ -61,16 +62,17 @@ def backend(name: str) -> Iterator[None]:
         ...     lossops.functional.mse_loss(torch.ones(3), torch.zeros(3)).item()
         1.0
     """
-    token = _chosen.set(_checked(name, "backend"))
+    global _chosen
+    before, _chosen = _chosen, _checked(name, "backend")
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _chosen = before
 
 
 def chosen() -> str | None:
     """The backend that was asked for, or None."""
-    return _chosen.get()
+    return _chosen
 
 
 def _native_devices() -> tuple[str, ...]:
@@ -103,7 +105,7 @@ def backends_for(device: str) -> tuple[str, ...]:
 def resolve(input: Tensor) -> str:
     """The backend for a call on this tensor."""
     device = input.device.type
-    name = _chosen.get()
+    name = _chosen
     if name is None:
         if device in _NATIVE_DEVICES:
             return "native"

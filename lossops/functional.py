@@ -17,6 +17,7 @@ differentiate by ``input``, ``target`` and ``weight``, to any order.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -308,7 +309,9 @@ def quantile_loss(
     quantile = _number("quantile_loss", "quantile", quantile)
     if not 0 < quantile < 1:
         raise ValueError(f"quantile_loss(): quantile should be between 0 and 1, got {quantile}")
-    return _elementwise_loss("quantile", input, target, weight, reduction, (quantile,))
+    return _elementwise_loss(
+        "quantile", input, target, weight, reduction, (1.0 - quantile, quantile)
+    )
 
 
 def _legacy(size_average, reduce, reduction: str) -> str:
@@ -360,6 +363,7 @@ def _elementwise_loss(
     if reduction not in _REDUCTIONS:
         raise ValueError(f"{reduction} is not a valid value for reduction")
     _check_tensors(loss, input, target, weight)
+    input, target, weight, dtype = _settle_dtypes(input, target, weight)
     mode, keep_dims = _REDUCTIONS[reduction]
     sum_of_weights = None
     if weight is not None:
@@ -385,7 +389,6 @@ def _elementwise_loss(
             f"{loss}: reduction='sample' needs a batch dimension, got an input of shape ()"
         )
 
-    input, target, weight, dtype = _settle_dtypes(input, target, weight)
     if dtype not in (torch.float64, torch.float32) and torch.is_autocast_enabled(input.device.type):
         dtype = torch.float32
     call = Call(backends.resolve(input), loss, params, mode, keep_dims, dtype)
@@ -393,7 +396,7 @@ def _elementwise_loss(
         return elementwise(input, target, weight, None, call)
     if transforms_active() or (torch.is_grad_enabled() and weight.requires_grad):
         # The loss depends on the weight through the denominator too: leave that to autograd.
-        total = call._replace(reduction="sum", out_dtype=sum_of_weights.dtype)
+        total = replace(call, reduction="sum", out_dtype=sum_of_weights.dtype)
         return (elementwise(input, target, weight, None, total) / sum_of_weights).to(dtype)
     return elementwise(input, target, weight, sum_of_weights, call)
 

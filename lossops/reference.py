@@ -54,9 +54,10 @@ def log_cosh(input: Tensor, target: Tensor) -> Tensor:
     )
 
 
-def quantile(input: Tensor, target: Tensor, q: float) -> Tensor:
+def quantile(input: Tensor, target: Tensor, above: float, below: float) -> Tensor:
+    """The slopes are 1 - q above the target and q below it."""
     d = input - target
-    return torch.where(d > 0, (1 - q) * d, torch.where(d < 0, -q * d, 0 * d))
+    return torch.where(d > 0, above * d, torch.where(d < 0, -below * d, 0 * d))
 
 
 FORMULAS: dict[str, Formula] = {

@@ -6,6 +6,7 @@ plot and table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,9 @@ class Spec:
     source: str = ""
     refused: tuple[tuple[dict[str, Any], type[Exception], str], ...] = field(default=())
 
+    # The hyperparameters as the kernels take them.
+    params: Callable[[dict[str, float]], tuple[float, ...]] = lambda kwargs: tuple(kwargs.values())
+
     @property
     def function(self) -> Callable[..., Tensor]:
         """The loss itself."""
@@ -44,15 +48,12 @@ class Spec:
     def defaults(self) -> dict[str, float]:
         return self.samples[0]
 
-    def params(self, kwargs: dict[str, float]) -> tuple[float, ...]:
-        """Hyperparameters as the kernels take them: by position."""
-        return tuple({**self.defaults, **kwargs}.values())
-
     def in_torch(self, input: Tensor, target: Tensor, reduction: str = "mean", **kwargs) -> Tensor:
         """The loss as a torch user would write it: torch's function, or its formula in torch."""
         if self.torch_function is not None:
             return self.torch_function(input, target, reduction=reduction, **kwargs)
-        value = reference.FORMULAS[self.kernel](input, target, *self.params(kwargs))
+        params = self.params({**self.defaults, **kwargs})
+        value = reference.FORMULAS[self.kernel](input, target, *params)
         return reference.reduce(value, reduction)
 
     # Passes over memory of the input's size in a training step, with a scalar reduction: input and
@@ -104,7 +105,9 @@ SPECS: tuple[Spec, ...] = (
         module=nn.HuberLoss,
         formula="½d² where |d| < δ, else δ(|d| - ½δ)",
         samples=({"delta": 1.0}, {"delta": 0.3}, {"delta": 5.0}, {"delta": float("inf")}),
-        kinks=lambda kwargs: (-kwargs["delta"], kwargs["delta"]),
+        kinks=lambda kwargs: (
+            () if math.isinf(kwargs["delta"]) else (-kwargs["delta"], kwargs["delta"])
+        ),
         torch_function=torch_functional.huber_loss,
         torch_module=torch.nn.HuberLoss,
         divides_by_weight=False,
@@ -129,6 +132,7 @@ SPECS: tuple[Spec, ...] = (
         module=nn.QuantileLoss,
         formula="(1 - q)d where d > 0, else -q d",
         samples=({"quantile": 0.5}, {"quantile": 0.9}),
+        params=lambda kwargs: (1.0 - kwargs["quantile"], kwargs["quantile"]),
         kinks=lambda kwargs: (0.0,),
         differentiable=1,
         source="Koenker and Bassett, Regression Quantiles, 1978",

@@ -137,7 +137,7 @@ class Reader {
   }
 
   const ElementwiseProblem& problem_;
-  const Operand& operand_;
+  const Operand operand_;
   const Access access_;
   alignas(64) T buffer_[kBlock];
 };
@@ -220,7 +220,7 @@ class Writer {
   }
 
   const ElementwiseProblem& problem_;
-  const Operand& operand_;
+  const Operand operand_;
   const Access access_;
   const bool streams_;
   const bool in_place_;

@@ -135,9 +135,8 @@ void elementwise_forward(const ElementwiseProblem& problem) {
 void elementwise_backward(const ElementwiseProblem& problem, bool skip_if_one) {
   const Operand& grad_output = problem.grad_output;
   if (skip_if_one && read_number(grad_output.data, grad_output.dtype) == 1) return;
-  at::parallel_for(0, problem.numel, kGrain, [&](int64_t begin, int64_t end) {
-    kernels().backward(problem, begin, end);
-  });
+  at::parallel_for(0, problem.numel, kGrain,
+                   [&](int64_t begin, int64_t end) { kernels().backward(problem, begin, end); });
 }
 
 void elementwise_double_backward(const ElementwiseProblem& problem) {
@@ -156,6 +155,8 @@ void elementwise_rescale(void* data, DType dtype, int64_t numel, const void* fac
   });
 }
 
-const char* instruction_set() { return kernels().name; }
+const char* instruction_set() {
+  return kernels().name;
+}
 
 }  // namespace lossops::cpu

@@ -9,10 +9,57 @@
 namespace lossops {
 inline namespace CPU_CAPABILITY {
 
+// The outcome of a comparison, lane by lane. AVX-512 keeps it in a mask register; at::vec would
+// carry it through a vector and back.
 template <class T>
 struct Mask {
-  at::vec::Vectorized<T> bits;
+  at::vec::Vectorized<T> lanes;
 };
+
+#if defined(CPU_CAPABILITY_AVX512)
+#define LOSSOPS_COMPARE(name, op, predicate)                                                   \
+  LOSSOPS_FN Mask<float> name(at::vec::Vectorized<float> a, at::vec::Vectorized<float> b) {    \
+    return {_mm512_cmp_ps_mask(a, b, predicate)};                                              \
+  }                                                                                            \
+  LOSSOPS_FN Mask<double> name(at::vec::Vectorized<double> a, at::vec::Vectorized<double> b) { \
+    return {_mm512_cmp_pd_mask(a, b, predicate)};                                              \
+  }
+
+template <>
+struct Mask<float> {
+  __mmask16 lanes;
+};
+template <>
+struct Mask<double> {
+  __mmask8 lanes;
+};
+
+LOSSOPS_FN at::vec::Vectorized<float> blend(Mask<float> mask, at::vec::Vectorized<float> yes,
+                                            at::vec::Vectorized<float> no) {
+  return _mm512_mask_blend_ps(mask.lanes, no, yes);
+}
+LOSSOPS_FN at::vec::Vectorized<double> blend(Mask<double> mask, at::vec::Vectorized<double> yes,
+                                             at::vec::Vectorized<double> no) {
+  return _mm512_mask_blend_pd(mask.lanes, no, yes);
+}
+#else
+#define LOSSOPS_COMPARE(name, op, predicate)                                    \
+  template <class T>                                                            \
+  LOSSOPS_FN Mask<T> name(at::vec::Vectorized<T> a, at::vec::Vectorized<T> b) { \
+    return {a op b};                                                            \
+  }
+
+template <class T>
+LOSSOPS_FN at::vec::Vectorized<T> blend(Mask<T> mask, at::vec::Vectorized<T> yes,
+                                        at::vec::Vectorized<T> no) {
+  return at::vec::Vectorized<T>::blendv(no, yes, mask.lanes);
+}
+#endif
+LOSSOPS_COMPARE(less, <, _CMP_LT_OQ)
+LOSSOPS_COMPARE(greater, >, _CMP_GT_OQ)
+LOSSOPS_COMPARE(greater_equal, >=, _CMP_GE_OQ)
+LOSSOPS_COMPARE(equal, ==, _CMP_EQ_OQ)
+#undef LOSSOPS_COMPARE
 
 template <class T>
 struct Simd {
@@ -33,12 +80,16 @@ struct Simd {
   LOSSOPS_FN friend Simd operator*(Simd a, Simd b) { return a.v * b.v; }
   LOSSOPS_FN friend Simd operator/(Simd a, Simd b) { return a.v / b.v; }
   LOSSOPS_FN friend Simd operator-(Simd a) { return a.v ^ Vector(T(-0.0)); }
-  LOSSOPS_FN friend Mask<T> operator<(Simd a, Simd b) { return {a.v < b.v}; }
-  LOSSOPS_FN friend Mask<T> operator>(Simd a, Simd b) { return {a.v > b.v}; }
-  LOSSOPS_FN friend Mask<T> operator>=(Simd a, Simd b) { return {a.v >= b.v}; }
-  LOSSOPS_FN friend Mask<T> operator==(Simd a, Simd b) { return {a.v == b.v}; }
+  LOSSOPS_FN friend Mask<T> operator<(Simd a, Simd b) { return less(a.v, b.v); }
+  LOSSOPS_FN friend Mask<T> operator>(Simd a, Simd b) { return greater(a.v, b.v); }
+  LOSSOPS_FN friend Mask<T> operator>=(Simd a, Simd b) { return greater_equal(a.v, b.v); }
+  LOSSOPS_FN friend Mask<T> operator==(Simd a, Simd b) { return equal(a.v, b.v); }
 };
 
+template <class T>
+LOSSOPS_FN Simd<T> select(Mask<T> condition, Simd<T> yes, Simd<T> no) {
+  return blend(condition, yes.v, no.v);
+}
 template <class T>
 LOSSOPS_FN Simd<T> abs(Simd<T> a) {
   return a.v.abs();
@@ -47,22 +98,81 @@ template <class T>
 LOSSOPS_FN Simd<T> sqrt(Simd<T> a) {
   return a.v.sqrt();
 }
-template <class T>
-LOSSOPS_FN Simd<T> expm1(Simd<T> a) {
+
+// In float64, the functions of the vector library that torch carries.
+LOSSOPS_FN Simd<double> expm1(Simd<double> a) {
   return a.v.expm1();
 }
-template <class T>
-LOSSOPS_FN Simd<T> log1p(Simd<T> a) {
+LOSSOPS_FN Simd<double> log1p(Simd<double> a) {
   return a.v.log1p();
 }
+
+// In float32, polynomials that stay in registers: a call per vector would cost more than the
+// memory traffic. The coefficients are minimax fits; both functions are right to 2 units in the
+// last place for every float (tests/test_accuracy.py).
+
+template <size_t n>
+LOSSOPS_FN at::vec::Vectorized<float> horner(at::vec::Vectorized<float> x,
+                                             const float (&coefficients)[n]) {
+  at::vec::Vectorized<float> sum(coefficients[n - 1]);
+  for (size_t i = n - 1; i-- > 0;) {
+    sum = at::vec::fmadd(sum, x, at::vec::Vectorized<float>(coefficients[i]));
+  }
+  return sum;
+}
+
+// exp(x) - 1 = 2^n exp(r) - 1 with x = n log(2) + r and |r| <= log(2)/2.
+LOSSOPS_FN Simd<float> expm1(Simd<float> a) {
+  using Vector = at::vec::Vectorized<float>;
+  constexpr float kCoefficients[] = {0.49999997f, 0.16666542f, 0.041667204f, 0.0083666472f,
+                                     0.0013882495f};
+  // Beyond these bounds the result is -1 or infinite. NaN passes through both.
+  const Vector x = at::vec::clamp(a.v, Vector(-30.0f), Vector(89.5f));
+  const Vector n = (x * Vector(1.44269504f)).round();
+  Vector r = at::vec::fmadd(n, Vector(-0.693359375f), x);  // exact: few bits, times an integer
+  r = at::vec::fmadd(n, Vector(2.12194440e-4f), r);
+  const Vector p = at::vec::fmadd(r * r, horner(r, kCoefficients), r);  // exp(r) - 1
+  // 2^(n - 1), so that n = 128 is still in range.
+  const auto exponent = at::vec::convert_to_int_of_same_size(n) + at::vec::Vectorized<int32_t>(126);
+  const Vector half = at::vec::cast<float>(exponent << at::vec::Vectorized<int32_t>(23));
+  const Vector result = at::vec::fmadd(half, p, half - Vector(0.5f));
+  return result + result;
+}
+
+// For finite x > -1: log(1 + x) = k log(2) + log(1 + y) with 1 + y = (1 + x) / 2^k in [3/4, 3/2). y
+// is computed from x itself, so that nothing of a small x is lost in 1 + x.
+LOSSOPS_FN Simd<float> log1p_inside(Simd<float> a) {
+  using Vector = at::vec::Vectorized<float>;
+  using Integers = at::vec::Vectorized<int32_t>;
+  constexpr float kCoefficients[] = {-0.5f,        0.33333454f,  -0.25000054f,
+                                     0.19990607f,  -0.16647768f, 0.14482068f,
+                                     -0.13162224f, 0.10448278f,  -0.04490909f};
+  const Vector x = a.v;
+  const Integers k_bits =
+      (at::vec::cast<int32_t>(x + Vector(1.0f)) - Integers(0x3f400000)) & Integers(0xff800000);
+  const Vector scale = at::vec::cast<float>(Integers(0x3f800000) - k_bits);  // 2^-k
+  const Vector y = at::vec::fmadd(scale, x, scale - Vector(1.0f));
+  const Vector p = at::vec::fmadd(y * y, horner(y, kCoefficients), y);  // log(1 + y)
+  const Vector k = at::vec::convert_to_fp_of_same_size<float>(k_bits) * Vector(1.1920929e-7f);
+  return at::vec::fmadd(k, Vector(0.69314718f), p);
+}
+LOSSOPS_FN Simd<double> log1p_inside(Simd<double> a) {
+  return log1p(a);
+}
+
+// With the ends of the domain. NaN, and not less, is what x = NaN and x < -1 must give.
+LOSSOPS_FN Simd<float> log1p(Simd<float> a) {
+  const Simd<float> infinity(std::numeric_limits<double>::infinity());
+  const Simd<float> nan(std::numeric_limits<double>::quiet_NaN());
+  const Simd<float> ends = select(a == Simd<float>(-1), -infinity, select(a == infinity, a, nan));
+  const Simd<float> inside = select(a < infinity, log1p_inside(a), ends);
+  return select(a > Simd<float>(-1), inside, ends);
+}
+
 template <class T>
 LOSSOPS_FN Simd<T> copysign(Simd<T> magnitude, Simd<T> sign) {
   const at::vec::Vectorized<T> sign_bit(T(-0.0));
   return magnitude.v.abs() | (sign.v & sign_bit);
-}
-template <class T>
-LOSSOPS_FN Simd<T> select(Mask<T> condition, Simd<T> yes, Simd<T> no) {
-  return Simd<T>::Vector::blendv(no.v, yes.v, condition.bits);
 }
 
 }  // namespace CPU_CAPABILITY

@@ -110,7 +110,7 @@ void elementwise_rescale(void* grad, DType dtype, int64_t numel, const void* gra
     const int64_t useful = (numel + kElementsPerBlock - 1) / kElementsPerBlock;
     const Grid grid{std::min<int64_t>(useful, multiprocessors() * kReducingBlocks), kThreads,
                     stream};
-    launch("rescale", "dense", rescale<S>, grid, data, numel, vectors, grad_output,
+    launch("kernel elementwise_rescale", "", rescale<S>, grid, data, numel, vectors, grad_output,
            grad_output_dtype);
   };
   switch (dtype) {

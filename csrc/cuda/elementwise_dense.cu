@@ -17,13 +17,14 @@ enum class Pass {
   any
 };
 
-// N elements of one vector; `unroll` vectors per operand are loaded before the first is used.
-// `any` may hold seven operands at a time: with more than four elements each it would spill.
+// A vector holds N elements, and a thread loads `unroll` vectors of each operand before it uses the
+// first: 48 to 64 bytes under way per thread, as many as fit without spilling registers.
 template <class X, class Y, Pass pass>
 struct Shape {
   static constexpr int widest = std::max(sizeof(X), sizeof(Y));
   static constexpr int N = pass == Pass::any ? std::min(16 / widest, 4) : 16 / widest;
-  static constexpr int unroll = pass == Pass::any && widest > 2 ? 1 : pass == Pass::backward ? 1 : 2;
+  static constexpr bool many = pass == Pass::backward || (pass == Pass::any && widest > 2);
+  static constexpr int unroll = many ? 1 : 2;
 };
 
 // N consecutive elements of all operands; X is the input's type, Y the target's.
@@ -103,7 +104,7 @@ class Evaluator {
   T params_[kMaxParams];
 };
 
-// grad_output where it is one number, else 1: the evaluator then reads it element by element.
+// grad_output where it is one number. Else 1, and the evaluator reads it element by element.
 __device__ __forceinline__ double single_grad_output(const ElementwiseProblem& problem) {
   const Operand& grad_output = problem.grad_output;
   if (!grad_output.defined() || grad_output.stride[0] != 0) return 1;
@@ -111,7 +112,7 @@ __device__ __forceinline__ double single_grad_output(const ElementwiseProblem& p
 }
 
 template <class Loss, class X, class Y, Pass pass>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, pass == Pass::any ? 3 : 4)
     dense(const __grid_constant__ ElementwiseProblem problem,
           const __grid_constant__ Schedule schedule) {
   using T = Compute<X>;
@@ -123,10 +124,10 @@ __global__ void __launch_bounds__(kThreads, 4)
 
   for (int64_t group = blockIdx.x / schedule.splits; group < problem.groups;
        group += gridDim.x / schedule.splits) {
-    T factor = 1;
-    if constexpr (pass != Pass::value) {
-      factor = static_cast<T>(scale_of(problem, group) * single_grad_output(problem));
-    }
+    double scale = 1;
+    if constexpr (pass != Pass::value) scale = scale_of(problem, group);
+    if constexpr (pass == Pass::any) scale *= single_grad_output(problem);
+    const T factor = static_cast<T>(scale);
     const int64_t begin = group * problem.group_size, end = begin + problem.group_size;
     const int64_t first = (begin + N - 1) / N, last = end / N;  // the group's whole vectors
     double sum = 0;
@@ -157,8 +158,8 @@ __global__ void __launch_bounds__(kThreads, 4)
 // Whether there is no operand, or one of this type that vectors can walk along.
 template <class S>
 bool fits(const Operand& operand) {
-  return !operand.defined() || (operand.dtype == dtype_of<S> && operand.stride[0] == 1 &&
-                                aligned(operand.data, 16));
+  return !operand.defined() ||
+         (operand.dtype == dtype_of<S> && operand.stride[0] == 1 && aligned(operand.data, 16));
 }
 
 template <class X, class Y>
@@ -170,15 +171,15 @@ bool fits(const ElementwiseProblem& problem) {
          fits<Y>(problem.value) && (fits<Y>(grad_output) || grad_output.stride[0] == 0);
 }
 
-Pass pass_of(const ElementwiseProblem& problem) {
-  const Operand& grad_output = problem.grad_output;
-  if (problem.weight.defined() || problem.grad_target.defined() || problem.grad_weight.defined()) {
+Pass pass_of(const ElementwiseProblem& problem, bool skip_if_one) {
+  if (skip_if_one || problem.weight.defined() || problem.grad_target.defined() ||
+      problem.grad_weight.defined()) {
     return Pass::any;
   }
   if (!problem.grad_input.defined()) return Pass::value;
   if (problem.value.defined()) return Pass::any;
   if (problem.reduced.defined()) return Pass::step;
-  return grad_output.stride[0] == 1 ? Pass::backward : Pass::any;
+  return problem.grad_output.stride[0] == 1 ? Pass::backward : Pass::any;
 }
 
 template <class X, class Y>
@@ -187,12 +188,12 @@ bool run(const ElementwiseProblem& problem, const Schedule& schedule, const Grid
   visit(ElementwiseLosses{}, problem.loss, [&]<class Loss>() {
     auto kernel = dense<Loss, X, Y, Pass::any>;
     if constexpr (std::is_same_v<X, Y> && sizeof(X) <= 4) {  // the types that must be fast
-      const Pass pass = pass_of(problem);
+      const Pass pass = pass_of(problem, schedule.skip_if_one);
       if (pass == Pass::value) kernel = dense<Loss, X, Y, Pass::value>;
       if (pass == Pass::step) kernel = dense<Loss, X, Y, Pass::step>;
       if (pass == Pass::backward) kernel = dense<Loss, X, Y, Pass::backward>;
     }
-    launch(Loss::name, "dense", kernel, grid, problem, schedule);
+    launch("kernel elementwise_dense", Loss::name, kernel, grid, problem, schedule);
   });
   return true;
 }

@@ -38,14 +38,13 @@ __device__ __forceinline__ bool nothing_to_do(const ElementwiseProblem& problem,
 __device__ __forceinline__ double scale_of(const ElementwiseProblem& problem, int64_t group) {
   const Operand& normalizer = problem.normalizer;
   if (!normalizer.defined()) return problem.scale;
-  return problem.scale / load_number<double>(normalizer.data, normalizer.dtype,
-                                             group * problem.normalizer_stride);
+  return problem.scale /
+         load_number<double>(normalizer.data, normalizer.dtype, group * problem.normalizer_stride);
 }
 
 // Turns the sums of a group's threads into its reduced loss.
 __device__ __forceinline__ void reduce_group(const ElementwiseProblem& problem,
-                                             const Schedule& schedule, int64_t group,
-                                             double sum) {
+                                             const Schedule& schedule, int64_t group, double sum) {
   sum = block_sum(sum);
   if (schedule.splits > 1) {
     double* shares = schedule.shares + group * schedule.splits;

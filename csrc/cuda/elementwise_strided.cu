@@ -127,8 +127,8 @@ auto kernel_of(bool double_precision, int order) {
 void elementwise_strided(const ElementwiseProblem& problem, int order, const Schedule& schedule,
                          const Grid& grid) {
   visit(ElementwiseLosses{}, problem.loss, [&]<class Loss>() {
-    launch(Loss::name, "strided", kernel_of<Loss>(problem.double_precision, order), grid, problem,
-           schedule);
+    const auto kernel = kernel_of<Loss>(problem.double_precision, order);
+    launch("kernel elementwise_strided", Loss::name, kernel, grid, problem, schedule);
   });
 }
 

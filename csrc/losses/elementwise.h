@@ -96,7 +96,8 @@ struct Huber {
     const T z = abs(d);
     const auto outside = z >= delta;
     DifferenceJet<T> f{};
-    f.value = select(outside, delta * (z - T(0.5) * delta), T(0.5) * d * d);
+    // At z = delta both are the same, except for infinities, where only the second is a number.
+    f.value = select(z > delta, delta * (z - T(0.5) * delta), T(0.5) * d * d);
     if constexpr (order >= 1) {
       f.first = select(outside, copysign(delta, d), d);
     }
@@ -120,10 +121,10 @@ struct LogCosh {
   LOSSOPS_FN static DifferenceJet<T> at(T d, const T*) {
     const T a = abs(d);
     const T u = expm1(-a);
-    const T e = T(1) + u;   // exp(-a)
-    const T e2 = e * e;     // exp(-2a)
+    const T e = T(1) + u;  // exp(-a)
+    const T e2 = e * e;    // exp(-2a)
     const auto near = a < T(1);
-    const T tail = log1p(select(near, T(0.5) * u * u / e, e2));
+    const T tail = log1p_inside(select(near, T(0.5) * u * u / e, e2));
     DifferenceJet<T> f{};
     f.value = select(near, tail, a - T(0.693147180559945309417232121458) + tail);
     if constexpr (order >= 1) {
@@ -137,17 +138,16 @@ struct LogCosh {
   }
 };
 
-// The pinball loss: max(q (y - x), (q - 1)(y - x)). Its minimiser is the q-th quantile.
+// The pinball loss: (1 - q) d above the target, -q d below it. Its minimiser is the q-th quantile.
 struct Quantile {
   static constexpr const char* name = "quantile";
-  static constexpr int num_params = 1;  // 0 < q < 1
+  static constexpr int num_params =
+      2;  // 1 - q and q: in float32, the one from the other loses digits
 
   template <int order, class T>
   LOSSOPS_FN static DifferenceJet<T> at(T d, const T* params) {
-    const T q = params[0];
-    const T slope = select(d > T(0), T(1) - q, select(d < T(0), -q, T(0)));
-    // NaN has slope 0 but must not have value 0: it is 0 * NaN.
-    return {select(d == T(0), T(0), slope * d), slope, T(0)};
+    const T slope = select(d > T(0), params[0], select(d < T(0), -params[1], T(0)));
+    return {slope * d, slope, T(0)};  // NaN has slope 0, and value 0 * NaN
   }
 };
 

@@ -39,6 +39,13 @@ LOSSOPS_FN float log1p(float x) {
 LOSSOPS_FN double log1p(double x) {
   return ::log1p(x);
 }
+// log1p of a finite x > -1: what a SIMD implementation may be spared is the ends of the domain.
+LOSSOPS_FN float log1p_inside(float x) {
+  return log1p(x);
+}
+LOSSOPS_FN double log1p_inside(double x) {
+  return log1p(x);
+}
 LOSSOPS_FN float copysign(float magnitude, float sign) {
   return ::copysignf(magnitude, sign);
 }

@@ -44,8 +44,10 @@ DType dtype_of(const Tensor& tensor) {
     case at::kHalf:
       return DType::float16;
     default:
-      TORCH_CHECK_NOT_IMPLEMENTED(false, "lossops kernels take float64, float32, bfloat16 and "
-                                  "float16 tensors, got ", tensor.scalar_type());
+      TORCH_CHECK_NOT_IMPLEMENTED(false,
+                                  "lossops kernels take float64, float32, bfloat16 and "
+                                  "float16 tensors, got ",
+                                  tensor.scalar_type());
   }
 }
 
@@ -77,16 +79,16 @@ ElementwiseProblem start_problem(const ElementwiseCall& call) {
 
 void Layout::add_entry(Operand& operand, const Tensor& tensor, const char* name,
                        c10::SmallVector<int64_t, 8> strides) {
-  TORCH_CHECK(tensor.device() == call_.input.device(), name, " should be on ",
-              call_.input.device(), " like input, got ", tensor.device());
+  TORCH_CHECK(tensor.device() == call_.input.device(), name, " should be on ", call_.input.device(),
+              " like input, got ", tensor.device());
   operand.data = tensor.data_ptr();
   operand.dtype = dtype_of(tensor);
   entries_.push_back({&operand, std::move(strides)});
 }
 
 void Layout::add(Operand& operand, const Tensor& tensor, const char* name) {
-  TORCH_CHECK(tensor.sizes() == sizes_, name, " should have the shape of input, ", sizes_,
-              ", got ", tensor.sizes());
+  TORCH_CHECK(tensor.sizes() == sizes_, name, " should have the shape of input, ", sizes_, ", got ",
+              tensor.sizes());
   const auto strides = tensor.strides();
   add_entry(operand, tensor, name, {strides.begin(), strides.end()});
 }

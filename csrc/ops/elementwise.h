@@ -31,9 +31,7 @@ struct ElementwiseCall {
   int64_t keep_dims;
 
   bool reduces() const { return reduction != "none"; }
-  c10::IntArrayRef group_shape() const {
-    return input.sizes().slice(0, reduces() ? keep_dims : 0);
-  }
+  c10::IntArrayRef group_shape() const { return input.sizes().slice(0, reduces() ? keep_dims : 0); }
 };
 
 DType dtype_of(const Tensor& tensor);
@@ -101,25 +99,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_forward(
     const OptionalTensor& normalizer, c10::string_view loss, c10::ArrayRef<double> params,
     c10::string_view reduction, int64_t keep_dims, at::ScalarType out_dtype,
     std::array<bool, 3> output_mask) {
-  return with_few_dims(input_, target_, weight_, [&](const Tensor& input, const Tensor& target,
-                                                   const OptionalTensor& weight) {
-    const ElementwiseCall call{input,  target,    weight,   normalizer, loss,
-                               params, reduction, keep_dims};
-    ElementwiseProblem problem = start_problem(call);
-    const bool wants_gradients = output_mask[0] || output_mask[1] || output_mask[2];
-    TORCH_CHECK(!wants_gradients || problem.groups == 1,
-                "elementwise_forward gives gradients only where the loss is a single number");
-    Layout layout(problem, call);
-    add_inputs(layout, problem, call);
-    Tensor value = add_loss(layout, problem, call, out_dtype);
-    const Gradients grads = empty_gradients(call, output_mask.data());
-    add_gradients(layout, problem, grads);
-    if (problem.numel > 0) {
-      layout.settle();
-      Engine::forward(problem, input);
-    }
-    return std::make_tuple(value, grads[0], grads[1], grads[2]);
-  });
+  return with_few_dims(
+      input_, target_, weight_,
+      [&](const Tensor& input, const Tensor& target, const OptionalTensor& weight) {
+        const ElementwiseCall call{input, target, weight,    normalizer,
+                                   loss,  params, reduction, keep_dims};
+        ElementwiseProblem problem = start_problem(call);
+        const bool wants_gradients = output_mask[0] || output_mask[1] || output_mask[2];
+        TORCH_CHECK(!wants_gradients || problem.groups == 1,
+                    "elementwise_forward gives gradients only where the loss is a single number");
+        Layout layout(problem, call);
+        add_inputs(layout, problem, call);
+        Tensor value = add_loss(layout, problem, call, out_dtype);
+        const Gradients grads = empty_gradients(call, output_mask.data());
+        add_gradients(layout, problem, grads);
+        if (problem.numel > 0) {
+          layout.settle();
+          Engine::forward(problem, input);
+        }
+        return std::make_tuple(value, grads[0], grads[1], grads[2]);
+      });
 }
 
 template <class Engine>
@@ -128,23 +127,24 @@ std::tuple<Tensor, Tensor, Tensor> elementwise_backward(
     const OptionalTensor& weight_, const OptionalTensor& normalizer, c10::string_view loss,
     c10::ArrayRef<double> params, c10::string_view reduction, int64_t keep_dims,
     std::array<bool, 3> output_mask) {
-  return with_few_dims(input_, target_, weight_, [&](const Tensor& input, const Tensor& target,
-                                                   const OptionalTensor& weight) {
-    const ElementwiseCall call{input,  target,    weight,   normalizer, loss,
-                               params, reduction, keep_dims};
-    ElementwiseProblem problem = start_problem(call);
-    Layout layout(problem, call);
-    add_inputs(layout, problem, call);
-    const Tensor dense = input.dim() > kMaxDims ? grad_output.contiguous() : grad_output;
-    layout.add_broadcast(problem.grad_output, dense, "grad_output");
-    const Gradients grads = empty_gradients(call, output_mask.data());
-    add_gradients(layout, problem, grads);
-    if (problem.numel > 0) {
-      layout.settle();
-      Engine::backward(problem, input, /*skip_if_one=*/false);
-    }
-    return std::make_tuple(grads[0], grads[1], grads[2]);
-  });
+  return with_few_dims(
+      input_, target_, weight_,
+      [&](const Tensor& input, const Tensor& target, const OptionalTensor& weight) {
+        const ElementwiseCall call{input, target, weight,    normalizer,
+                                   loss,  params, reduction, keep_dims};
+        ElementwiseProblem problem = start_problem(call);
+        Layout layout(problem, call);
+        add_inputs(layout, problem, call);
+        const Tensor dense = input.dim() > kMaxDims ? grad_output.contiguous() : grad_output;
+        layout.add_broadcast(problem.grad_output, dense, "grad_output");
+        const Gradients grads = empty_gradients(call, output_mask.data());
+        add_gradients(layout, problem, grads);
+        if (problem.numel > 0) {
+          layout.settle();
+          Engine::backward(problem, input, /*skip_if_one=*/false);
+        }
+        return std::make_tuple(grads[0], grads[1], grads[2]);
+      });
 }
 
 template <class Engine>
@@ -191,41 +191,42 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_double_backward(
     const OptionalTensor& tangent_weight, c10::string_view loss, c10::ArrayRef<double> params,
     c10::string_view reduction, int64_t keep_dims, at::ScalarType out_dtype,
     std::array<bool, 4> output_mask) {
-  return with_few_dims(input_, target_, weight_, [&](const Tensor& input, const Tensor& target,
-                                                   const OptionalTensor& weight) {
-    const ElementwiseCall call{input,  target,    weight,   normalizer, loss,
-                               params, reduction, keep_dims};
-    ElementwiseProblem problem = start_problem(call);
-    Layout layout(problem, call);
-    add_inputs(layout, problem, call);
-    const bool few = input.dim() <= kMaxDims;
-    const auto tangent = [&](const OptionalTensor& t) {
-      return few || !t.has_value() ? t : OptionalTensor(t->contiguous());
-    };
-    const OptionalTensor tx = tangent(tangent_input), ty = tangent(tangent_target);
-    const OptionalTensor tw = tangent(tangent_weight);
-    layout.add(problem.tangent_input, tx, "tangent_input");
-    layout.add(problem.tangent_target, ty, "tangent_target");
-    layout.add(problem.tangent_weight, tw, "tangent_weight");
-    Tensor dense_grad_output;
-    Tensor derivative;
-    if (output_mask[0]) derivative = add_loss(layout, problem, call, out_dtype);
-    Gradients grads;
-    const bool wants_gradients = output_mask[1] || output_mask[2] || output_mask[3];
-    TORCH_CHECK(!wants_gradients || grad_output.has_value(),
-                "elementwise_double_backward needs grad_output to give gradients");
-    if (wants_gradients) {
-      dense_grad_output = few ? *grad_output : grad_output->contiguous();
-      layout.add_broadcast(problem.grad_output, dense_grad_output, "grad_output");
-      grads = empty_gradients(call, output_mask.data() + 1);
-      add_gradients(layout, problem, grads);
-    }
-    if (problem.numel > 0) {
-      layout.settle();
-      Engine::double_backward(problem, input);
-    }
-    return std::make_tuple(derivative, grads[0], grads[1], grads[2]);
-  });
+  return with_few_dims(
+      input_, target_, weight_,
+      [&](const Tensor& input, const Tensor& target, const OptionalTensor& weight) {
+        const ElementwiseCall call{input, target, weight,    normalizer,
+                                   loss,  params, reduction, keep_dims};
+        ElementwiseProblem problem = start_problem(call);
+        Layout layout(problem, call);
+        add_inputs(layout, problem, call);
+        const bool few = input.dim() <= kMaxDims;
+        const auto tangent = [&](const OptionalTensor& t) {
+          return few || !t.has_value() ? t : OptionalTensor(t->contiguous());
+        };
+        const OptionalTensor tx = tangent(tangent_input), ty = tangent(tangent_target);
+        const OptionalTensor tw = tangent(tangent_weight);
+        layout.add(problem.tangent_input, tx, "tangent_input");
+        layout.add(problem.tangent_target, ty, "tangent_target");
+        layout.add(problem.tangent_weight, tw, "tangent_weight");
+        Tensor dense_grad_output;
+        Tensor derivative;
+        if (output_mask[0]) derivative = add_loss(layout, problem, call, out_dtype);
+        Gradients grads;
+        const bool wants_gradients = output_mask[1] || output_mask[2] || output_mask[3];
+        TORCH_CHECK(!wants_gradients || grad_output.has_value(),
+                    "elementwise_double_backward needs grad_output to give gradients");
+        if (wants_gradients) {
+          dense_grad_output = few ? *grad_output : grad_output->contiguous();
+          layout.add_broadcast(problem.grad_output, dense_grad_output, "grad_output");
+          grads = empty_gradients(call, output_mask.data() + 1);
+          add_gradients(layout, problem, grads);
+        }
+        if (problem.numel > 0) {
+          layout.settle();
+          Engine::double_backward(problem, input);
+        }
+        return std::make_tuple(derivative, grads[0], grads[1], grads[2]);
+      });
 }
 
 // Registers the ops for a device: TORCH_LIBRARY_IMPL(lossops, CPU, m) { register_ops<…>(m); }

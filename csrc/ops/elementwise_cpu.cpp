@@ -24,6 +24,8 @@ struct CpuEngine {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(lossops, CPU, library) { register_elementwise_ops<CpuEngine>(library); }
+TORCH_LIBRARY_IMPL(lossops, CPU, library) {
+  register_elementwise_ops<CpuEngine>(library);
+}
 
 }  // namespace lossops::ops

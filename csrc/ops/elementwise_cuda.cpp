@@ -1,5 +1,5 @@
-#include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include "cuda/elementwise.h"
@@ -23,26 +23,28 @@ struct CudaEngine {
   static void forward(const ElementwiseProblem& problem, const Tensor& input) {
     const c10::cuda::CUDAGuard guard(input.device());
     const Tensor memory = workspace(problem, input);
-    cuda::elementwise_forward(problem, data(memory), at::cuda::getCurrentCUDAStream());
+    cuda::elementwise_forward(problem, data(memory), c10::cuda::getCurrentCUDAStream());
   }
   static void backward(const ElementwiseProblem& problem, const Tensor& input, bool skip_if_one) {
     const c10::cuda::CUDAGuard guard(input.device());
-    cuda::elementwise_backward(problem, skip_if_one, at::cuda::getCurrentCUDAStream());
+    cuda::elementwise_backward(problem, skip_if_one, c10::cuda::getCurrentCUDAStream());
   }
   static void double_backward(const ElementwiseProblem& problem, const Tensor& input) {
     const c10::cuda::CUDAGuard guard(input.device());
     const Tensor memory = workspace(problem, input);
-    cuda::elementwise_double_backward(problem, data(memory), at::cuda::getCurrentCUDAStream());
+    cuda::elementwise_double_backward(problem, data(memory), c10::cuda::getCurrentCUDAStream());
   }
   static void rescale(const Tensor& grad, const Tensor& factor) {
     const c10::cuda::CUDAGuard guard(grad.device());
     cuda::elementwise_rescale(grad.data_ptr(), dtype_of(grad), grad.numel(), factor.data_ptr(),
-                              dtype_of(factor), at::cuda::getCurrentCUDAStream());
+                              dtype_of(factor), c10::cuda::getCurrentCUDAStream());
   }
 };
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(lossops, CUDA, library) { register_elementwise_ops<CudaEngine>(library); }
+TORCH_LIBRARY_IMPL(lossops, CUDA, library) {
+  register_elementwise_ops<CudaEngine>(library);
+}
 
 }  // namespace lossops::ops

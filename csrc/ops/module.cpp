@@ -1,11 +1,11 @@
-// The Python module lossops._C: importing it registers the ops; beyond that it only tells how it
-// was built.
+// The Python module lossops._C: importing it registers the ops. It also tells how it was built.
 #include <pybind11/pybind11.h>
 
 #include <string>
 
 #include "cpu/elementwise.h"
 #include "losses/elementwise.h"
+#include "ops/fused.h"
 
 namespace {
 
@@ -38,4 +38,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info, "How the extension was built.");
   module.def("instruction_set", &lossops::cpu::instruction_set,
              "The instruction set that the CPU kernels use on this machine.");
+  lossops::ops::bind_fused(module);
 }

@@ -11,10 +11,12 @@
 
 namespace lossops::cuda {
 
-inline void check(cudaError_t status, const std::string& what) {
+// Throws where a call failed: `what` names it, `which` tells it from others of that name.
+inline void check(cudaError_t status, const char* what, const char* which = "") {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // clears it, so that no later call is blamed
-  throw std::runtime_error("lossops: " + what + " failed: " + cudaGetErrorString(status));
+  throw std::runtime_error(std::string("lossops: CUDA: ") + what + " " + which +
+                           " failed: " + cudaGetErrorString(status));
 }
 
 struct Grid {
@@ -23,17 +25,16 @@ struct Grid {
   cudaStream_t stream;
 };
 
-// Every kernel of the library starts here, under a name for error messages ("huber, dense").
+// Every kernel of the library starts here. Its name and the loss it computes are for error
+// messages.
 template <class... Params, class... Args>
-void launch(const char* loss, const char* kind, void (*kernel)(Params...), const Grid& grid,
+void launch(const char* name, const char* loss, void (*kernel)(Params...), const Grid& grid,
             Args&&... args) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
   config.blockDim = dim3(static_cast<unsigned>(grid.threads));
   config.stream = grid.stream;
-  cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
-  if (status == cudaSuccess) status = cudaGetLastError();
-  check(status, std::string("CUDA kernel ") + loss + ", " + kind);
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), name, loss);
 }
 
 // Multiprocessors of the current device.

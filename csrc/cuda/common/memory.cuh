@@ -37,12 +37,15 @@ __device__ __forceinline__ T widen(S x) {
 
 template <class S, class T>
 __device__ __forceinline__ S narrow(T x) {
-  if constexpr (std::is_same_v<S, __half>) {
-    if constexpr (std::is_same_v<T, double>) return __double2half(x);
-    else return __float2half_rn(x);
+  constexpr bool from_double = std::is_same_v<T, double>;
+  if constexpr (std::is_same_v<S, __half> && from_double) {
+    return __double2half(x);
+  } else if constexpr (std::is_same_v<S, __half>) {
+    return __float2half_rn(x);
+  } else if constexpr (std::is_same_v<S, __nv_bfloat16> && from_double) {
+    return __double2bfloat16(x);
   } else if constexpr (std::is_same_v<S, __nv_bfloat16>) {
-    if constexpr (std::is_same_v<T, double>) return __double2bfloat16(x);
-    else return __float2bfloat16_rn(x);
+    return __float2bfloat16_rn(x);
   } else {
     return static_cast<S>(x);
   }
@@ -82,7 +85,9 @@ struct Pack {
   __device__ __forceinline__ static Pack load(const S* p) {
     return {__ldcs(reinterpret_cast<const decltype(word)*>(p))};
   }
-  __device__ __forceinline__ void store(S* p) const { *reinterpret_cast<decltype(word)*>(p) = word; }
+  __device__ __forceinline__ void store(S* p) const {
+    *reinterpret_cast<decltype(word)*>(p) = word;
+  }
 };
 
 // A number as it lies in memory. Apart from its conversion, so that several loads can be under way

@@ -1,0 +1,177 @@
+// The C++ twin of lossops.autograd.FusedElementwise, for plain eager training: on small tensors
+// the Python of an autograd.Function takes longer than everything else together. Only the first
+// derivative is handled here. Where a gradient must itself be differentiable, or is a batch under
+// vmap, the Python rules are called.
+#include "ops/fused.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/custom_class.h>
+
+#include <array>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace lossops::ops {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<Tensor>;
+using Params = c10::ArrayRef<double>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+template <class Signature>
+using Op = c10::TypedOperatorHandle<Signature>;
+
+template <class Signature>
+Op<Signature> find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+using Forward = Four(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                     c10::string_view, Params, c10::string_view, int64_t, at::ScalarType,
+                     std::array<bool, 3>);
+using Backward = Three(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                       const OptionalTensor&, c10::string_view, Params, c10::string_view, int64_t,
+                       std::array<bool, 3>);
+using BackwardInPlace = void(at::TensorList, const Tensor&, const Tensor&, const Tensor&,
+                             const OptionalTensor&, const OptionalTensor&, c10::string_view, Params,
+                             c10::string_view, int64_t, std::array<bool, 3>);
+using Rescale = void(at::TensorList, const Tensor&);
+
+// What a node remembers besides its inputs.
+struct State : torch::CustomClassHolder {
+  std::string loss, reduction;
+  std::vector<double> params;
+  int64_t keep_dims = 0;
+  at::ScalarType out_dtype = at::kFloat;
+  std::array<bool, 3> mask{};
+  // For grad_output = 1; handed out by the first backward. No saved variables: those are checked
+  // for changes in place, and these are scaled in place.
+  std::array<Tensor, 3> grads;
+  bool has_grads = false;
+};
+
+// lossops.autograd's differentiable backward. Never freed: the interpreter may be gone by then.
+pybind11::handle differentiable_backward;
+
+bool is_batched(const Tensor& tensor) {
+  return tensor.key_set().has(c10::DispatchKey::FuncTorchBatched) ||
+         tensor.key_set().has(c10::DispatchKey::Batched);
+}
+
+OptionalTensor optional(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+variable_list place(const std::array<Tensor, 3>& grads) {
+  return {grads[0], grads[1], grads[2], Tensor(), Tensor()};
+}
+
+std::array<Tensor, 3> backward_in_python(const State& state, const Tensor& grad_output,
+                                         const variable_list& inputs) {
+  const pybind11::gil_scoped_acquire gil;
+  const pybind11::tuple grads = differentiable_backward(
+      grad_output, optional(inputs[0]), optional(inputs[1]), optional(inputs[2]),
+      optional(inputs[3]), state.loss, pybind11::tuple(pybind11::cast(state.params)),
+      state.reduction, state.keep_dims, state.out_dtype,
+      pybind11::make_tuple(state.mask[0], state.mask[1], state.mask[2]));
+  std::array<Tensor, 3> out;
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (!grads[i].is_none()) out[i] = grads[i].cast<Tensor>();
+  }
+  return out;
+}
+
+struct FusedElementwise : torch::autograd::Function<FusedElementwise> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
+                        const OptionalTensor& weight, const OptionalTensor& normalizer,
+                        const c10::intrusive_ptr<State>& state) {
+    static const auto op = find<Forward>("lossops::elementwise_forward");
+    const auto wants = [](const Tensor& t) { return t.requires_grad(); };
+    state->mask = {wants(input), wants(target), weight.has_value() && wants(*weight)};
+    state->has_grads = state->reduction != "none" && state->keep_dims == 0;
+    const auto in_forward = state->has_grads ? state->mask : std::array<bool, 3>{};
+    Tensor value;
+    {
+      const at::AutoDispatchBelowADInplaceOrView guard;
+      std::tie(value, state->grads[0], state->grads[1], state->grads[2]) =
+          op.call(input, target, weight, normalizer, state->loss, state->params, state->reduction,
+                  state->keep_dims, state->out_dtype, in_forward);
+    }
+    ctx->save_for_backward(
+        {input, target, weight.value_or(Tensor()), normalizer.value_or(Tensor())});
+    ctx->saved_data["state"] = c10::IValue::make_capsule(state);
+    return value;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    static const auto op = find<Backward>("lossops::elementwise_backward");
+    static const auto in_place = find<BackwardInPlace>("lossops::elementwise_backward_");
+    static const auto rescale = find<Rescale>("lossops::elementwise_rescale_");
+    auto& state = static_cast<State&>(*ctx->saved_data["state"].toCapsule());
+    const Tensor& grad_output = grad_outputs[0];
+    const auto inputs = ctx->get_saved_variables();
+    const std::array<Tensor, 3> grads = std::move(state.grads);
+    state.grads = {};
+    const bool ready = std::exchange(state.has_grads, false);
+    if (at::GradMode::is_enabled() || is_batched(grad_output)) {
+      return place(backward_in_python(state, grad_output, inputs));
+    }
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const OptionalTensor weight = optional(inputs[2]), normalizer = optional(inputs[3]);
+    if (!ready) {
+      const auto [gx, gy, gw] =
+          op.call(grad_output, inputs[0], inputs[1], weight, normalizer, state.loss, state.params,
+                  state.reduction, state.keep_dims, state.mask);
+      return place({gx, gy, gw});
+    }
+    c10::SmallVector<Tensor, 3> present;
+    bool half = false;
+    for (const Tensor& grad : grads) {
+      if (!grad.defined()) continue;
+      present.push_back(grad);
+      half = half || grad.scalar_type() == at::kHalf;
+    }
+    if (half) {  // see lossops.autograd: scaling afterwards would lose a float16 gradient's digits
+      in_place.call(present, grad_output, inputs[0], inputs[1], weight, normalizer, state.loss,
+                    state.params, state.reduction, state.keep_dims, state.mask);
+    } else {
+      rescale.call(present, grad_output);
+    }
+    return place(grads);
+  }
+};
+
+Tensor fused_elementwise(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                         const OptionalTensor& normalizer, std::string loss,
+                         std::vector<double> params, std::string reduction, int64_t keep_dims,
+                         at::ScalarType out_dtype) {
+  auto state = c10::make_intrusive<State>();
+  state->loss = std::move(loss);
+  state->params = std::move(params);
+  state->reduction = std::move(reduction);
+  state->keep_dims = keep_dims;
+  state->out_dtype = out_dtype;
+  return FusedElementwise::apply(input, target, weight, normalizer, state);
+}
+
+}  // namespace
+
+void bind_fused(pybind11::module_& module) {
+  module.def("fused_elementwise", &fused_elementwise,
+             "A loss by the native kernels, attached to the graph.",
+             pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def(
+      "set_differentiable_backward",
+      [](pybind11::function function) { differentiable_backward = function.release(); },
+      "Says which function gives gradients that are differentiable themselves.");
+}
+
+}  // namespace lossops::ops

@@ -1,0 +1,233 @@
+"""Gradients of every order, by every input that has one, however backward is called."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import (
+    away_from_kinks,
+    each_case,
+    each_dtype,
+    each_reduction,
+    each_spec,
+    expect_ops,
+    ran,
+    random_grad_like,
+)
+from test_value import truth, ulps
+
+from lossops import specs
+
+
+def leaves(*tensors):
+    return [tensor.detach().clone().requires_grad_() for tensor in tensors]
+
+
+@each_case
+@each_reduction
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_gradcheck(spec, kwargs, reduction, weighted):
+    tensors = leaves(*away_from_kinks(spec, kwargs, 4, 3))
+    if weighted:
+        tensors += leaves(torch.rand(4, 3, dtype=torch.float64) + 0.2)
+
+    def loss(input, target, weight=None):
+        return spec.function(input, target, reduction=reduction, weight=weight, **kwargs)
+
+    assert torch.autograd.gradcheck(
+        loss,
+        tensors,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+    )
+    if spec.differentiable >= 2 or weighted:
+        assert torch.autograd.gradgradcheck(
+            loss, tensors, check_fwd_over_rev=True, check_batched_grad=True
+        )
+
+
+@each_case
+@each_dtype
+@each_reduction
+def test_gradient_is_as_right_as_torch(spec, kwargs, dtype, reduction):
+    input, target = leaves(*away_from_kinks(spec, kwargs, 6, 37, dtype=dtype))
+    loss = spec.function(input, target, reduction=reduction, **kwargs)
+    grad_output = random_grad_like(loss)
+    with expect_ops() as names:
+        found = torch.autograd.grad(loss, (input, target), grad_output)
+    assert ran(names, "lossops::"), names
+    assert not ran(names, "aten::sub"), names  # the gradient is the kernel's own
+    exact = leaves(input.double(), target.double())
+    true_loss = truth(spec, kwargs, *exact, reduction)
+    true = torch.autograd.grad(true_loss, exact, grad_output.double())
+    for grad, expected in zip(found, true, strict=True):
+        assert grad.dtype == dtype
+        allowed = 3.0
+        if spec.torch_function is not None and reduction != "sample":
+            own = leaves(input)[0]
+            own_loss = spec.in_torch(own, target.detach(), reduction=reduction, **kwargs)
+            (own_grad,) = torch.autograd.grad(own_loss, own, grad_output)
+            allowed = max(allowed, 1 + ulps(own_grad, true[0]))
+        assert ulps(grad, expected) <= allowed
+
+
+@each_case
+def test_at_kinks_as_torch(spec, kwargs):
+    if spec.torch_function is None:
+        points = torch.zeros(3)
+        (grad,) = torch.autograd.grad(
+            spec.function(points.requires_grad_(), torch.zeros(3), **kwargs), points
+        )
+        assert torch.equal(grad, torch.zeros(3))
+        return
+    kinks = torch.tensor([*spec.kinks(kwargs), 0.0], dtype=torch.float64)
+    ours, theirs = leaves(kinks, kinks)
+    target = torch.zeros_like(kinks)
+    for point, function in ((ours, spec.function), (theirs, spec.torch_function)):
+        (grad,) = torch.autograd.grad(
+            function(point, target, reduction="sum", **kwargs), point, create_graph=True
+        )
+        point.first = grad.detach()
+        if spec.differentiable >= 2 and kwargs.get("beta") != 0:
+            (point.second,) = torch.autograd.grad(grad.sum(), point)
+    torch.testing.assert_close(ours.first, theirs.first)
+    if hasattr(ours, "second"):
+        torch.testing.assert_close(ours.second, theirs.second)
+
+
+@each_spec
+@each_dtype
+def test_backward_again_and_again(spec, dtype):
+    """retain_graph: the second backward, when the fused gradient is gone, gives the same."""
+    input, target = leaves(*away_from_kinks(spec, spec.defaults, 3, 50, dtype=dtype))
+    loss = spec.function(input, target, **spec.defaults)
+    first = torch.autograd.grad(loss, (input, target), retain_graph=True)
+    second = torch.autograd.grad(loss, (input, target), retain_graph=True)
+    third = torch.autograd.grad(loss, (input, target), torch.full_like(loss, -2.0))
+    for a, b, c in zip(first, second, third, strict=True):
+        assert a.data_ptr() != b.data_ptr()
+        assert torch.equal(a, b)
+        torch.testing.assert_close(c, -2 * a)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, input)
+
+
+@each_spec
+def test_create_graph_first_or_last(spec):
+    if spec.differentiable < 2:
+        pytest.skip("its second derivative is 0 wherever it exists")
+    input, target = leaves(*away_from_kinks(spec, spec.defaults, 3, 5))
+    expected = None
+    for order in ((True, False), (False, True), (True, True)):
+        loss = spec.function(input, target, **spec.defaults)
+        grads = [
+            torch.autograd.grad(loss, input, create_graph=graph, retain_graph=True)[0]
+            for graph in order
+        ]
+        torch.testing.assert_close(grads[0], grads[1])
+        differentiable = grads[order.index(True)]
+        (second,) = torch.autograd.grad(differentiable.square().sum(), input)
+        if expected is not None:
+            torch.testing.assert_close(second, expected)
+        expected = second
+    own = input.detach().clone().requires_grad_()
+    (grad,) = torch.autograd.grad(
+        truth(spec, spec.defaults, own, target.detach(), "mean"), own, create_graph=True
+    )
+    torch.testing.assert_close(expected, torch.autograd.grad(grad.square().sum(), own)[0])
+
+
+def test_third_order():
+    spec = specs.spec("log_cosh_loss")
+    (input,) = leaves(torch.randn(5, dtype=torch.float64))
+    target = torch.randn(5, dtype=torch.float64)
+    grad = spec.function(input, target, reduction="sum")
+    for _ in range(3):
+        (grad,) = torch.autograd.grad(grad.sum(), input, create_graph=True)
+    t = torch.tanh(input - target)
+    torch.testing.assert_close(grad, -2 * t * (1 - t * t))
+
+
+@each_spec
+def test_sum_of_losses_and_loss_scale(spec):
+    """Losses added, scaled, and applied to an intermediate, next to another loss of it."""
+    x, y = away_from_kinks(spec, spec.defaults, 4, 8)
+    grads = []
+    for function in (
+        spec.function,
+        lambda *args, **kwargs: truth(spec, kwargs, *args, "mean"),
+    ):
+        (input,) = leaves(x)
+        hidden = input * 1.5
+        loss = (
+            function(hidden, y, **spec.defaults) * 1024
+            + function(input, y, **spec.defaults)
+            - 3 * function(hidden, y + 0.01, **spec.defaults)
+        )
+        loss.backward()
+        grads.append(input.grad)
+    torch.testing.assert_close(*grads)
+
+
+@each_spec
+def test_float16_gradient_survives_loss_scaling(spec):
+    """A gradient of 1e-8 is 0 in float16; times a loss scale of 2^15 it is not."""
+    x, y = away_from_kinks(spec, spec.defaults, 1 << 20, dtype=torch.float16)
+    (input,) = leaves(x)
+    loss = spec.function(input.double().half(), y, **spec.defaults)
+    (loss.float() * 2**15).backward()
+    exact = x.double().requires_grad_()
+    (truth(spec, spec.defaults, exact, y, "mean") * 2**15).backward()
+    assert ulps(input.grad, exact.grad) <= 2
+
+
+@each_spec
+def test_backward_hands_out_a_gradient_of_its_own(spec):
+    """A second use of the handed-out gradient's memory would show here."""
+    input, _ = leaves(*torch.randn(2, 64))
+    target = torch.randn(64)
+    loss = spec.function(input, target, **spec.defaults)
+    loss.backward(retain_graph=True)
+    kept = input.grad.clone()
+    loss.backward(torch.tensor(5.0))
+    torch.testing.assert_close(input.grad, kept * 6)
+
+
+def test_inputs_changed_after_forward_are_noticed():
+    input = torch.randn(8, requires_grad=True)
+    hidden = input * 2
+    loss = specs.spec("mse_loss").function(hidden, torch.zeros(8))
+    with torch.no_grad():
+        hidden.mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_raw_ops_refuse_to_be_differentiated():
+    input = torch.randn(8, requires_grad=True)
+    value, *_ = torch.ops.lossops.elementwise_forward(
+        input, torch.zeros(8), None, None, "mse", (), "sum", 0, torch.float32, (False,) * 3
+    )
+    with pytest.raises(RuntimeError, match="not implemented"):
+        value.backward()
+
+
+@each_spec
+def test_no_gradient_no_work(spec):
+    input, target = torch.randn(2, 32)
+    with expect_ops("lossops::elementwise_forward"):
+        assert not spec.function(input, target, **spec.defaults).requires_grad
+    input.requires_grad_()
+    with torch.no_grad():
+        assert spec.function(input, target, **spec.defaults).grad_fn is None
+
+
+@each_spec
+def test_training_step_reads_twice_and_writes_once(spec):
+    """One forward kernel, and one launch in backward that looks at grad_output: no other pass."""
+    input, target = leaves(*torch.randn(2, 32))[0], torch.randn(32)
+    with expect_ops("lossops::elementwise_forward", "lossops::elementwise_rescale_") as names:
+        spec.function(input, target, **spec.defaults).backward()
+    bookkeeping = {"aten::ones_like", "aten::detach"}  # grad_output, and what becomes input.grad
+    assert set(ran(names, "aten::")) <= bookkeeping, names
