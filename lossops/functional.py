@@ -16,16 +16,11 @@ differentiate by ``input``, ``target`` and ``weight``, to any order.
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import replace
-
 import torch
 from torch import Tensor
-from torch.nn import _reduction as _torch_reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from lossops import backends
-from lossops.autograd import Call, elementwise, transforms_active
+from lossops.checks import elementwise_loss, integer_or_complex, legacy_reduction, number
 
 __all__ = [
     "huber_loss",
@@ -35,10 +30,6 @@ __all__ = [
     "quantile_loss",
     "smooth_l1_loss",
 ]
-
-_KERNEL_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
-# What a reduction is to the kernels: how they reduce, and the leading dimensions they keep.
-_REDUCTIONS = {"none": ("none", 0), "mean": ("mean", 0), "sum": ("sum", 0), "sample": ("mean", 1)}
 
 
 def mse_loss(
@@ -79,8 +70,8 @@ def mse_loss(
             mse_loss, (input, target, weight), input, target, size_average, reduce, reduction,
             weight,
         )  # fmt: skip
-    reduction = _legacy(size_average, reduce, reduction)
-    return _elementwise_loss("mse", input, target, weight, reduction)
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    return elementwise_loss("mse", input, target, weight, reduction)
 
 
 def l1_loss(
@@ -120,10 +111,10 @@ def l1_loss(
             l1_loss, (input, target, weight), input, target, size_average, reduce, reduction,
             weight,
         )  # fmt: skip
-    reduction = _legacy(size_average, reduce, reduction)
-    if _integer_or_complex(input, target):
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    if integer_or_complex(input, target):
         return torch.nn.functional.l1_loss(input, target, reduction=reduction, weight=weight)
-    return _elementwise_loss("l1", input, target, weight, reduction)
+    return elementwise_loss("l1", input, target, weight, reduction)
 
 
 def smooth_l1_loss(
@@ -168,11 +159,11 @@ def smooth_l1_loss(
             smooth_l1_loss, (input, target, weight), input, target, size_average, reduce, reduction,
             beta, weight,
         )  # fmt: skip
-    reduction = _legacy(size_average, reduce, reduction)
-    beta = _number("smooth_l1_loss", "beta", beta)
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    beta = number("smooth_l1_loss", "beta", beta)
     if not beta >= 0:
         raise RuntimeError(f"smooth_l1_loss does not support negative values for beta. Got: {beta}")
-    return _elementwise_loss("smooth_l1", input, target, weight, reduction, (beta,))
+    return elementwise_loss("smooth_l1", input, target, weight, reduction, (beta,))
 
 
 def huber_loss(
@@ -215,12 +206,12 @@ def huber_loss(
         return handle_torch_function(
             huber_loss, (input, target, weight), input, target, reduction, delta, weight
         )
-    delta = _number("huber_loss", "delta", delta)
+    delta = number("huber_loss", "delta", delta)
     if not delta > 0:
         raise RuntimeError(
             f"huber_loss does not support non-positive values for delta. Got: {delta}"
         )
-    return _elementwise_loss(
+    return elementwise_loss(
         "huber", input, target, weight, reduction, (delta,), divides_by_weight=False
     )
 
@@ -262,7 +253,7 @@ def log_cosh_loss(
         return handle_torch_function(
             log_cosh_loss, (input, target, weight), input, target, reduction, weight
         )
-    return _elementwise_loss("log_cosh", input, target, weight, reduction)
+    return elementwise_loss("log_cosh", input, target, weight, reduction)
 
 
 def quantile_loss(
@@ -306,144 +297,9 @@ def quantile_loss(
         return handle_torch_function(
             quantile_loss, (input, target, weight), input, target, quantile, reduction, weight
         )
-    quantile = _number("quantile_loss", "quantile", quantile)
+    quantile = number("quantile_loss", "quantile", quantile)
     if not 0 < quantile < 1:
         raise ValueError(f"quantile_loss(): quantile should be between 0 and 1, got {quantile}")
-    return _elementwise_loss(
+    return elementwise_loss(
         "quantile", input, target, weight, reduction, (1.0 - quantile, quantile)
     )
-
-
-def _legacy(size_average, reduce, reduction: str) -> str:
-    if size_average is None and reduce is None:
-        return reduction
-    return _torch_reduction.legacy_get_string(size_average, reduce)
-
-
-def _number(function: str, name: str, value) -> float:
-    """A hyperparameter as a float. A loss is not differentiated by it, so tensors that want a
-    gradient are refused."""
-    if type(value) is float:
-        return value
-    if isinstance(value, Tensor) and (value.requires_grad or value.numel() != 1):
-        raise TypeError(
-            f"{function}(): {name} should be a number; a loss is not differentiable by it. "
-            f"Got a Tensor of shape {tuple(value.shape)}, requires_grad={value.requires_grad}"
-        )
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{function}(): {name} should be a number, got {type(value).__name__}"
-        ) from None
-
-
-def _integer_or_complex(input, target) -> bool:
-    return (
-        isinstance(input, Tensor)
-        and isinstance(target, Tensor)
-        and (
-            input.is_complex()
-            or target.is_complex()
-            or not (input.is_floating_point() or target.is_floating_point())
-        )
-    )
-
-
-def _elementwise_loss(
-    loss: str,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    params: tuple[float, ...] = (),
-    divides_by_weight: bool = True,
-) -> Tensor:
-    """Checks a call, settles shapes and dtypes, and runs it."""
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"{reduction} is not a valid value for reduction")
-    _check_tensors(loss, input, target, weight)
-    input, target, weight, dtype = _settle_dtypes(input, target, weight)
-    mode, keep_dims = _REDUCTIONS[reduction]
-    sum_of_weights = None
-    if weight is not None:
-        if weight.shape != input.shape:
-            raise ValueError(
-                "Weights and input must have the same size. "
-                f"Got weight of shape {tuple(weight.shape)}, input of shape {tuple(input.shape)}"
-            )
-        if divides_by_weight and mode == "mean":
-            sum_of_weights = _sum_of_weights(weight, target, keep_dims)
-    if target.shape != input.shape:
-        warnings.warn(
-            f"Using a target size ({target.size()}) that is different to the input size "
-            f"({input.size()}). This will likely lead to incorrect results due to broadcasting. "
-            "Please ensure they have the same size.",
-            stacklevel=3,
-        )
-        input, target = torch.broadcast_tensors(input, target)
-        if weight is not None:
-            weight = weight.expand(input.shape)
-    if input.dim() < keep_dims:
-        raise ValueError(
-            f"{loss}: reduction='sample' needs a batch dimension, got an input of shape ()"
-        )
-
-    if dtype not in (torch.float64, torch.float32) and torch.is_autocast_enabled(input.device.type):
-        dtype = torch.float32
-    call = Call(backends.resolve(input), loss, params, mode, keep_dims, dtype)
-    if sum_of_weights is None:
-        return elementwise(input, target, weight, None, call)
-    if transforms_active() or (torch.is_grad_enabled() and weight.requires_grad):
-        # The loss depends on the weight through the denominator too: leave that to autograd.
-        total = replace(call, reduction="sum", out_dtype=sum_of_weights.dtype)
-        return (elementwise(input, target, weight, None, total) / sum_of_weights).to(dtype)
-    return elementwise(input, target, weight, sum_of_weights, call)
-
-
-def _check_tensors(loss: str, input, target, weight) -> None:
-    for name, tensor in (("input", input), ("target", target), ("weight", weight)):
-        if isinstance(tensor, Tensor):
-            if tensor.layout is not torch.strided:
-                raise NotImplementedError(
-                    f"{loss}: {name} should be a dense tensor, got layout {tensor.layout}"
-                )
-            if tensor.device != input.device:
-                raise RuntimeError(
-                    f"{loss}: expected all tensors to be on the same device, but found {name} on "
-                    f"{tensor.device} and input on {input.device}"
-                )
-        elif tensor is not None or name != "weight":
-            raise TypeError(f"{loss}: {name} should be a Tensor, got {type(tensor).__name__}")
-
-
-def _sum_of_weights(weight: Tensor, target: Tensor, keep_dims: int) -> Tensor:
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    if keep_dims == 0:
-        return weight.sum(dtype=dtype)
-    shape = torch.broadcast_shapes(weight.shape, target.shape)
-    return weight.expand(shape).sum(tuple(range(keep_dims, len(shape))), dtype=dtype)
-
-
-def _settle_dtypes(input: Tensor, target: Tensor, weight: Tensor | None):
-    """The tensors in dtypes that the kernels take, and the dtype of the loss."""
-    dtype = input.dtype
-    if target.dtype != dtype:
-        dtype = torch.result_type(input, target)
-    if weight is not None and weight.dtype != dtype:
-        dtype = torch.promote_types(dtype, weight.dtype)
-    if dtype not in _KERNEL_DTYPES:
-        raise NotImplementedError(
-            "input and target should be float64, float32, bfloat16 or float16 tensors, "
-            f"got {input.dtype} and {target.dtype}"
-        )
-
-    def settle(tensor):
-        # Kernels compute in the widest dtype they are given: a float64 number does not make the
-        # loss float64, so it must not arrive as one.
-        fits = tensor.dtype in _KERNEL_DTYPES and (
-            dtype == torch.float64 or tensor.dtype != torch.float64
-        )
-        return tensor if fits else tensor.to(dtype)
-
-    return settle(input), settle(target), None if weight is None else settle(weight), dtype

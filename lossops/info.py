@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def info() -> dict[str, Any]:
     """Returns what is installed: versions, machine, how the extension was built, and which
     backends run on which device.
@@ -32,7 +40,6 @@ def info() -> dict[str, Any]:
         True
     """
     from lossops import __version__
-    from lossops import triton as triton_backend
 
     native: dict[str, Any] = {"built": backends.native_extension is not None}
     if backends.native_extension is None:
@@ -45,7 +52,7 @@ def info() -> dict[str, Any]:
         "lossops": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": triton_backend.version() if hasattr(triton_backend, "version") else None,
+        "triton": _version("triton"),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -23,27 +23,32 @@ def l1(input: Tensor, target: Tensor) -> Tensor:
     return (input - target).abs()
 
 
+# In torch.where both branches are differentiated, and the derivative of the one not taken is
+# multiplied by 0: it must be finite, so that branch is given harmless numbers.
+
+
 def smooth_l1(input: Tensor, target: Tensor, beta: float) -> Tensor:
     d = input - target
     z = d.abs()
     if beta == 0:
         return z
-    return torch.where(z >= beta, z - 0.5 * beta, 0.5 * d * (d / beta))
+    outside = z >= beta
+    small = torch.where(outside, 0.0, d)
+    return torch.where(outside, z - 0.5 * beta, 0.5 * small * (small / beta))
 
 
 def huber(input: Tensor, target: Tensor, delta: float) -> Tensor:
     d = input - target
-    z = d.abs()
-    inside = 0.5 * d * d
     if math.isinf(delta):
-        return inside
-    return torch.where(z >= delta, delta * (z - 0.5 * delta), inside)
+        return 0.5 * d * d
+    z = d.abs()
+    outside = z >= delta
+    small = torch.where(outside, 0.0, d)
+    return torch.where(outside, delta * (z - 0.5 * delta), 0.5 * small * small)
 
 
 def log_cosh(input: Tensor, target: Tensor) -> Tensor:
     d = input - target
-    # Both branches see only arguments that are safe for them: a derivative of 0 times the infinity
-    # of the branch not taken would be NaN.
     near = d.abs() < 1
     small = torch.where(near, d, 0.0)
     large = torch.where(near, 1.0, d).abs()

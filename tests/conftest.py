@@ -23,7 +23,7 @@ ALL_CASES = [
 each_case = pytest.mark.parametrize(("spec", "kwargs"), ALL_CASES)
 each_spec = pytest.mark.parametrize("spec", specs.SPECS, ids=lambda row: row.name)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
-each_reduction = pytest.mark.parametrize("reduction", ("none", "mean", "sum", "sample"))
+each_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
 
 
 @pytest.fixture(autouse=True)

@@ -99,6 +99,11 @@ LOSSOPS_FN Simd<T> sqrt(Simd<T> a) {
   return a.v.sqrt();
 }
 
+template <class T>
+LOSSOPS_FN Simd<T> exp(Simd<T> a) {
+  return a.v.exp();
+}
+
 // In float64, the functions of the vector library that torch carries.
 LOSSOPS_FN Simd<double> expm1(Simd<double> a) {
   return a.v.expm1();

@@ -131,7 +131,8 @@ struct LogCosh {
       f.first = copysign(-u * (T(2) + u) / (T(1) + e2), d);  // tanh(d)
     }
     if constexpr (order >= 2) {
-      const T sech = (e + e) / (T(1) + e2);
+      const T decay = exp(-a);  // e, without the rounding of 1 + u: sech has no other term
+      const T sech = (decay + decay) / (T(1) + decay * decay);
       f.second = sech * sech;
     }
     return f;

@@ -27,6 +27,12 @@ LOSSOPS_FN float sqrt(float x) {
 LOSSOPS_FN double sqrt(double x) {
   return ::sqrt(x);
 }
+LOSSOPS_FN float exp(float x) {
+  return ::expf(x);
+}
+LOSSOPS_FN double exp(double x) {
+  return ::exp(x);
+}
 LOSSOPS_FN float expm1(float x) {
   return ::expm1f(x);
 }

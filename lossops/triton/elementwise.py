@@ -29,6 +29,7 @@ OPS = (
     "elementwise_double_backward",
 )
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 NUM_WARPS = 4
 # One 16-byte access per thread to the narrowest tensor: with sixteen programs on a multiprocessor
 # that is enough in flight to keep memory busy, and leaves registers for that many.
@@ -46,7 +47,7 @@ def elementwise_forward(
     value = problem.empty_loss(out_dtype)
     grads = problem.empty_gradients(output_mask)
     problem.launch(1, normalizer=normalizer, value=value, grads=grads)
-    return value, [grad for grad in grads if grad is not None]
+    return value, *grads
 
 
 def elementwise_backward(
@@ -56,31 +57,34 @@ def elementwise_backward(
     problem = _Problem((input, target, weight), loss, params, reduction, keep_dims)
     grads = problem.empty_gradients(output_mask)
     problem.launch(1, grad_output=grad_output, normalizer=normalizer, grads=grads)
-    return [grad for grad in grads if grad is not None]
+    return grads
 
 
 def elementwise_backward_(
     grads, grad_output, input, target, weight, normalizer,
     loss, params, reduction, keep_dims, output_mask,
 ):  # fmt: skip
+    _check_single(grad_output)
     problem = _Problem((input, target, weight), loss, params, reduction, keep_dims)
     given = iter(grads)
-    grads = [next(given) if wanted else None for wanted in output_mask]
+    grads = tuple(next(given) if wanted else None for wanted in output_mask)
     problem.launch(1, grad_output=grad_output, normalizer=normalizer, grads=grads, skip_one=True)
 
 
 def elementwise_rescale_(grads, grad_output):
+    _check_single(grad_output)
     for grad in grads:
         if not _is_dense(grad):
-            grad.mul_(grad_output)
-        elif grad.numel():
-            compute = tl.float64 if grad.dtype == torch.float64 else tl.float32
-            block = TILE_BYTES // grad.element_size()
-            splits = min(triton.cdiv(grad.numel(), block), _programs(grad.device))
-            with _on(grad.device):
-                rescale_kernel[(splits,)](
-                    grad, grad_output, grad.numel(), COMPUTE=compute, BLOCK=block, **OPTIONS
-                )
+            raise RuntimeError("gradients to rescale should be dense")
+        if not grad.numel():
+            continue
+        block = TILE_BYTES // grad.element_size()
+        splits = min(triton.cdiv(grad.numel(), block), _programs(grad.device))
+        compute = tl.float64 if grad.dtype == torch.float64 else tl.float32
+        with _on(grad.device):
+            rescale_kernel[(splits,)](
+                grad, grad_output, grad.numel(), COMPUTE=compute, BLOCK=block, **OPTIONS
+            )
 
 
 def elementwise_double_backward(
@@ -88,55 +92,65 @@ def elementwise_double_backward(
     loss, params, reduction, keep_dims, out_dtype, output_mask,
 ):  # fmt: skip
     problem = _Problem((input, target, weight), loss, params, reduction, keep_dims)
-    value = problem.empty_loss(out_dtype) if output_mask[0] else None
+    derivative = problem.empty_loss(out_dtype) if output_mask[0] else None
     grads = problem.empty_gradients(output_mask[1:])
+    if any(output_mask[1:]) and grad_output is None:
+        raise RuntimeError("elementwise_double_backward needs grad_output to give gradients")
     problem.launch(
         2,
         tangents=(tangent_input, tangent_target, tangent_weight),
         grad_output=grad_output,
         normalizer=normalizer,
-        value=value,
+        value=derivative,
         grads=grads,
     )
-    return [output for output in (value, *grads) if output is not None]
+    return derivative, *grads
 
 
 class _Problem:
     """A loss over tensors of one shape, as the kernel sees it: groups of consecutive elements."""
 
     def __init__(
-        self, operands, loss: str, params: Sequence[float], reduction: str, keep_dims: int
+        self,
+        operands: Sequence[Tensor | None],  # input, target, weight
+        loss: str,
+        params: Sequence[float],
+        reduction: str,
+        keep_dims: int,
     ):
-        if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, but was {loss!r}")
-        self.operands = operands  # input, target, weight
+        _check_call(operands, loss, params, reduction, keep_dims)
+        input = operands[0]
+        self.operands = operands
         self.loss = LOSSES[loss]
         self.params = (*params, 0.0, 0.0)[:2]
         self.reduction = reduction
-        like = operands[0]
-        self.kept = loss_shape(like, reduction, keep_dims) if reduction != "none" else ()
+        self.kept = loss_shape(input, reduction, keep_dims) if reduction != "none" else ()
         self.groups = math.prod(self.kept)
-        self.group_size = math.prod(like.shape[len(self.kept) :])
-        in_place = _is_dense(like) and _keeps_outermost(like, len(self.kept))
-        self.layout = like if in_place else like.contiguous()
+        self.group_size = math.prod(input.shape[len(self.kept) :])
+        as_it_lies = _is_dense(input) and _keeps_outermost(input, len(self.kept))
+        self.layout = input if as_it_lies else input.contiguous()
 
     def empty_loss(self, dtype: torch.dtype) -> Tensor:
-        like = self.operands[0]
+        input = self.operands[0]
         if self.reduction == "none":
-            return torch.empty_like(like, dtype=dtype)
-        return like.new_empty(self.kept, dtype=dtype)
+            return torch.empty_like(input, dtype=dtype)
+        return input.new_empty(self.kept, dtype=dtype)
 
-    def empty_gradients(self, mask: Sequence[bool]) -> list[Tensor | None]:
+    def empty_gradients(self, mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        if mask[2] and self.operands[2] is None:
+            raise RuntimeError(
+                "output_mask asks for the gradient of weight, and there is no weight"
+            )
         wanted = zip(self.operands, mask, strict=True)
-        return [torch.empty_like(operand) if yes else None for operand, yes in wanted]
+        return tuple(torch.empty_like(operand) if yes else None for operand, yes in wanted)
 
     def launch(
         self,
         order: int,
         *,
         tangents: Sequence[Tensor | None] = (None, None, None),
-        grad_output: Tensor | None = None,  # the loss's shape
-        normalizer: Tensor | None = None,  # () or the kept dimensions' shape
+        grad_output: Tensor | None = None,  # the loss's shape, or 0-d
+        normalizer: Tensor | None = None,  # the kept dimensions' shape, or 0-d
         value: Tensor | None = None,  # written: the loss's shape
         grads: Sequence[Tensor | None],  # written: as the operands
         skip_one: bool = False,
@@ -146,37 +160,38 @@ class _Problem:
         The outputs have any layout; one that differs from the problem's is written by a copy.
         ``skip_one`` leaves ``grads`` alone where ``grad_output``, one number, is 1.
         """
+        for tensor in (*tangents, *grads):
+            self._check_shape(tensor, self.layout.shape)
+        loss_shape = self.layout.shape if self.reduction == "none" else self.kept
+        self._check_shape(grad_output, loss_shape, ())
+        self._check_shape(normalizer, self.kept, ())
         if self.groups * self.group_size == 0:
             self._reduce_nothing(value, normalizer)
             return
+
         reduced = value if self.reduction != "none" else None
-        outputs = [value if reduced is None else None, *grads]
-        written = [self._output(output, keep=skip_one) for output in outputs]
-        if grad_output is None:
-            per = "one"
-        else:
-            grad_output, per = self._grad_output(grad_output)
+        wanted = (value if reduced is None else None, *grads)
+        written = [self._output(output, keep=skip_one) for output in wanted]
+        grad_output, how = self._grad_output(grad_output)
         self._run(
-            order,
             [self._arranged(operand) for operand in self.operands],
             [self._arranged(tangent) for tangent in tangents],
             grad_output,
             normalizer if normalizer is None else normalizer.contiguous(),
             reduced,
             written,
-            GRAD_OUTPUT=per,
+            ORDER=order,
+            GRAD_OUTPUT=how,
             SKIP_ONE=skip_one,
         )
-        for output, target in zip(written, outputs, strict=True):
+        for output, target in zip(written, wanted, strict=True):
             if output is not target:
                 target.copy_(output)
 
-    def _run(
-        self, order, operands, tangents, grad_output, normalizer, reduced, written, **flags
-    ) -> None:
-        tensors = (*operands, *tangents, *written)
-        block = TILE_BYTES // min(t.element_size() for t in tensors if t is not None)
-        double = any(t is not None and t.dtype == torch.float64 for t in (*operands, *tangents))
+    def _run(self, operands, tangents, grad_output, normalizer, reduced, written, **flags) -> None:
+        tensors = [t for t in (*operands, *tangents, *written) if t is not None]
+        block = TILE_BYTES // min(t.element_size() for t in tensors)
+        double = any(t is not None and t.dtype == torch.float64 for t in operands)
         device = operands[0].device
         splits = min(
             triton.cdiv(self.group_size, block), triton.cdiv(_programs(device), self.groups)
@@ -194,7 +209,6 @@ class _Problem:
                 *self.params,
                 LOSS=self.loss.function,
                 OF_DIFFERENCE=self.loss.of_difference,
-                ORDER=order,
                 COMPUTE=tl.float64 if double else tl.float32,
                 GROUPED=self.groups > 1,
                 NORMALIZER="group" if normalizer is not None and normalizer.numel() > 1 else "one",
@@ -202,6 +216,20 @@ class _Problem:
                 **flags,
                 **OPTIONS,
             )  # fmt: skip
+
+    def _check_shape(self, tensor: Tensor | None, *shapes: Sequence[int]) -> None:
+        """The kernel trusts shapes and devices."""
+        if tensor is None:
+            return
+        if tensor.shape not in shapes:
+            wanted = " or ".join(str(tuple(shape)) for shape in shapes)
+            raise RuntimeError(
+                f"a tensor of shape {wanted} was expected, got {tuple(tensor.shape)}"
+            )
+        if tensor.device != self.layout.device:
+            raise RuntimeError(
+                f"all tensors should be on {self.layout.device} like input, got {tensor.device}"
+            )
 
     def _arranged(self, tensor: Tensor | None) -> Tensor | None:
         """The tensor in the problem's layout."""
@@ -216,8 +244,10 @@ class _Problem:
         output = torch.empty_like(self.layout, dtype=tensor.dtype)
         return output.copy_(tensor) if keep else output
 
-    def _grad_output(self, grad_output: Tensor) -> tuple[Tensor, str]:
+    def _grad_output(self, grad_output: Tensor | None) -> tuple[Tensor | None, str]:
         """grad_output as the kernel reads it, and how often it changes."""
+        if grad_output is None:
+            return None, "one"
         if all(stride == 0 or size == 1 for size, stride in _dims(grad_output)):
             return grad_output, "one"  # `loss.sum().backward()` expands a single number
         if self.reduction == "none":
@@ -228,9 +258,43 @@ class _Problem:
         if value is None or not value.numel():
             return
         if normalizer is not None:
-            torch.div(torch.zeros_like(value), normalizer, out=value)
+            value.copy_(torch.zeros_like(normalizer) / normalizer)
         else:
             value.fill_(math.nan if self.reduction == "mean" else 0)
+
+
+def _check_call(operands, loss, params, reduction, keep_dims) -> None:
+    input = operands[0]
+    if loss not in LOSSES:
+        raise RuntimeError(f"unknown elementwise loss {loss!r}")
+    if len(params) != LOSSES[loss].num_params:
+        raise RuntimeError(
+            f"loss {loss!r} takes {LOSSES[loss].num_params} parameters, got {len(params)}"
+        )
+    if reduction not in ("none", "mean", "sum"):
+        raise RuntimeError(f"reduction should be none, mean or sum, got {reduction!r}")
+    if not 0 <= keep_dims <= input.dim():
+        raise RuntimeError(f"keep_dims should be between 0 and {input.dim()}, got {keep_dims}")
+    for name, tensor in zip(("input", "target", "weight"), operands, strict=True):
+        if tensor is None:
+            continue
+        if tensor.dtype not in DTYPES:
+            raise NotImplementedError(
+                "lossops kernels take float64, float32, bfloat16 and float16 tensors, "
+                f"got {tensor.dtype}"
+            )
+        if tensor.shape != input.shape or tensor.device != input.device:
+            raise RuntimeError(
+                f"{name} should have the shape of input, {tuple(input.shape)}, and be on "
+                f"{input.device}, got {tuple(tensor.shape)} on {tensor.device}"
+            )
+
+
+def _check_single(grad_output: Tensor) -> None:
+    if grad_output.numel() != 1:
+        raise RuntimeError(
+            f"grad_output should be a single number, got shape {tuple(grad_output.shape)}"
+        )
 
 
 def _dims(tensor: Tensor):

@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 # Triton's constants are written in capitals, parameters included, and a branch on one is static:
 # what follows a `return` in it would still be compiled.
-# ruff: noqa: A001, N803, N806, RET505, SIM102, SIM300
+# ruff: noqa: N806, RET505, SIM300
 import triton
 import triton.language as tl
 
 # ---------------------------------------------------------------------------------------------
 # Functions that Triton lacks. libdevice has them for CUDA alone, and not in the interpreter; these
-# are made of `exp` and `log`, which are right to about one unit in the last place everywhere.
+# are made of `exp`, which on the GPU is fast and a few units in the last place off, and of `log`,
+# which is right to one unit, also relative to its value near 1.
 
 
 @triton.jit
@@ -88,7 +89,8 @@ def smooth_l1(d, beta, p1):
 def huber(d, delta, p1):
     z = tl.abs(d)
     outside = z >= delta
-    value = tl.where(outside, delta * (z - 0.5 * delta), 0.5 * d * d)
+    # At z = delta both are the same, except for infinities, where only the second is a number.
+    value = tl.where(z > delta, delta * (z - 0.5 * delta), 0.5 * d * d)
     first = tl.where(outside, tl.where(d < 0, -delta, delta), d)
     second = tl.where(outside, 0.0, 1.0)
     return value, first, second
@@ -116,29 +118,30 @@ def log_cosh(d, p0, p1):
 
 
 @triton.jit
-def quantile(d, q, p1):
-    # The pinball loss: max(q (y - x), (q - 1)(y - x)). Its minimiser is the q-th quantile.
-    slope = tl.where(d > 0, 1 - q, tl.where(d < 0, -q, 0.0))
-    # NaN has slope 0 but must not have value 0: it is 0 * NaN.
-    return tl.where(d == 0, 0.0, slope * d), slope, 0.0
+def quantile(d, above, below):
+    # The pinball loss, with slopes 1 - q above the target and q below it.
+    slope = tl.where(d > 0, above, tl.where(d < 0, -below, 0.0))
+    # NaN has slope 0 and still the value NaN, which is 0 * NaN.
+    return slope * d, slope, 0.0
 
 
 class Loss(NamedTuple):
     """A loss as the kernel takes it."""
 
     function: object
+    num_params: int
     # f(d, p0, p1) -> (value, first, second) with d = x - y; otherwise
     # f(x, y, p0, p1) -> (value, dx, dy, dxx, dxy, dyy).
     of_difference: bool = True
 
 
 LOSSES = {
-    "mse": Loss(mse),
-    "l1": Loss(l1),
-    "smooth_l1": Loss(smooth_l1),
-    "huber": Loss(huber),
-    "log_cosh": Loss(log_cosh),
-    "quantile": Loss(quantile),
+    "mse": Loss(mse, 0),
+    "l1": Loss(l1, 0),
+    "smooth_l1": Loss(smooth_l1, 1),
+    "huber": Loss(huber, 1),
+    "log_cosh": Loss(log_cosh, 0),
+    "quantile": Loss(quantile, 2),
 }
 
 
@@ -202,6 +205,14 @@ def _summand(
 
 
 @triton.jit
+def _store(pointers, values, mask):
+    """Stores in the tensor's dtype. From float64 to a half type the way leads over float32."""
+    if pointers.dtype.scalar.element_ty.primitive_bitwidth == 16:
+        values = values.to(tl.float32)
+    tl.store(pointers, values, mask=mask)
+
+
+@triton.jit
 def _tile(
     operands,
     tangents,
@@ -231,13 +242,13 @@ def _tile(
         g = g * tl.load(grad_output + at + lanes, mask=mask).to(COMPUTE)
     grad_input, grad_target, grad_weight = grads
     if value is not None:
-        tl.store(value + at + lanes, total, mask=mask)
+        _store(value + at + lanes, total, mask)
     if grad_input is not None:
-        tl.store(grad_input + at + lanes, g * dx, mask=mask)
+        _store(grad_input + at + lanes, g * dx, mask)
     if grad_target is not None:
-        tl.store(grad_target + at + lanes, g * dy, mask=mask)
+        _store(grad_target + at + lanes, g * dy, mask)
     if grad_weight is not None:
-        tl.store(grad_weight + at + lanes, g * dw, mask=mask)
+        _store(grad_weight + at + lanes, g * dw, mask)
     if MASKED:  # f(0, 0) need not be 0
         total = tl.where(mask, total, 0.0)
     # FOLD neighbours, which one thread holds, add up in COMPUTE, and everything beyond in float64:
@@ -269,7 +280,7 @@ def _reduce_splits(
             lanes = start + tl.arange(0, SPAN)
             # From L2: this multiprocessor's L1 knows nothing of what others have written.
             sums += tl.load(shares + lanes, mask=lanes < splits, other=0.0, cache_modifier=".cg")
-        tl.store(reduced + group, tl.sum(sums) * factor)
+        _store(reduced + group, tl.sum(sums) * factor, None)
 
 
 @triton.jit
@@ -281,7 +292,7 @@ def elementwise_kernel(
     tangent_target,
     tangent_weight,
     grad_output,  # [1], [groups] or [groups, group_size], as GRAD_OUTPUT says
-    normalizer,  # [1], or [groups] where PER_GROUP
+    normalizer,  # [1] or [groups], as NORMALIZER says
     value,
     reduced,  # [groups]
     workspace,  # see _reduce_splits; None for a single split
@@ -344,7 +355,7 @@ def elementwise_kernel(
     if reduced is not None:
         total = tl.sum(sums)
         if workspace is None:
-            tl.store(reduced + group, total * factor)
+            _store(reduced + group, total * factor, None)
         else:
             _reduce_splits(total, workspace, reduced, group, factor, 1024)
 

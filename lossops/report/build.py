@@ -1,0 +1,126 @@
+"""Everything in one go: trains, verifies, measures, draws, and writes a page about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lossops.report import (
+    bench,
+    bench_tables,
+    claims,
+    machine,
+    optional,
+    page,
+    plots,
+    targets,
+    training,
+    verify,
+)
+from lossops.report.progress import progress
+from lossops.report.tables import Table, show
+from lossops.specs import SPECS
+
+Say = Callable[[Table], None]
+
+
+def build(folder: Path, quick: bool = False, say: Say = show) -> dict[str, Any]:
+    """Writes ``index.html``, its pictures and ``report.json`` into a folder; returns the data."""
+    for package in ("numpy", "matplotlib", "sklearn"):
+        optional(package)  # better now than after minutes of work
+    folder.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = machine.stamp() | {"quick": quick, "seconds": {}}
+    sections = [
+        _timed(part, result, folder, quick, say) for part in (_train, _verify, _bench, _draw)
+    ]
+    info = result["info"]
+    gpus = "".join(f", {gpu}" for gpu in info["gpus"])
+    lead = (
+        f"lossops {info['lossops']} with torch {info['torch']} on {info['processor']}, "
+        f"{info['cores']} cores{gpus}, {result['date']}. "
+        + ("Quick mode: nothing here is a measurement. " if quick else "")
+        + "Times are medians of interleaved rounds; only ratios within a table compare."
+    )
+    top = page.summary(
+        result["verify"], verify.failures(result["verify"]), result["targets"], result["claims"]
+    )
+    title = "lossops: trained, verified, measured"
+    (folder / "index.html").write_text(page.page(sections, title, lead, top), encoding="utf-8")
+    machine.write(result, folder / "report.json")
+    return result
+
+
+def _timed(part, result, folder, quick, say) -> str:
+    start = time.perf_counter()
+    section = part(result, folder, quick, say)
+    result["seconds"][part.__name__.strip("_")] = round(time.perf_counter() - start, 1)
+    return section
+
+
+def _train(result, folder: Path, quick: bool, say: Say) -> str:
+    with progress("training", len(SPECS) + 2) as advance:
+        rows = training.train(SPECS, advance, *((3, 60) if quick else ()))
+        convergence = training.convergence(200 if quick else 1500)
+        advance("steps to converge")
+        fit = training.outlier_fit(100 if quick else 800)
+        advance("a fit with outliers")
+    found = claims.findings(rows, convergence)
+    result |= {"training": rows, "convergence": convergence, "outliers": fit, "claims": found}
+    tables = claims.tables(rows, convergence, found)
+    pictures = [
+        plots.draw_training(folder / "training.png", rows, training.EVERY),
+        plots.draw_outlier_fit(folder / "outliers.png", fit),
+    ]
+    _say_all(tables, say)
+    words = (
+        "A regressor is trained on real data once per loss, through the fused kernels: first with "
+        "the true labels, then with a tenth of the training labels ten times too large, as by a "
+        "slipped decimal point. All losses see the same splits, starting weights and wrong labels."
+    )
+    return page.section("training", "Training on real data", words, pictures, tables)
+
+
+def _verify(result, folder: Path, quick: bool, say: Say) -> str:
+    with progress("verifying", len(verify.targets())) as advance:
+        result["verify"] = verify.verify(SPECS, advance)
+    tables = verify.tables(result["verify"])
+    _say_all(tables, say)
+    words = (
+        "Each loss on each backend of this machine: values, gradients and second derivatives "
+        "against a more exact truth and against torch, with proof that the backend asked for ran."
+    )
+    return page.section("verify", "Verification", words, (), tables)
+
+
+def _bench(result, folder: Path, quick: bool, say: Say) -> str:
+    with progress("measuring", bench.pieces(SPECS)) as advance:
+        rows = bench.bench(SPECS, advance, quick)
+    found = targets.outcomes(rows, quick)
+    result |= {"bench": rows, "targets": found}
+    tables = bench_tables.tables(rows, found)
+    picture = plots.draw_bench(folder / "bench.png", rows)
+    _say_all(tables, say)
+    words = (
+        "A fused step reads input and target once and writes the gradient once. Contenders take "
+        "turns within one process, so that what else the machine does hits all of them."
+    )
+    pictures = [picture] if picture else []
+    return page.section("bench", "Measurements", words, pictures, tables)
+
+
+def _draw(result, folder: Path, quick: bool, say: Say) -> str:
+    with progress("drawing", 1) as advance:
+        pictures = plots.draw_losses(folder)
+        advance("the losses")
+    words = (
+        "Values and derivatives by lossops' own kernels, second derivatives through autograd. "
+        "A loss has the same colour in every picture."
+    )
+    return page.section("losses", "The losses", words, pictures, ())
+
+
+def _say_all(tables: list[Table], say: Say) -> None:
+    for table in tables:
+        say(table)

@@ -1,0 +1,69 @@
+"""Examples in the documentation run, and what it says of the code is so."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import lossops
+from lossops import functional, nn, specs
+
+ROOT = Path(__file__).parent.parent
+MODULES = ["lossops", "lossops.functional", "lossops.backends", "lossops.info", "lossops.nn"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+    assert result.attempted > 0 or name == "lossops.nn"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_python_in_documents_runs(document):
+    text = (ROOT / document).read_text()
+    examples = re.findall(r"```python\n(.*?)```", text, re.S)
+    if document == "README.md":
+        assert examples
+    scope: dict = {}
+    for example in examples:
+        if "…" not in example:  # a fragment of a file, shown to be read
+            exec(compile(example, document, "exec"), scope)
+
+
+@pytest.mark.parametrize("row", specs.SPECS, ids=lambda row: row.name)
+def test_docstring_says_everything(row):
+    text = inspect.getdoc(row.function)
+    for heading in ("Args:", "Returns:", "Raises:", "Example:"):
+        assert heading in text, heading
+    for name in inspect.signature(row.function).parameters:
+        assert re.search(rf"\b{name}\b", text), name
+    assert "Follows" in text or "Source" in text
+    assert row.function.__name__ in text.split("Example:")[1]
+
+
+def test_everything_is_public_and_listed():
+    assert sorted(functional.__all__) == sorted(row.name for row in specs.SPECS)
+    assert sorted(nn.__all__) == sorted(row.module.__name__ for row in specs.SPECS)
+    assert set(lossops.__all__) <= set(dir(lossops))
+    readme = (ROOT / "README.md").read_text()
+    for row in specs.SPECS:
+        assert row.name in readme, row.name
+
+
+def test_relative_links_lead_somewhere():
+    for document in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / document).read_text()
+        for target in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\":]+)\"", text):
+            path = target[0] or target[1]
+            assert (ROOT / path).exists(), f"{document} links to {path}"
+
+
+def test_version_is_one():
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{lossops.__version__}"' in pyproject

@@ -1,0 +1,189 @@
+"""What is refused, with which exception and which words; and that nothing is left behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import each_spec
+
+import lossops
+from lossops import functional, specs
+
+REFUSED = [
+    pytest.param(row, bad, error, message, id=f"{row.name}-{bad}")
+    for row in specs.SPECS
+    for bad, error, message in row.refused
+]
+
+
+def refuses(function, error, message, *tensors):
+    """The call raises, its inputs stay as they were, and the next call works."""
+    before = [t.clone() for t in tensors]
+    with pytest.raises(error, match=message):
+        function()
+    for tensor, copy in zip(tensors, before, strict=True):
+        assert torch.equal(tensor, copy)
+    ones = torch.ones(3, requires_grad=True)
+    functional.mse_loss(ones, torch.zeros(3)).backward()
+    assert torch.equal(ones.grad, torch.full((3,), 2 / 3))
+
+
+@pytest.mark.parametrize(("spec", "bad", "error", "message"), REFUSED)
+def test_hyperparameter(spec, bad, error, message):
+    x, y = torch.randn(2, 4)
+    refuses(lambda: spec.function(x, y, **bad), error, message, x, y)
+    name = next(iter(bad))
+    wanted = torch.tensor(0.5, requires_grad=True)
+    refuses(
+        lambda: spec.function(x, y, **{name: wanted}), TypeError, "not differentiable by it", x, y
+    )
+
+
+@each_spec
+def test_reduction(spec):
+    x, y = torch.randn(2, 4)
+    for bad in ("avg", "MEAN", "batchmean", "", None, 3):
+        refuses(
+            lambda bad=bad: spec.function(x, y, reduction=bad),
+            ValueError,
+            f"^{bad} is not a valid value for reduction",
+            x,
+            y,
+        )
+
+
+@each_spec
+def test_shapes(spec):
+    x, y, w = torch.randn(4), torch.randn(3), torch.ones(2)
+    with pytest.warns(UserWarning, match="different to the input size"):
+        refuses(
+            lambda: spec.function(x, y),
+            RuntimeError,
+            r"The size of tensor a \(4\) must match the size of tensor b \(3\)",
+            x,
+            y,
+        )
+    refuses(
+        lambda: spec.function(x, x, weight=w),
+        ValueError,
+        r"Weights and input must have the same size. Got weight of shape \(2,\)",
+        x,
+        w,
+    )
+    scalar = torch.tensor(1.0)
+    refuses(
+        lambda: spec.function(scalar, scalar, reduction="sample"),
+        ValueError,
+        "reduction='sample' needs a batch dimension",
+        scalar,
+    )
+
+
+@each_spec
+def test_types(spec):
+    x = torch.randn(4)
+    for bad, name in (([1.0, 2.0], "list"), (None, "NoneType"), (1.0, "float")):
+        for args, argument in (((bad, x), "input"), ((x, bad), "target")):
+            refuses(
+                lambda args=args: spec.function(*args),
+                TypeError,
+                f"{argument} should be a Tensor, got {name}",
+                x,
+            )
+    refuses(
+        lambda: spec.function(x, x, weight=2.0), TypeError, "weight should be a Tensor, got float"
+    )
+
+
+@each_spec
+def test_dtypes(spec):
+    if spec.name == "l1_loss":
+        integers, complexes = torch.arange(4), torch.randn(4, dtype=torch.complex64)
+        assert spec.function(integers, integers + 2, reduction="sum").item() == 8
+        assert spec.function(complexes, complexes + 3).item() == pytest.approx(3)
+    else:
+        for bad in (torch.int64, torch.bool, torch.complex64, torch.uint8):
+            x = torch.ones(4).to(bad)
+            refuses(lambda x=x: spec.function(x, x), NotImplementedError, "got torch", x)
+    tiny = torch.ones(4).to(torch.float8_e4m3fn)
+    with pytest.raises(NotImplementedError, match="should be float64, float32, bfloat16 or"):
+        spec.function(tiny, tiny)
+
+
+@each_spec
+def test_devices_and_layouts(spec):
+    x = torch.randn(4)
+    refuses(
+        lambda: spec.function(x, torch.empty(4, device="meta")),
+        RuntimeError,
+        "expected all tensors to be on the same device, but found target on meta and input on cpu",
+        x,
+    )
+    refuses(
+        lambda: spec.function(x.to_sparse(), x),
+        NotImplementedError,
+        "input should be a dense tensor, got layout torch.sparse_coo",
+        x,
+    )
+
+
+@each_spec
+def test_deprecated_arguments_warn_and_work(spec):
+    if spec.name not in ("mse_loss", "l1_loss", "smooth_l1_loss"):
+        with pytest.raises(TypeError, match="unexpected keyword argument"):
+            spec.function(torch.ones(2), torch.ones(2), size_average=False)
+        return
+    x, y = torch.randn(2, 4)
+    with pytest.warns(UserWarning, match="size_average and reduce args will be deprecated"):
+        assert torch.equal(spec.function(x, y, False), spec.function(x, y, reduction="sum"))
+    with pytest.warns(UserWarning, match="size_average and reduce args will be deprecated"):
+        assert torch.equal(spec.function(x, y, None, False), spec.function(x, y, reduction="none"))
+
+
+@each_spec
+def test_signature_is_torchs(spec):
+    import inspect
+
+    if spec.torch_function is None:
+        return
+    ours = list(inspect.signature(spec.function).parameters.values())
+    theirs = list(inspect.signature(spec.torch_function).parameters.values())
+    for own, other in zip(ours, theirs, strict=False):
+        assert (own.name, own.default, own.kind) == (other.name, other.default, other.kind)
+    assert len(ours) >= len(theirs)
+
+
+def test_backend_names():
+    with (
+        pytest.raises(ValueError, match="should be one of native, triton, reference, got 'cuda'"),
+        lossops.backend("cuda"),
+    ):
+        pass
+    x = torch.randn(3)
+    with (
+        lossops.backend("triton"),
+        pytest.raises(RuntimeError, match="'triton' was asked for and cannot run on cpu tensors"),
+    ):
+        functional.mse_loss(x, x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "mae"}, "unknown elementwise loss 'mae'"),
+        ({"params": (1.0,)}, "takes 0 parameters, got 1"),
+        ({"reduction": "avg"}, "reduction should be none, mean or sum"),
+        ({"keep_dims": 3}, "keep_dims should be between 0 and 1, got 3"),
+        ({"target": torch.ones(5)}, r"target should have the shape of input"),
+        ({"input": torch.ones(4, dtype=torch.int32)}, "kernels take float64, float32"),
+        ({"output_mask": (True, False, True)}, "gradient of weight, and there is no weight"),
+    ],
+)
+def test_raw_op(change, message):
+    call = {
+        "input": torch.ones(4), "target": torch.ones(4), "weight": None, "normalizer": None,
+        "loss": "mse", "params": (), "reduction": "mean", "keep_dims": 0,
+        "out_dtype": torch.float32, "output_mask": (False, False, False),
+    }  # fmt: skip
+    with pytest.raises((RuntimeError, NotImplementedError), match=message):
+        torch.ops.lossops.elementwise_forward(**{**call, **change})
