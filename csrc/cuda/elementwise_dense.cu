@@ -68,26 +68,29 @@ class Evaluator {
     return e;
   }
 
-  // Writes what is asked for and returns the sum of the values. `scale` multiplies the derivatives.
+  // Writes what is asked for and returns the sum of the values. `scale` multiplies the derivatives;
+  // grad_output does so last, as it rescales a gradient of the forward pass, to the same bits.
   template <int N>
-  __device__ __forceinline__ T run(const Elements<X, Y, N>& e, int64_t i, T scale) const {
-    T x[N], y[N], weight[N], factor[N];
+  __device__ __forceinline__ T run(const Elements<X, Y, N>& e, int64_t i, T scale,
+                                   T single_grad_output) const {
+    T x[N], y[N], weight[N], upstream[N];
     e.input.unpack(x);
     e.target.unpack(y);
     if (has_weight_) e.weight.unpack(weight);
-    if (has_grad_output_) e.grad_output.unpack(factor);
+    if (has_grad_output_) e.grad_output.unpack(upstream);
     T value[N], dx[N], dy[N], unweighted[N], sum = 0;
 #pragma unroll
     for (int v = 0; v < N; ++v) {
       constexpr int order = pass == Pass::value ? 0 : 1;
       const Jet<T> f = Loss::template at<order>(x[v], y[v], params_);
       if (!has_weight_) weight[v] = 1;
-      factor[v] = has_grad_output_ ? scale * factor[v] : scale;
+      if (!has_grad_output_) upstream[v] = single_grad_output;
+      const T weighted = scale * weight[v];
       value[v] = weight[v] * f.value;
       sum += value[v];
-      unweighted[v] = factor[v] * f.value;
-      dx[v] = factor[v] * weight[v] * f.dx;
-      dy[v] = factor[v] * weight[v] * f.dy;
+      unweighted[v] = scale * f.value * upstream[v];
+      dx[v] = weighted * f.dx * upstream[v];
+      dy[v] = weighted * f.dy * upstream[v];
     }
     if constexpr (pass == Pass::value || pass == Pass::any) write<Y>(problem_.value, i, value);
     if constexpr (pass != Pass::value) write<X>(problem_.grad_input, i, dx);
@@ -126,8 +129,9 @@ __global__ void __launch_bounds__(kThreads, pass == Pass::any ? 3 : 4)
        group += gridDim.x / schedule.splits) {
     double scale = 1;
     if constexpr (pass != Pass::value) scale = scale_of(problem, group);
-    if constexpr (pass == Pass::any) scale *= single_grad_output(problem);
     const T factor = static_cast<T>(scale);
+    T upstream = 1;
+    if constexpr (pass == Pass::any) upstream = static_cast<T>(single_grad_output(problem));
     const int64_t begin = group * problem.group_size, end = begin + problem.group_size;
     const int64_t first = (begin + N - 1) / N, last = end / N;  // the group's whole vectors
     double sum = 0;
@@ -139,7 +143,8 @@ __global__ void __launch_bounds__(kThreads, pass == Pass::any ? 3 : 4)
       }
 #pragma unroll
       for (int u = 0; u < unroll; ++u) {
-        if (at + u * step < last) sum += evaluator.run(elements[u], (at + u * step) * N, factor);
+        if (at + u * step < last)
+          sum += evaluator.run(elements[u], (at + u * step) * N, factor, upstream);
       }
     }
     if (split == 0) {  // the elements before and after them, fewer than a warp
@@ -147,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, pass == Pass::any ? 3 : 4)
       const int64_t tail = last * N > head ? last * N : head;
       int64_t i = begin + threadIdx.x;
       if (i >= head) i += tail - head;
-      if (i < end) sum += evaluator.run(evaluator.template load<1>(i), i, factor);
+      if (i < end) sum += evaluator.run(evaluator.template load<1>(i), i, factor, upstream);
     }
     if constexpr (pass != Pass::backward) {
       if (problem.reduced.defined()) reduce_group(problem, schedule, group, sum);

@@ -59,11 +59,11 @@ __device__ __forceinline__ T first_order(const ElementwiseProblem& p, const T* p
   const Jet<T> f = Loss::template at<1>(decode<T>(input, p.input.dtype),
                                         decode<T>(target, p.target.dtype), params);
   const T w = number<T>(p.weight, weight, 1);
-  const T g = scale * number<T>(p.grad_output, grad_output, 1);
+  const T factor = scale * w, upstream = number<T>(p.grad_output, grad_output, 1);
   write(p.value, at, w * f.value);
-  write(p.grad_input, at, g * w * f.dx);
-  write(p.grad_target, at, g * w * f.dy);
-  write(p.grad_weight, at, g * f.value);
+  write(p.grad_input, at, factor * f.dx * upstream);
+  write(p.grad_target, at, factor * f.dy * upstream);
+  write(p.grad_weight, at, scale * f.value * upstream);
   return w * f.value;
 }
 

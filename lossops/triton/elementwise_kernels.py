@@ -216,12 +216,13 @@ def _store(pointers, values, mask):
 def _tile(
     operands,
     tangents,
-    grad_output,  # as wide as the operands, or None where `factor` has it
+    grad_output,  # as wide as the operands, or None where it is one number, `upstream`
     value,
     grads,  # by input, target and weight
     at,  # offset of the tile's first element
     count,  # elements of the tile; beyond BLOCK without effect
     factor,  # multiplies every derivative
+    upstream,  # does so last, as it rescales a gradient of the forward pass, to the same bits
     params,
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -238,17 +239,18 @@ def _tile(
         operands, tangents, at, lanes, mask, params, LOSS, OF_DIFFERENCE, ORDER, COMPUTE
     )
     g = factor.to(COMPUTE)
+    upstream = upstream.to(COMPUTE)
     if grad_output is not None:
-        g = g * tl.load(grad_output + at + lanes, mask=mask).to(COMPUTE)
+        upstream = tl.load(grad_output + at + lanes, mask=mask).to(COMPUTE)
     grad_input, grad_target, grad_weight = grads
     if value is not None:
         _store(value + at + lanes, total, mask)
     if grad_input is not None:
-        _store(grad_input + at + lanes, g * dx, mask)
+        _store(grad_input + at + lanes, g * dx * upstream, mask)
     if grad_target is not None:
-        _store(grad_target + at + lanes, g * dy, mask)
+        _store(grad_target + at + lanes, g * dy * upstream, mask)
     if grad_weight is not None:
-        _store(grad_weight + at + lanes, g * dw, mask)
+        _store(grad_weight + at + lanes, g * dw * upstream, mask)
     if MASKED:  # f(0, 0) need not be 0
         total = tl.where(mask, total, 0.0)
     # FOLD neighbours, which one thread holds, add up in COMPUTE, and everything beyond in float64:
@@ -322,13 +324,12 @@ def elementwise_kernel(
     factor = tl.full([], scale, tl.float64)
     if normalizer is not None:
         factor /= tl.load(normalizer + (group if NORMALIZER == "group" else 0)).to(tl.float64)
-    g = factor
+    upstream = tl.full([], 1.0, tl.float64)
     if grad_output is not None and GRAD_OUTPUT != "element":
         upstream = tl.load(grad_output + (group if GRAD_OUTPUT == "group" else 0)).to(tl.float64)
         if SKIP_ONE:  # not `and`: the inner branch is dynamic
             if upstream == 1:
                 return
-        g *= upstream
 
     operands = (input, target, weight)
     tangents = (tangent_input, tangent_target, tangent_weight)
@@ -343,12 +344,14 @@ def elementwise_kernel(
     sums = tl.full([BLOCK // FOLD], 0.0, tl.float64)
     for start in range(split.to(tl.int64) * BLOCK, whole, splits * BLOCK):
         sums += _tile(
-            operands, tangents, elements, value, grads, base + start, BLOCK, g, params,
+            operands, tangents, elements, value, grads, base + start, BLOCK, factor,
+            upstream, params,
             False, BLOCK, FOLD, LOSS, OF_DIFFERENCE, ORDER, COMPUTE,
         )  # fmt: skip
     if (split == splits - 1) & (whole < group_size):
         sums += _tile(
-            operands, tangents, elements, value, grads, base + whole, group_size - whole, g, params,
+            operands, tangents, elements, value, grads, base + whole, group_size - whole,
+            factor, upstream, params,
             True, BLOCK, FOLD, LOSS, OF_DIFFERENCE, ORDER, COMPUTE,
         )  # fmt: skip
 
