@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -36,6 +37,15 @@ def test_python_in_documents_runs(document):
             exec(compile(example, document, "exec"), scope)
 
 
+def test_quoted_code_is_the_code():
+    """Every block of CONTRIBUTING.md that names a file stands in it, word by word."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"```(?:cpp|python)\n(?://|#) (\S+).*?\n(.*?)```", text, re.S)
+    assert len(blocks) == 6
+    for path, code in blocks:
+        assert " ".join(code.split()) in " ".join((ROOT / path).read_text().split()), path
+
+
 @pytest.mark.parametrize("row", specs.SPECS, ids=lambda row: row.name)
 def test_docstring_says_everything(row):
     text = inspect.getdoc(row.function)
@@ -51,9 +61,14 @@ def test_everything_is_public_and_listed():
     assert sorted(functional.__all__) == sorted(row.name for row in specs.SPECS)
     assert sorted(nn.__all__) == sorted(row.module.__name__ for row in specs.SPECS)
     assert set(lossops.__all__) <= set(dir(lossops))
+
+
+def test_table_of_losses_is_todays():
+    spec = importlib.util.spec_from_file_location("table", ROOT / "docs" / "table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     readme = (ROOT / "README.md").read_text()
-    for row in specs.SPECS:
-        assert row.name in readme, row.name
+    assert module.with_table(readme) == readme, "run: make format"
 
 
 def test_relative_links_lead_somewhere():

@@ -114,7 +114,7 @@ LOSSOPS_FN Simd<double> log1p(Simd<double> a) {
 
 // In float32, polynomials that stay in registers: a call per vector would cost more than the
 // memory traffic. The coefficients are minimax fits; both functions are right to 2 units in the
-// last place for every float (tests/test_accuracy.py).
+// last place for every float (tests/test_simd_math.py).
 
 template <size_t n>
 LOSSOPS_FN at::vec::Vectorized<float> horner(at::vec::Vectorized<float> x,
@@ -132,7 +132,7 @@ LOSSOPS_FN Simd<float> expm1(Simd<float> a) {
   constexpr float kCoefficients[] = {0.49999997f, 0.16666542f, 0.041667204f, 0.0083666472f,
                                      0.0013882495f};
   // Beyond these bounds the result is -1 or infinite. NaN passes through both.
-  const Vector x = at::vec::clamp(a.v, Vector(-30.0f), Vector(89.5f));
+  const Vector x = at::vec::clamp(a.v, Vector(-30.0f), Vector(88.8f));
   const Vector n = (x * Vector(1.44269504f)).round();
   Vector r = at::vec::fmadd(n, Vector(-0.693359375f), x);  // exact: few bits, times an integer
   r = at::vec::fmadd(n, Vector(2.12194440e-4f), r);
@@ -144,8 +144,8 @@ LOSSOPS_FN Simd<float> expm1(Simd<float> a) {
   return result + result;
 }
 
-// For finite x > -1: log(1 + x) = k log(2) + log(1 + y) with 1 + y = (1 + x) / 2^k in [3/4, 3/2). y
-// is computed from x itself, so that nothing of a small x is lost in 1 + x.
+// For -1 < x < 2^126: log(1 + x) = k log(2) + log(1 + y) with 1 + y = (1 + x) / 2^k in [3/4, 3/2).
+// y is computed from x itself, so that nothing of a small x is lost in 1 + x.
 LOSSOPS_FN Simd<float> log1p_inside(Simd<float> a) {
   using Vector = at::vec::Vectorized<float>;
   using Integers = at::vec::Vectorized<int32_t>;
@@ -165,13 +165,15 @@ LOSSOPS_FN Simd<double> log1p_inside(Simd<double> a) {
   return log1p(a);
 }
 
-// With the ends of the domain. NaN, and not less, is what x = NaN and x < -1 must give.
+// For every x. NaN, and not less, is what x = NaN and x < -1 must give.
 LOSSOPS_FN Simd<float> log1p(Simd<float> a) {
   const Simd<float> infinity(std::numeric_limits<double>::infinity());
   const Simd<float> nan(std::numeric_limits<double>::quiet_NaN());
+  const auto large = a > Simd<float>(1e37);  // there log(1 + x) = log(x)
+  const Simd<float> scaled = log1p_inside(select(large, Simd<float>(0.25) * a, a));
+  const Simd<float> finite = select(large, scaled + Simd<float>(1.38629436), scaled);
   const Simd<float> ends = select(a == Simd<float>(-1), -infinity, select(a == infinity, a, nan));
-  const Simd<float> inside = select(a < infinity, log1p_inside(a), ends);
-  return select(a > Simd<float>(-1), inside, ends);
+  return select(a > Simd<float>(-1), select(a < infinity, finite, ends), ends);
 }
 
 template <class T>

@@ -45,7 +45,7 @@ LOSSOPS_FN float log1p(float x) {
 LOSSOPS_FN double log1p(double x) {
   return ::log1p(x);
 }
-// log1p of a finite x > -1: what a SIMD implementation may be spared is the ends of the domain.
+// log1p for -1 < x < 1e37: what a SIMD implementation may be spared is the ends of the domain.
 LOSSOPS_FN float log1p_inside(float x) {
   return log1p(x);
 }
