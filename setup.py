@@ -168,13 +168,14 @@ class NinjaBuild(build_ext):
         if x86:
             sources |= {s: capability_flags(s) + f for s, f in X86_SOURCES.items()}
         cuda_sources: list[Path] = []
-        nvcc_flags = ""
+        nvcc, nvcc_flags = "nvcc", ""
         if cuda:
+            nvcc = cuda.nvcc
             archs = cuda.arch_flags()
             defines["LOSSOPS_WITH_CUDA"] = 1
             defines["LOSSOPS_CUDA_VERSION"] = f'"{".".join(map(str, cuda.version))}"'
             defines["LOSSOPS_CUDA_ARCH"] = f'"{" ".join(cuda.archs)}"'
-            sources |= {s: "" for s in CUDA_OP_SOURCES}
+            sources |= dict.fromkeys(CUDA_OP_SOURCES, "")
             cuda_sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
             nvcc_flags = " ".join(
                 [
@@ -200,7 +201,7 @@ class NinjaBuild(build_ext):
             "  deps = gcc",
             "  description = c++ $in",
             "rule nvcc",
-            f"  command = {cuda.nvcc if cuda else 'nvcc'} -MMD -MF $out.d $nvccflags -c $in -o $out",
+            f"  command = {nvcc} -MMD -MF $out.d $nvccflags -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = nvcc $in",

@@ -203,7 +203,9 @@ def test_claims_are_decided_by_the_numbers(robust):
     names = ("mse_loss", "l1_loss", "huber_loss", "log_cosh_loss")
     rows = [training_row(name, 40.0, 41.0 if robust else 90.0) for name in names]
     rows[0] = training_row("mse_loss", 40.0, 90.0)
-    convergence = [{"loss": name, "steps": 10 if robust else None} for name in names]
+    convergence = [
+        {"loss": name, "steps": [10, 20, 30] if robust else [None] * 3} for name in names
+    ]
     found = {f["claim"]: f["confirmed"] for f in claims.findings(rows, convergence)}
     assert found["MSE is more sensitive to outliers"] is robust
     assert found["Huber is robust to outliers"] is robust

@@ -142,38 +142,6 @@ class Reader {
   alignas(64) T buffer_[kBlock];
 };
 
-// A copy that leaves the destination out of the caches, which saves reading its lines first.
-inline void stream(void* to, const void* from, int64_t bytes) {
-#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
-  auto* out = static_cast<char*>(to);
-  auto* in = static_cast<const char*>(from);
-  const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(out) & 63);
-  std::memcpy(out, in, head);
-  int64_t i = head;
-  for (; i + 64 <= bytes; i += 64) {
-#if defined(CPU_CAPABILITY_AVX512)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(out + i), _mm512_loadu_si512(in + i));
-#else
-    const auto* line = reinterpret_cast<const __m256i*>(in + i);
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(out + i), _mm256_loadu_si256(line));
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(out + i + 32), _mm256_loadu_si256(line + 1));
-#endif
-  }
-  std::memcpy(out + i, in + i, bytes - i);
-#else
-  std::memcpy(to, from, bytes);
-#endif
-}
-
-inline void end_of_stream() {
-#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
-  _mm_sfence();
-#endif
-}
-
-// Outputs of at least this many bytes bypass the caches: they would not stay there anyway.
-constexpr int64_t kStreamBytes = int64_t(1) << 24;
-
 // Writes an operand block by block: compute into buffer(), then flush().
 template <class T>
 class Writer {
@@ -182,12 +150,7 @@ class Writer {
       : problem_(problem),
         operand_(operand),
         access_(access_of(operand, problem)),
-        streams_(access_ == Access::linear &&
-                 problem.numel * size_of(operand.dtype) >= kStreamBytes),
-        in_place_(access_ == Access::linear && operand.dtype == dtype_of<T> && !streams_) {}
-  ~Writer() {
-    if (streams_) end_of_stream();
-  }
+        in_place_(access_ == Access::linear && operand.dtype == dtype_of<T>) {}
 
   // Where to put the elements from `begin` on, or null where the output is not wanted.
   T* buffer(int64_t begin) {
@@ -204,13 +167,8 @@ class Writer {
   template <class S>
   void scatter(int64_t begin, int64_t n) {
     S* data = static_cast<S*>(operand_.data);
-    if (streams_) {
-      if constexpr (std::is_same_v<S, T>) return stream(data + begin, buffer_, n * sizeof(S));
-      alignas(64) S narrow[kBlock];
-      convert(buffer_, narrow, n);
-      return stream(data + begin, narrow, n * sizeof(S));
-    }
-    const int64_t stride = problem_.ndim == 0 ? 1 : operand_.stride[0];
+    if (access_ == Access::linear) return convert(buffer_, data + begin, n);
+    const int64_t stride = operand_.stride[0];
     for_each_run(problem_, operand_, begin, n, [&](int64_t offset, int64_t at, int64_t length) {
       if (stride == 1) return convert(buffer_ + at, data + offset, length);
       for (int64_t i = 0; i < length; ++i) {
@@ -222,7 +180,6 @@ class Writer {
   const ElementwiseProblem& problem_;
   const Operand operand_;
   const Access access_;
-  const bool streams_;
   const bool in_place_;
   alignas(64) T buffer_[kBlock];
 };

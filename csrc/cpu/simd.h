@@ -108,13 +108,13 @@ LOSSOPS_FN Simd<T> exp(Simd<T> a) {
 LOSSOPS_FN Simd<double> expm1(Simd<double> a) {
   return a.v.expm1();
 }
-LOSSOPS_FN Simd<double> log1p(Simd<double> a) {
+LOSSOPS_FN Simd<double> log1p_upto_half(Simd<double> a) {
   return a.v.log1p();
 }
 
 // In float32, polynomials that stay in registers: a call per vector would cost more than the
-// memory traffic. The coefficients are minimax fits; both functions are right to 2 units in the
-// last place for every float (tests/test_simd_math.py).
+// memory traffic. The coefficients are minimax fits; expm1 is right to 2 units in the last
+// place for every float, log1p_upto_half within its domain (tests/test_simd_math.py).
 
 template <size_t n>
 LOSSOPS_FN at::vec::Vectorized<float> horner(at::vec::Vectorized<float> x,
@@ -144,36 +144,10 @@ LOSSOPS_FN Simd<float> expm1(Simd<float> a) {
   return result + result;
 }
 
-// For -1 < x < 2^126: log(1 + x) = k log(2) + log(1 + y) with 1 + y = (1 + x) / 2^k in [3/4, 3/2).
-// y is computed from x itself, so that nothing of a small x is lost in 1 + x.
-LOSSOPS_FN Simd<float> log1p_inside(Simd<float> a) {
-  using Vector = at::vec::Vectorized<float>;
-  using Integers = at::vec::Vectorized<int32_t>;
-  constexpr float kCoefficients[] = {-0.5f,        0.33333454f,  -0.25000054f,
-                                     0.19990607f,  -0.16647768f, 0.14482068f,
-                                     -0.13162224f, 0.10448278f,  -0.04490909f};
-  const Vector x = a.v;
-  const Integers k_bits =
-      (at::vec::cast<int32_t>(x + Vector(1.0f)) - Integers(0x3f400000)) & Integers(0xff800000);
-  const Vector scale = at::vec::cast<float>(Integers(0x3f800000) - k_bits);  // 2^-k
-  const Vector y = at::vec::fmadd(scale, x, scale - Vector(1.0f));
-  const Vector p = at::vec::fmadd(y * y, horner(y, kCoefficients), y);  // log(1 + y)
-  const Vector k = at::vec::convert_to_fp_of_same_size<float>(k_bits) * Vector(1.1920929e-7f);
-  return at::vec::fmadd(k, Vector(0.69314718f), p);
-}
-LOSSOPS_FN Simd<double> log1p_inside(Simd<double> a) {
-  return log1p(a);
-}
-
-// For every x. NaN, and not less, is what x = NaN and x < -1 must give.
-LOSSOPS_FN Simd<float> log1p(Simd<float> a) {
-  const Simd<float> infinity(std::numeric_limits<double>::infinity());
-  const Simd<float> nan(std::numeric_limits<double>::quiet_NaN());
-  const auto large = a > Simd<float>(1e37);  // there log(1 + x) = log(x)
-  const Simd<float> scaled = log1p_inside(select(large, Simd<float>(0.25) * a, a));
-  const Simd<float> finite = select(large, scaled + Simd<float>(1.38629436), scaled);
-  const Simd<float> ends = select(a == Simd<float>(-1), -infinity, select(a == infinity, a, nan));
-  return select(a > Simd<float>(-1), select(a < infinity, finite, ends), ends);
+LOSSOPS_FN Simd<float> log1p_upto_half(Simd<float> a) {
+  constexpr float kCoefficients[] = {-0.49999952f, 0.33330813f, -0.24954501f, 0.19602135f,
+                                     -0.14736344f, 0.0875161f,  -0.027852956f};
+  return at::vec::fmadd(a.v * a.v, horner(a.v, kCoefficients), a.v);
 }
 
 template <class T>

@@ -116,19 +116,23 @@ struct LogCosh {
   //   near 0, cosh(a) - 1 = 2 sinh(a/2)^2 = u^2 / (2 (1 + u)), so log(cosh) = log1p of that: no
   //   cancellation, where |d| + softplus(-2|d|) - log 2 loses every digit;
   //   far from it, log(cosh) = a - log 2 + log1p(exp(-2a)), which cannot overflow.
-  // Both need one expm1 and, with the argument selected first, one log1p.
+  // Both need one expm1 and, with the argument selected first, one log1p of at most 1/2. One
+  // division serves 1 / (1 + u) near 0 and tanh everywhere.
   template <int order, class T>
   LOSSOPS_FN static DifferenceJet<T> at(T d, const T*) {
     const T a = abs(d);
+    const auto near = a < T(0.96);  // cosh(0.96) - 1 is just below 1/2
     const T u = expm1(-a);
     const T e = T(1) + u;  // exp(-a)
     const T e2 = e * e;    // exp(-2a)
-    const auto near = a < T(1);
-    const T tail = log1p_inside(select(near, T(0.5) * u * u / e, e2));
+    const T w = T(1) + e2;
+    const T q = select(near, e, T(1));
+    const T r = T(1) / (q * w);
+    const T tail = log1p_upto_half(select(near, T(0.5) * u * u * (r * w), e2));
     DifferenceJet<T> f{};
     f.value = select(near, tail, a - T(0.693147180559945309417232121458) + tail);
     if constexpr (order >= 1) {
-      f.first = copysign(-u * (T(2) + u) / (T(1) + e2), d);  // tanh(d)
+      f.first = copysign(-u * (T(2) + u) * (r * q), d);  // tanh(d)
     }
     if constexpr (order >= 2) {
       const T decay = exp(-a);  // e, without the rounding of 1 + u: sech has no other term

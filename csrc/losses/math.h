@@ -45,11 +45,11 @@ LOSSOPS_FN float log1p(float x) {
 LOSSOPS_FN double log1p(double x) {
   return ::log1p(x);
 }
-// log1p for -1 < x < 1e37: what a SIMD implementation may be spared is the ends of the domain.
-LOSSOPS_FN float log1p_inside(float x) {
+// log1p for 0 <= x <= 1/2, where a SIMD implementation needs a polynomial alone.
+LOSSOPS_FN float log1p_upto_half(float x) {
   return log1p(x);
 }
-LOSSOPS_FN double log1p_inside(double x) {
+LOSSOPS_FN double log1p_upto_half(double x) {
   return log1p(x);
 }
 LOSSOPS_FN float copysign(float magnitude, float sign) {

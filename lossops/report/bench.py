@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,7 @@ def _in_process(task: dict[str, Any]) -> Iterator[Row]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         process.stdin.write(json.dumps(task))
         process.stdin.close()

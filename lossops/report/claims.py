@@ -27,7 +27,7 @@ class Finding:
 def findings(training: list[Row], convergence: list[Row]) -> list[dict[str, Any]]:
     """The claims of the regression losses, decided."""
     by_loss = {row["loss"]: row for row in training}
-    steps = {row["loss"]: row["steps"] or math.inf for row in convergence}
+    steps = {row["loss"]: [n or math.inf for n in row["steps"]] for row in convergence}
     return [
         asdict(finding)
         for finding in (
@@ -97,26 +97,33 @@ def _alike(rows: dict[str, Row]) -> Finding:
     )
 
 
-def _faster(steps: dict[str, float], claim: str, fast: str, slow: str, allowed: float) -> Finding:
+WITHIN = "to within 1%, 0.1% and 0.01% of the minimum"
+
+
+def _faster(
+    steps: dict[str, list[float]], claim: str, fast: str, slow: str, allowed: float
+) -> Finding:
+    """Confirmed only where it holds however near to the minimum one wants to come."""
     goal = f"in fewer steps than {plain(slow)}" if allowed == 1 else (
         f"in at most {allowed:g} times the steps of {plain(slow)}"
     )  # fmt: skip
-    confirmed = steps[fast] < steps[slow] if allowed == 1 else steps[fast] <= allowed * steps[slow]
+    pairs = list(zip(steps[fast], steps[slow], strict=True))
     return Finding(
         claim,
-        f"gradient descent, each at its best rate, comes within 0.1% of the minimum {goal}",
-        f"{steps[fast]:g} steps to {steps[slow]:g}",
-        confirmed,
+        f"gradient descent, each at its best rate, arrives {goal}, {WITHIN}",
+        "; ".join(f"{f:g} steps to {s:g}" for f, s in pairs),
+        all(f < s if allowed == 1 else f <= allowed * s for f, s in pairs),
     )
 
 
-def _slowest(steps: dict[str, float]) -> Finding:
-    others = {loss: steps[loss] for loss in ("mse_loss", "huber_loss", "log_cosh_loss")}
+def _slowest(steps: dict[str, list[float]]) -> Finding:
+    others = [steps[loss] for loss in ("mse_loss", "huber_loss", "log_cosh_loss")]
+    pairs = [(n, rest) for n, *rest in zip(steps["l1_loss"], *others, strict=True)]
     return Finding(
         "L1 converges more slowly",
-        "than each of MSE, Huber and log-cosh, by the same measure",
-        f"{steps['l1_loss']:g} steps to {', '.join(f'{n:g}' for n in others.values())}",
-        steps["l1_loss"] > max(others.values()),
+        f"than each of MSE, Huber and log-cosh, {WITHIN}",
+        "; ".join(f"{n:g} steps to {', '.join(f'{r:g}' for r in rest)}" for n, rest in pairs),
+        all(n > max(rest) for n, rest in pairs),
     )
 
 
@@ -151,7 +158,7 @@ def tables(training: list[Row], convergence: list[Row], found: list[Row]) -> lis
         note=f"A linear model on {seeds} random splits, the same for every loss, in the units of "
         "the target. Corrupted: 10% of the training labels are ten times too large; the test "
         "labels are always true. Steps: of gradient descent at the best of 17 rates, to within "
-        "0.1% of the least training loss.",
+        "1%, 0.1% and 0.01% of the least training loss.",
     )  # fmt: skip
     steps = {row["loss"]: row["steps"] for row in convergence}
     for row in training:
@@ -161,7 +168,7 @@ def tables(training: list[Row], convergence: list[Row], found: list[Row]) -> lis
             for y in ("clean", "corrupted")
             for v in (row[y]["mae"], row[y]["rmse"])
         ]
-        taken = number(steps.get(row["loss"]), 0)
+        taken = ", ".join(number(n, 0) for n in steps.get(row["loss"], [None]))
         errors.add(plain(row["loss"]), *cells, f"{100 * (corrupted / clean - 1):+.0f}%", taken)
     claims = Table(
         "What is claimed of the losses", ("claim", "test", "measured", "outcome"), labels=4

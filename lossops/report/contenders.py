@@ -21,7 +21,7 @@ def _log_cosh(input: Tensor, target: Tensor) -> Tensor:
 
 def _quantile(input: Tensor, target: Tensor, above: float, below: float) -> Tensor:
     d = input - target
-    return torch.maximum(above * d, -below * d)
+    return torch.where(d > 0, above * d, -below * d)
 
 
 # Losses that torch lacks, as its users write them. One that is not here is taken from the

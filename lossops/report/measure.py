@@ -115,6 +115,17 @@ def without_gc() -> Iterator[None]:
         gc.enable()
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For small tensors: threads would only wait for each other, long where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def keep_memory_warm(pool_bytes: int) -> bool:
     """Makes this process keep the memory that it frees, as one under jemalloc does, and touches
     a pool of it once. Returns whether that is possible here (it is with glibc).

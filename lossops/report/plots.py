@@ -118,13 +118,13 @@ def _draw_derivatives(path: Path) -> tuple[str, str]:
 
 
 def _draw(axes: Any, curves: tuple[Curve, ...], reach: float, order: int, what: str) -> None:
-    for i, curve in enumerate(curves):
+    for curve in curves:
         for sides in _pieces(curve, reach, order):
             axes.plot(
                 sides,
                 curve.derivatives(sides)[order],
                 color=COLORS[curve.spec.name],
-                linewidth=3.4 - 0.6 * i,  # where curves coincide, the lower ones look out
+                linewidth=3.6 if curve is L1 and order else 2,  # looks out from under Huber's
                 dashes=_DASHES.get(curve.label, (None, None)),
                 label=curve.label if sides[0] == -reach else None,
             )
@@ -234,6 +234,9 @@ def _draw_before_and_after(axes: Any, rows: list[dict[str, Any]]) -> None:
 _COINCIDE = {"huber_loss", "quantile_loss"}
 
 
+_LONGEST = 8.0  # in multiples of the floor; a longer bar would leave the others no room
+
+
 def draw_bench(path: Path, rows: list[dict[str, Any]]) -> tuple[str, str] | None:
     """Times of a training step, warm memory where it was measured, in multiples of the floor."""
     steps = [row for row in rows if row["kind"] == "step"]
@@ -251,9 +254,11 @@ def draw_bench(path: Path, rows: list[dict[str, Any]]) -> tuple[str, str] | None
         for i, name in enumerate(contenders):
             values = [row["ms"][name] / row["ms"]["floor"] for row in kept]
             places = [k + (i - (len(contenders) - 1) / 2) * thickness for k in range(len(kept))]
-            bars = axes.barh(places, values, 0.9 * thickness, color=colors[name],
+            shown = [min(value, _LONGEST) for value in values]
+            bars = axes.barh(places, shown, 0.9 * thickness, color=colors[name],
                              label=words.get(name, name))  # fmt: skip
-            axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+            labels = [f"{v:.1f}" + (" (cut)" if v > _LONGEST else "") for v in values]
+            axes.bar_label(bars, labels, padding=3, fontsize=8)
         axes.axvline(1, color=INK, linewidth=1)
         axes.set_yticks(range(len(kept)), [plain(row["loss"]) for row in kept])
         axes.invert_yaxis()

@@ -131,8 +131,8 @@ def exact(kernel: str, params: tuple[float, ...], input: Tensor, target: Tensor)
     double = input.dtype == torch.float64
     wide = numpy.longdouble if double else numpy.float64
     largest = torch.finfo(torch.float64 if double else torch.float32).max
-    x, y = (t.detach().cpu().double().numpy().astype(wide) for t in (input, target))
     with numpy.errstate(all="ignore"):
+        x, y = (t.detach().cpu().double().numpy().astype(wide) for t in (input, target))
         x = numpy.where(abs(x - y) > largest, numpy.copysign(numpy.inf, x - y), x)
         loss = reference.FORMULAS[kernel](Dual(x, numpy.ones_like(x)), Dual(y), *params)
         gradient = loss.derivative + numpy.zeros_like(x)

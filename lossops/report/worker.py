@@ -21,6 +21,7 @@ from lossops.report.measure import (
     interleaved,
     interleaved_blocks,
     keep_memory_warm,
+    one_thread,
     peak_bytes,
 )
 from lossops.report.steps import LOSSOPS, Tensors, contenders
@@ -88,7 +89,8 @@ def _memory(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
 def _accuracy(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
     for dtype in accuracy.DTYPES:
         count = task["values"] // 10 if dtype == torch.float64 else task["values"]
-        found = accuracy.measure(row, dtype, count, device=task["device"])
+        with one_thread():
+            found = accuracy.measure(row, dtype, count, device=task["device"])
         errors = {name: e and asdict(e) for name, e in found.items()}
         name = str(dtype).removeprefix("torch.")
         own = row.torch_function is not None

@@ -1,0 +1,69 @@
+# make report   trains on real data, verifies, measures, draws: report/index.html
+# make test     all checks and tests, as the continuous integration runs them
+# make build    the environment in .venv and the compiled kernels
+# make format   formats Python and C++, writes the README's table of losses
+# make clean    removes what was made, but for the environment
+#
+# Variables: PYTHON (to make .venv with), MAX_JOBS, LOSSOPS_CUDA, PYTEST_ARGS.
+
+PYTHON ?= python3
+PYTEST_ARGS ?= -n 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.lossops-installed
+BUILT := build/.built
+KERNELS := $(shell find csrc tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+# Python 3.10 has no TOML parser of its own; pip has.
+define REQUIREMENTS
+from pip._vendor import tomli
+project = tomli.load(open("pyproject.toml", "rb"))["project"]
+extras = project["optional-dependencies"]
+print(*extras["dev"], *extras["report"], sep="\n")
+endef
+export REQUIREMENTS
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: report test build format clean
+
+report: build
+	$(BIN)/python -m lossops report --out report
+
+test: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+build: $(BUILT)
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(KERNELS)
+	$(BIN)/python docs/table.py
+
+clean:
+	rm -rf build report plots lossops/_C.*.so .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+# Everything that pyproject.toml lists, torch and its pin included, and a pointer to the sources
+# instead of an editable install, which would compile them a second time.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "lossops needs Python 3.10 or newer; set PYTHON=python3.12, say" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot make a virtual environment with pip in it." \
+	       "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version > /dev/null || { \
+	  echo "$(VENV) has no pip. Remove it, install your system's python3-venv, try again." >&2; \
+	  exit 1; }
+	$(BIN)/python -c "$$REQUIREMENTS" > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
+	@echo "$(CURDIR)" > \
+	  "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lossops-source.pth"
+	@touch $@
+
+$(BUILT): $(INSTALLED) setup.py $(KERNELS)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@mkdir -p $(@D) && touch $@
