@@ -100,6 +100,10 @@ LOSSOPS_FN Simd<T> sqrt(Simd<T> a) {
 }
 
 template <class T>
+LOSSOPS_FN Simd<T> fma(Simd<T> a, Simd<T> b, Simd<T> c) {
+  return at::vec::fmadd(a.v, b.v, c.v);
+}
+template <class T>
 LOSSOPS_FN Simd<T> exp(Simd<T> a) {
   return a.v.exp();
 }

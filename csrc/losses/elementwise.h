@@ -112,27 +112,23 @@ struct LogCosh {
   static constexpr const char* name = "log_cosh";
   static constexpr int num_params = 0;
 
-  // With a = |d| and u = exp(-a) - 1:
-  //   near 0, cosh(a) - 1 = 2 sinh(a/2)^2 = u^2 / (2 (1 + u)), so log(cosh) = log1p of that: no
-  //   cancellation, where |d| + softplus(-2|d|) - log 2 loses every digit;
-  //   far from it, log(cosh) = a - log 2 + log1p(exp(-2a)), which cannot overflow.
-  // Both need one expm1 and, with the argument selected first, one log1p of at most 1/2. One
-  // division serves 1 / (1 + u) near 0 and tanh everywhere.
+  // With a = |d|:
+  //   near 0, log(cosh(a)) = log1p(cosh(a) - 1), the argument by its series: no cancellation, where
+  //   |d| + softplus(-2|d|) - log 2 loses every digit;
+  //   far from it, log(cosh(a)) = a - log 2 + log1p(exp(-2a)), which cannot overflow.
+  // Selecting the argument first leaves one log1p, of at most 1/2.
   template <int order, class T>
   LOSSOPS_FN static DifferenceJet<T> at(T d, const T*) {
     const T a = abs(d);
-    const auto near = a < T(0.96);  // cosh(0.96) - 1 is just below 1/2
     const T u = expm1(-a);
-    const T e = T(1) + u;  // exp(-a)
-    const T e2 = e * e;    // exp(-2a)
-    const T w = T(1) + e2;
-    const T q = select(near, e, T(1));
-    const T r = T(1) / (q * w);
-    const T tail = log1p_upto_half(select(near, T(0.5) * u * u * (r * w), e2));
+    const T e = T(1) + u;           // exp(-a)
+    const T e2 = e * e;             // exp(-2a)
+    const auto near = a < T(0.96);  // cosh(0.96) - 1 is just below 1/2
+    const T tail = log1p_upto_half(select(near, cosh_minus_one(a * a), e2));
     DifferenceJet<T> f{};
     f.value = select(near, tail, a - T(0.693147180559945309417232121458) + tail);
     if constexpr (order >= 1) {
-      f.first = copysign(-u * (T(2) + u) * (r * q), d);  // tanh(d)
+      f.first = copysign(-u * (T(2) + u) / (T(1) + e2), d);  // tanh(d)
     }
     if constexpr (order >= 2) {
       const T decay = exp(-a);  // e, without the rounding of 1 + u: sech has no other term
@@ -140,6 +136,20 @@ struct LogCosh {
       f.second = sech * sech;
     }
     return f;
+  }
+
+  // cosh(a) - 1 = a^2/2! + a^4/4! + ..., as a function of a^2 < 1, to the precision of float64.
+  template <class T>
+  LOSSOPS_FN static T cosh_minus_one(T a2) {
+    T sum = T(1.0 / 6402373705728000);            // 18!
+    sum = fma(sum, a2, T(1.0 / 20922789888000));  // 16!
+    sum = fma(sum, a2, T(1.0 / 87178291200));
+    sum = fma(sum, a2, T(1.0 / 479001600));
+    sum = fma(sum, a2, T(1.0 / 3628800));
+    sum = fma(sum, a2, T(1.0 / 40320));
+    sum = fma(sum, a2, T(1.0 / 720));
+    sum = fma(sum, a2, T(1.0 / 24));
+    return a2 * fma(sum, a2, T(0.5));
   }
 };
 

@@ -27,6 +27,12 @@ LOSSOPS_FN float sqrt(float x) {
 LOSSOPS_FN double sqrt(double x) {
   return ::sqrt(x);
 }
+LOSSOPS_FN float fma(float a, float b, float c) {
+  return ::fmaf(a, b, c);
+}
+LOSSOPS_FN double fma(double a, double b, double c) {
+  return ::fma(a, b, c);
+}
 LOSSOPS_FN float exp(float x) {
   return ::expf(x);
 }

@@ -97,20 +97,33 @@ def huber(d, delta, p1):
 
 
 @triton.jit
+def cosh_minus_one(a2):
+    """cosh(a) - 1 = a^2/2! + a^4/4! + ... as a function of a^2 < 1, to the digits of float64."""
+    total = a2 * (1.0 / 6402373705728000) + 1.0 / 20922789888000  # 18! and 16!
+    total = total * a2 + 1.0 / 87178291200
+    total = total * a2 + 1.0 / 479001600
+    total = total * a2 + 1.0 / 3628800
+    total = total * a2 + 1.0 / 40320
+    total = total * a2 + 1.0 / 720
+    total = total * a2 + 1.0 / 24
+    return a2 * (total * a2 + 0.5)
+
+
+@triton.jit
 def log_cosh(d, p0, p1):
-    # With a = |d| and u = exp(-a) - 1:
-    #   near 0, cosh(a) - 1 = 2 sinh(a/2)^2 = u^2 / (2 (1 + u)), so log(cosh) = log1p of that: no
-    #   cancellation, where |d| + softplus(-2|d|) - log 2 loses every digit;
-    #   far from it, log(cosh) = a - log 2 + log1p(exp(-2a)), which cannot overflow.
-    # Both need one expm1 and, with the argument selected first, one log1p.
+    # With a = |d|:
+    #   near 0, log(cosh(a)) = log1p(cosh(a) - 1), the argument by its series: no cancellation,
+    #   where |d| + softplus(-2|d|) - log 2 loses every digit;
+    #   far from it, log(cosh(a)) = a - log 2 + log1p(exp(-2a)), which cannot overflow.
+    # Selecting the argument first leaves one log1p, of at most 1/2.
     a = tl.abs(d)
     u = expm1(-a)
-    near = a < 1
+    near = a < 0.96
     # exp(-a), from u where that is the more accurate one; far away 1 + u would lose it to rounding,
     # and the second derivative with it. The exp is the one that expm1 has evaluated.
     e = tl.where(near, 1 + u, tl.exp(-a))
     e2 = e * e  # exp(-2a)
-    tail = log1p(tl.where(near, divide(0.5 * u * u, e), e2))
+    tail = log1p(tl.where(near, cosh_minus_one(a * a), e2))
     value = tl.where(near, tail, a - 0.693147180559945309417232121458 + tail)
     tanh = divide(-u * (2 + u), 1 + e2)
     sech = divide(e + e, 1 + e2)
