@@ -5,7 +5,7 @@ every machine. The CUDA kernels are added where nvcc is found and torch has CUDA
 
 Environment variables:
     LOSSOPS_CUDA          auto (default) | 0 | 1: 1 fails where CUDA kernels cannot be built
-    TORCH_CUDA_ARCH_LIST  as torch reads it; default "8.0;9.0;10.0+PTX"
+    TORCH_CUDA_ARCH_LIST  as torch reads it; default 8.0;9.0;10.0+PTX, as far as nvcc knows them
     MAX_JOBS              parallel compilations; default: one per core
     CXX                   the C++ compiler; default g++ or c++
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ X86_SOURCES = {
     ),
 }
 CUDA_OP_SOURCES = ("csrc/ops/elementwise_cuda.cpp",)
-DEFAULT_ARCHS = "8.0;9.0;10.0+PTX"
+DEFAULT_ARCHS = ("8.0", "9.0", "10.0")
 WARNINGS = (
     "-Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter -Wno-maybe-uninitialized -Wno-psabi"
 )
@@ -54,6 +55,16 @@ def say(message: str) -> None:
 
 def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+
+
+def quoted(flag: str, path) -> str:
+    """A flag with a path, for the shell that ninja runs commands in."""
+    return shlex.quote(f"{flag}{path}").replace("$", "$$")
+
+
+def escaped(path) -> str:
+    """A path in a build line of a ninja file."""
+    return re.sub(r"([$: ])", r"$\1", str(path))
 
 
 def capability_flags(source: str) -> str:
@@ -95,20 +106,19 @@ class Cuda:
         return None
 
     def arch_flags(self) -> list[str]:
-        listed = subprocess.run([self.nvcc, "--list-gpu-arch"], capture_output=True, text=True)
-        known = set(re.findall(r"compute_(\d+)", listed.stdout))
-        wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS).replace(" ", ";")
-        flags = []
-        for arch in filter(None, wanted.split(";")):
-            number, _, suffix = arch.partition("+")
-            number = number.replace(".", "")
-            if re.sub(r"[a-z]", "", number) not in known:
-                say(f"nvcc {'.'.join(map(str, self.version))} does not know sm_{number}: left out")
-                continue
-            self.archs.append(f"sm_{number}")
-            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-            if suffix == "PTX":
-                flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+        """-gencode flags. torch reads TORCH_CUDA_ARCH_LIST, names like Hopper included."""
+        from torch.utils import cpp_extension
+
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip():
+            listed = subprocess.run([self.nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+            known = set(re.findall(r"compute_(\d+)", listed.stdout))
+            default = [arch for arch in DEFAULT_ARCHS if arch.replace(".", "") in known]
+            os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(default) + "+PTX"
+        flags = cpp_extension._get_cuda_arch_flags()
+        self.archs = sorted(set(re.findall(r"code=(sm_\w+)", " ".join(flags))))
+        if not self.archs:
+            wanted = os.environ["TORCH_CUDA_ARCH_LIST"]
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST={wanted!r} names no architecture")
         return flags
 
 
@@ -149,8 +159,10 @@ class NinjaBuild(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
 
-        cxx = os.environ.get("CXX") or shutil.which("g++") or "c++"
-        compiler = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout
+        cxx = os.environ.get("CXX") or shutil.which("g++") or "c++"  # may be `ccache g++`
+        compiler = subprocess.run(
+            [*shlex.split(cxx), "--version"], capture_output=True, text=True
+        ).stdout
         includes = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
         system = [*cpp_extension.include_paths(), *([cuda.home / "include"] if cuda else [])]
         defines = {
@@ -206,24 +218,23 @@ class NinjaBuild(build_ext):
             "  deps = gcc",
             "  description = nvcc $in",
             "rule link",
-            f"  command = {cxx} -shared {openmp} @$out.rsp "
-            + " ".join(f"-L{d}" for d in library_dirs)
+            f"  command = {cxx} -shared {openmp} $in "
+            + " ".join(quoted("-L", d) for d in library_dirs)
             + " "
             + " ".join(f"-l{name}" for name in libraries)
             + (" -undefined dynamic_lookup" if sys.platform == "darwin" else "")
             + " -o $out",
             "  description = link $out",
-            "  rspfile = $out.rsp",
-            "  rspfile_content = $in",
         ]
         objects = []
         for source, extra in sources.items():
             objects.append(source.replace("/", "_") + ".o")
-            lines += [f"build {objects[-1]}: cxx {ROOT / source}", f"  extra = {extra}"]
+            lines += [f"build {objects[-1]}: cxx {escaped(ROOT / source)}", f"  extra = {extra}"]
         for source in cuda_sources:
             objects.append(f"cuda_{source.name}.o")
-            lines.append(f"build {objects[-1]}: nvcc {source}")
-        lines += [f"build {target}: link {' '.join(objects)}", f"default {target}", ""]
+            lines.append(f"build {objects[-1]}: nvcc {escaped(source)}")
+        output = escaped(target)
+        lines += [f"build {output}: link {' '.join(objects)}", f"default {output}", ""]
         (build / "build.ninja").write_text("\n".join(lines))
         self.run_ninja(build)
 

@@ -100,7 +100,7 @@ class FusedElementwise(Function):
         grads, ctx.grads = ctx.grads, None
         inputs = ctx.saved_tensors
         ops = kernel_ops(call.backend)
-        if torch.is_grad_enabled() or _is_batched(grad_output):
+        if torch.is_grad_enabled() or _is_transformed(grad_output):
             found = ElementwiseBackward.apply(grad_output, *inputs, call.asking_for(*mask))
             grads = _place(found, mask)
         elif grads is None or not call.gives_a_number:
@@ -116,11 +116,10 @@ class FusedElementwise(Function):
         return *grads, None, None
 
 
-def _is_batched(tensor: Tensor) -> bool:
-    """Whether the tensor is a batch under vmap: the one of torch.func, or the older one behind
-    ``torch.autograd.grad(is_grads_batched=True)``."""
-    functorch = torch._C._functorch
-    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+def _is_transformed(grad_output: Tensor) -> bool:
+    """Whether what comes of it will be differentiated, or is a batch: under torch.func, forward
+    mode, or the older vmap behind ``torch.autograd.grad(is_grads_batched=True)``."""
+    return transforms_active() or torch._C._functorch.is_legacy_batchedtensor(grad_output)
 
 
 def _compiled_gradients(ctx, grad_output, call, mask) -> tuple:

@@ -12,7 +12,10 @@ backend that can run it.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import threading
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -27,6 +30,13 @@ try:
 except ImportError as error:  # not built: the library works on the reference
     native_extension = None
     native_import_error: ImportError | None = error
+    if importlib.util.find_spec("lossops._C") is not None:
+        warnings.warn(
+            f"lossops runs on its reference: the compiled extension cannot be loaded ({error}). "
+            "It may have been built for another torch.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 else:
     native_import_error = None
 
@@ -44,6 +54,8 @@ if _from_environment is not None:
 # One choice for the whole process. A plain variable, because torch.compile can read and guard it;
 # context and thread-local variables it cannot.
 _chosen: str | None = _from_environment
+_choices: list[list[str]] = []  # one entry per `with` block that is open, of whatever thread
+_lock = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -62,12 +74,22 @@ def backend(name: str) -> Iterator[None]:
         ...     lossops.functional.mse_loss(torch.ones(3), torch.zeros(3)).item()
         1.0
     """
-    global _chosen
-    before, _chosen = _chosen, _checked(name, "backend")
+    choice = [_checked(name, "backend")]  # a list, to be told from another choice of that name
+    with _lock:
+        _choices.append(choice)
+        _settle_choice()
     try:
         yield
     finally:
-        _chosen = before
+        with _lock:
+            _choices[:] = [other for other in _choices if other is not choice]
+            _settle_choice()
+
+
+def _settle_choice() -> None:
+    """The latest block that is still open decides."""
+    global _chosen
+    _chosen = _choices[-1][0] if _choices else _from_environment
 
 
 def chosen() -> str | None:

@@ -6,6 +6,7 @@ and what it should be.
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from dataclasses import replace
 
@@ -29,21 +30,28 @@ def legacy_reduction(size_average, reduce, reduction: str) -> str:
 
 
 def number(function: str, name: str, value) -> float:
-    """A hyperparameter as a float. A loss is not differentiated by it, so tensors that want a
-    gradient are refused."""
+    """A hyperparameter as a float. A loss is not differentiated by it, so a tensor that wants a
+    gradient is refused."""
     if type(value) is float:
         return value
-    if isinstance(value, Tensor) and (value.requires_grad or value.numel() != 1):
-        raise TypeError(
-            f"{function}(): {name} should be a number; a loss is not differentiable by it. "
-            f"Got a Tensor of shape {tuple(value.shape)}, requires_grad={value.requires_grad}"
-        )
-    try:
+    if isinstance(value, Tensor):
+        if value.requires_grad or value.dim() > 0:
+            raise TypeError(
+                f"{function}(): {name} should be a number; a loss is not differentiable by it. "
+                f"Got a Tensor of shape {tuple(value.shape)}, requires_grad={value.requires_grad}"
+            )
         return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{function}(): {name} should be a number, got {type(value).__name__}"
-        ) from None
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{function}(): {name} should be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def l1_in_torch(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """The L1 loss of integer or complex tensors, for which there are no kernels."""
+    if reduction != "sample":
+        return torch.nn.functional.l1_loss(input, target, reduction=reduction, weight=weight)
+    rows = torch.nn.functional.l1_loss(input, target, reduction="none", weight=weight)
+    return rows.reshape(rows.shape[0], -1).mean(1)
 
 
 def integer_or_complex(input, target) -> bool:
@@ -68,7 +76,7 @@ def elementwise_loss(
     divides_by_weight: bool = True,
 ) -> Tensor:
     """Checks a call, settles shapes and dtypes, and runs it."""
-    if reduction not in _REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise ValueError(f"{reduction} is not a valid value for reduction")
     _check_tensors(loss, input, target, weight)
     input, target, weight, dtype = _settle_dtypes(input, target, weight)
@@ -83,12 +91,7 @@ def elementwise_loss(
         if divides_by_weight and mode == "mean":
             sum_of_weights = _sum_of_weights(weight, target, keep_dims)
     if target.shape != input.shape:
-        warnings.warn(
-            f"Using a target size ({target.size()}) that is different to the input size "
-            f"({input.size()}). This will likely lead to incorrect results due to broadcasting. "
-            "Please ensure they have the same size.",
-            stacklevel=3,
-        )
+        _warn_of_broadcast(input, target)
         input, target = torch.broadcast_tensors(input, target)
         if weight is not None:
             weight = weight.expand(input.shape)
@@ -107,6 +110,17 @@ def elementwise_loss(
         total = replace(call, reduction="sum", out_dtype=sum_of_weights.dtype)
         return (elementwise(input, target, weight, None, total) / sum_of_weights).to(dtype)
     return elementwise(input, target, weight, sum_of_weights, call)
+
+
+def _warn_of_broadcast(input: Tensor, target: Tensor) -> None:
+    if torch.compiler.is_compiling():  # which cannot follow a warning
+        return
+    warnings.warn(
+        f"Using a target size ({target.size()}) that is different to the input size "
+        f"({input.size()}). This will likely lead to incorrect results due to broadcasting. "
+        "Please ensure they have the same size.",
+        stacklevel=4,
+    )
 
 
 def _autocasts(device: str) -> bool:
@@ -131,18 +145,36 @@ def _check_tensors(loss: str, input, target, weight) -> None:
 
 
 def _sum_of_weights(weight: Tensor, target: Tensor, keep_dims: int) -> Tensor:
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    """What a weighted mean divides by. The mean sums the weights as they are given, as torch does;
+    a sample's own mean sums those of its elements, broadcast."""
+    double = torch.float64 in (weight.dtype, target.dtype)
+    dtype = torch.float64 if double else torch.float32
     if keep_dims == 0:
         return weight.sum(dtype=dtype)
-    shape = torch.broadcast_shapes(weight.shape, target.shape)
-    return weight.expand(shape).sum(tuple(range(keep_dims, len(shape))), dtype=dtype)
+    weight = weight.expand(torch.broadcast_shapes(weight.shape, target.shape))
+    if weight.dim() == keep_dims:  # nothing to sum over; an empty list would mean everything
+        return weight.to(dtype).contiguous()
+    return weight.sum(tuple(range(keep_dims, weight.dim())), dtype=dtype)
+
+
+def _promoted(input: Tensor, target: Tensor) -> torch.dtype:
+    """torch.result_type of two tensors, in a form that torch.compile can follow."""
+    if input.is_floating_point() and target.is_floating_point():
+        if (input.dim() == 0) == (target.dim() == 0):
+            return torch.promote_types(input.dtype, target.dtype)
+        return target.dtype if input.dim() == 0 else input.dtype
+    if input.is_floating_point() and not target.is_complex():
+        return input.dtype
+    if target.is_floating_point() and not input.is_complex():
+        return target.dtype
+    return torch.promote_types(input.dtype, target.dtype)
 
 
 def _settle_dtypes(input: Tensor, target: Tensor, weight: Tensor | None):
     """The tensors in dtypes that the kernels take, and the dtype of the loss."""
     dtype = input.dtype
     if target.dtype != dtype:
-        dtype = torch.result_type(input, target)
+        dtype = _promoted(input, target)
     if weight is not None and weight.dtype != dtype:
         dtype = torch.promote_types(dtype, weight.dtype)
     if dtype not in _KERNEL_DTYPES:

@@ -16,11 +16,16 @@ differentiate by ``input``, ``target`` and ``weight``, to any order.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from lossops.checks import elementwise_loss, integer_or_complex, legacy_reduction, number
+from lossops.checks import (
+    elementwise_loss,
+    integer_or_complex,
+    l1_in_torch,
+    legacy_reduction,
+    number,
+)
 
 __all__ = [
     "huber_loss",
@@ -113,7 +118,7 @@ def l1_loss(
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     if integer_or_complex(input, target):
-        return torch.nn.functional.l1_loss(input, target, reduction=reduction, weight=weight)
+        return l1_in_torch(input, target, weight, reduction)
     return elementwise_loss("l1", input, target, weight, reduction)
 
 
@@ -163,6 +168,8 @@ def smooth_l1_loss(
     beta = number("smooth_l1_loss", "beta", beta)
     if not beta >= 0:
         raise RuntimeError(f"smooth_l1_loss does not support negative values for beta. Got: {beta}")
+    if beta == 0:
+        return elementwise_loss("l1", input, target, weight, reduction)
     return elementwise_loss("smooth_l1", input, target, weight, reduction, (beta,))
 
 

@@ -48,7 +48,14 @@ class HuberLoss(torch.nn.HuberLoss):
 
 
 class LogCoshLoss(_Loss):
-    """Log-cosh; see :func:`lossops.functional.log_cosh_loss`."""
+    """Log-cosh; see :func:`lossops.functional.log_cosh_loss`.
+
+    Args:
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.log_cosh_loss(input, target, reduction=self.reduction, weight=weight)

@@ -56,6 +56,16 @@ def test_choice_nests_and_is_undone_after_an_error():
     assert backends.chosen() is None
 
 
+def test_overlapping_choices_of_two_threads():
+    first, second = lossops.backend("reference"), lossops.backend("native")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert backends.chosen() == "native"
+    second.__exit__(None, None, None)
+    assert backends.chosen() is None
+
+
 def test_environment_variable():
     code = "import lossops; print(lossops.info()['chosen'])"
     assert python(code, LOSSOPS_BACKEND="reference") == "reference"

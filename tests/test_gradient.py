@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from conftest import (
     away_from_kinks,
     each_case,
@@ -63,7 +64,9 @@ def test_gradient_is_as_right_as_torch(spec, kwargs, dtype, reduction):
     true = torch.autograd.grad(true_loss, exact, grad_output.double())
     for grad, expected in zip(found, true, strict=True):
         assert grad.dtype == dtype
-        allowed = 3.0
+        # Four: what three roundings and an exponential may amount to. In float64 the truth is
+        # itself rounded, as much.
+        allowed = 8.0 if dtype == torch.float64 else 4.0
         if spec.torch_function is not None and reduction != "sample":
             own = leaves(input)[0]
             own_loss = spec.in_torch(own, target.detach(), reduction=reduction, **kwargs)
@@ -192,6 +195,71 @@ def test_backward_hands_out_a_gradient_of_its_own(spec):
     kept = input.grad.clone()
     loss.backward(torch.tensor(5.0))
     torch.testing.assert_close(input.grad, kept * 6)
+
+
+@each_spec
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint(spec, use_reentrant):
+    x = torch.randn(6, requires_grad=True)
+    y = torch.randn(6)
+
+    def block(x):
+        return spec.function(x * 2, y, **spec.defaults) * 3
+
+    torch.utils.checkpoint.checkpoint(block, x, use_reentrant=use_reentrant).backward()
+    torch.testing.assert_close(x.grad, torch.autograd.grad(block(x), x)[0])
+
+
+def test_exceptions_keep_their_type():
+    x = torch.randn(4, requires_grad=True)
+
+    def refuse(tensor):
+        raise ValueError("not to be saved")
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(refuse, lambda t: t),
+        pytest.raises(ValueError, match="not to be saved"),
+    ):
+        specs.spec("mse_loss").function(x, torch.zeros(4))
+
+
+@each_spec
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_grad_output_with_a_tangent(spec, reduction):
+    """Backward is linear in grad_output: the tangent goes through, in both forward modes."""
+    x = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(5, dtype=torch.float64)
+    for repeat in range(2):
+        loss = spec.function(x, y, reduction=reduction, **spec.defaults)
+        one, two = torch.ones_like(loss), torch.full_like(loss, 2)
+        if repeat:
+            _, tangent = torch.func.jvp(
+                lambda g, loss=loss: torch.autograd.grad(loss, x, g, retain_graph=True)[0],
+                (one,),
+                (two,),
+            )
+        else:
+            with torch.autograd.forward_ad.dual_level():
+                dual = torch.autograd.forward_ad.make_dual(one, two)
+                (grad,) = torch.autograd.grad(loss, x, dual, retain_graph=True)
+                tangent = torch.autograd.forward_ad.unpack_dual(grad).tangent
+        expected = torch.autograd.grad(loss, x, two)[0]
+        torch.testing.assert_close(tangent, expected)
+
+
+@each_spec
+def test_second_order_with_constant_weights(spec):
+    """The mean's denominator is then a number that the kernels divide by."""
+    tensors = leaves(*away_from_kinks(spec, spec.defaults, 4, 3))
+    weight = torch.rand(4, 3, dtype=torch.float64) + 0.2
+    for reduction in ("mean", "sample"):
+
+        def loss(x, y, reduction=reduction):
+            return spec.function(x, y, reduction=reduction, weight=weight, **spec.defaults)
+
+        torch.autograd.gradcheck(loss, tensors, check_batched_grad=True)
+        if spec.differentiable >= 2:
+            torch.autograd.gradgradcheck(loss, tensors)
 
 
 def test_inputs_changed_after_forward_are_noticed():

@@ -103,6 +103,33 @@ def test_compile(spec, dynamic):
         torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compile_mixed_dtypes_broadcast_and_autocast(dynamic):
+    def step(x, y, one):
+        half = x.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            total = lossops.functional.huber_loss(x @ x.T, y @ y.T)
+        return (
+            total
+            + lossops.functional.mse_loss(half, y)
+            + lossops.functional.l1_loss(x, one)
+            + lossops.functional.log_cosh_loss(x[:, :1], y)
+        )
+
+    x, y = torch.randn(2, 6, 4).unbind(0)
+    one = torch.tensor(1.0, dtype=torch.float64)
+    results = []
+    for function in (compiled(step, dynamic), step):
+        leaf = x.clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the broadcast, which is meant
+            value = function(leaf, y, one)
+        value.backward()
+        results.append((value.detach(), leaf.grad))
+    assert results[0][0].dtype == results[1][0].dtype
+    torch.testing.assert_close(*results, rtol=2e-2, atol=2e-2)
+
+
 def test_compiled_code_calls_the_kernels():
     seen = []
 
@@ -177,6 +204,18 @@ def test_fake_and_meta_tensors(spec):
 
 
 @each_spec
+def test_fake_tensor_mode(spec):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.empty(6, 4, requires_grad=True)
+        loss = spec.function(x, torch.empty(6, 4), **spec.defaults)
+        loss.backward()
+        assert loss.shape == ()
+        assert x.grad.shape == x.shape
+
+
+@each_spec
 def test_module(spec):
     """torch's module with only forward replaced: same arguments, attributes and behaviour."""
     module = spec.module(**spec.defaults)
@@ -188,6 +227,10 @@ def test_module(spec):
     for other in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert other.state_dict() == {}
         assert torch.equal(other(x, y), expected)
+    if spec.name not in ("mse_loss", "l1_loss", "smooth_l1_loss"):  # no deprecated arguments
+        values = (*spec.defaults.values(), "sum") if spec.name != "huber_loss" else ("sum",)
+        total = spec.function(x, y, reduction="sum", **spec.defaults)
+        assert torch.equal(spec.module(*values)(x, y), total)
     rows = spec.module(reduction="sample", **spec.defaults)(x, y)
     assert torch.equal(rows, spec.function(x, y, reduction="sample", **spec.defaults))
     weight = torch.rand(5, 3)

@@ -113,15 +113,18 @@ void run_and_reduce(const ElementwiseProblem& problem, const F& run) {
   std::vector<double> sums(problem.groups * per_group);
   for_each_piece(problem, sums.data(), run);
   if (!problem.reduced.defined()) return;
-  for (int64_t group = 0; group < problem.groups; ++group) {
-    double sum = pairwise_sum(sums.data() + group * per_group, per_group) * problem.scale;
-    if (problem.normalizer.defined()) {
-      const auto* data = static_cast<const char*>(problem.normalizer.data);
-      const int64_t offset = group * problem.normalizer_stride * size_of(problem.normalizer.dtype);
-      sum /= read_number(data + offset, problem.normalizer.dtype);
+  at::parallel_for(0, problem.groups, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group) {
+      double sum = pairwise_sum(sums.data() + group * per_group, per_group) * problem.scale;
+      if (problem.normalizer.defined()) {
+        const int64_t size = size_of(problem.normalizer.dtype);
+        const auto* data = static_cast<const char*>(problem.normalizer.data);
+        const int64_t offset = group * problem.normalizer_stride * size;
+        sum /= read_number(data + offset, problem.normalizer.dtype);
+      }
+      write_number(problem.reduced.data, problem.reduced.dtype, group, sum);
     }
-    write_number(problem.reduced.data, problem.reduced.dtype, group, sum);
-  }
+  });
 }
 
 }  // namespace

@@ -192,6 +192,10 @@ Tensor add_loss(Layout& layout, ElementwiseProblem& problem, const ElementwiseCa
                     options);
   }
   Tensor reduced = at::empty(call.group_shape(), options);
+  if (problem.group_size == 1 && problem.groups > 1 && !problem.normalizer.defined()) {
+    layout.add_broadcast(problem.value, reduced, "value");  // nothing to reduce
+    return reduced;
+  }
   problem.reduced.data = reduced.data_ptr();
   problem.reduced.dtype = dtype_of(reduced);
   return reduced;

@@ -155,11 +155,6 @@ void elementwise_backward_(at::TensorList grads, const Tensor& grad_output, cons
                            int64_t keep_dims, std::array<bool, 3> output_mask) {
   TORCH_CHECK(grad_output.numel() == 1, "grad_output should be a single number, got shape ",
               grad_output.sizes());
-  const ElementwiseCall call{input, target, weight, normalizer, loss, params, reduction, keep_dims};
-  ElementwiseProblem problem = start_problem(call);
-  Layout layout(problem, call);
-  add_inputs(layout, problem, call);
-  layout.add_broadcast(problem.grad_output, grad_output, "grad_output");
   Gradients placed;
   size_t next = 0;
   for (size_t i = 0; i < placed.size(); ++i) {
@@ -167,6 +162,20 @@ void elementwise_backward_(at::TensorList grads, const Tensor& grad_output, cons
     TORCH_CHECK(next < grads.size(), "output_mask asks for more gradients than were given");
     placed[i] = grads[next++];
   }
+  if (input.dim() > kMaxDims) {  // through copies, see with_few_dims
+    const auto [gx, gy, gw] =
+        elementwise_backward<Engine>(grad_output, input, target, weight, normalizer, loss, params,
+                                     reduction, keep_dims, output_mask);
+    if (gx.defined()) placed[0].copy_(gx);
+    if (gy.defined()) placed[1].copy_(gy);
+    if (gw.defined()) placed[2].copy_(gw);
+    return;
+  }
+  const ElementwiseCall call{input, target, weight, normalizer, loss, params, reduction, keep_dims};
+  ElementwiseProblem problem = start_problem(call);
+  Layout layout(problem, call);
+  add_inputs(layout, problem, call);
+  layout.add_broadcast(problem.grad_output, grad_output, "grad_output");
   add_gradients(layout, problem, placed);
   if (problem.numel == 0) return;
   layout.settle();

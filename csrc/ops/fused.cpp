@@ -5,6 +5,7 @@
 #include "ops/fused.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/custom_class.h>
@@ -61,9 +62,13 @@ struct State : torch::CustomClassHolder {
 // lossops.autograd's differentiable backward. Never freed: the interpreter may be gone by then.
 pybind11::handle differentiable_backward;
 
-bool is_batched(const Tensor& tensor) {
-  return tensor.key_set().has(c10::DispatchKey::FuncTorchBatched) ||
-         tensor.key_set().has(c10::DispatchKey::Batched);
+// Whether what comes of it will be differentiated, or is a batch: under torch.func, forward mode,
+// or the older vmap behind torch.autograd.grad(is_grads_batched=True).
+bool is_transformed(const Tensor& grad_output) {
+  const auto keys = grad_output.key_set();
+  return keys.has(c10::DispatchKey::FuncTorchBatched) ||
+         keys.has(c10::DispatchKey::FuncTorchGradWrapper) || keys.has(c10::DispatchKey::Batched) ||
+         grad_output._fw_grad(/*level=*/0).defined();
 }
 
 OptionalTensor optional(const Tensor& tensor) {
@@ -121,7 +126,7 @@ struct FusedElementwise : torch::autograd::Function<FusedElementwise> {
     const std::array<Tensor, 3> grads = std::move(state.grads);
     state.grads = {};
     const bool ready = std::exchange(state.has_grads, false);
-    if (at::GradMode::is_enabled() || is_batched(grad_output)) {
+    if (at::GradMode::is_enabled() || is_transformed(grad_output)) {
       return place(backward_in_python(state, grad_output, inputs));
     }
     const at::AutoDispatchBelowADInplaceOrView guard;
@@ -165,9 +170,8 @@ Tensor fused_elementwise(const Tensor& input, const Tensor& target, const Option
 }  // namespace
 
 void bind_fused(pybind11::module_& module) {
-  module.def("fused_elementwise", &fused_elementwise,
-             "A loss by the native kernels, attached to the graph.",
-             pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("fused_elementwise", torch::wrap_pybind_function_no_gil(fused_elementwise),
+             "A loss by the native kernels, attached to the graph.");
   module.def(
       "set_differentiable_backward",
       [](pybind11::function function) { differentiable_backward = function.release(); },
