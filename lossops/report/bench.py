@@ -53,7 +53,7 @@ def tasks(losses: list[str], quick: bool, parts: tuple[str, ...]) -> Iterator[di
                     "compile": True,
                     "count": 1 << (18 if quick else 25),
                     "half_count": 1 << (19 if quick else 26),
-                    "rounds": 3 if quick else 9,
+                    "rounds": 3 if quick else 15,
                     "values": 20_000 if quick else 10_000_000,
                 }
 

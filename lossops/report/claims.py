@@ -111,9 +111,13 @@ def _faster(
     return Finding(
         claim,
         f"gradient descent, each at its best rate, arrives {goal}, {WITHIN}",
-        "; ".join(f"{f:g} steps to {s:g}" for f, s in pairs),
+        "; ".join(f"{_steps(f)} steps to {_steps(s)}" for f, s in pairs),
         all(f < s if allowed == 1 else f <= allowed * s for f, s in pairs),
     )
+
+
+def _steps(count: float) -> str:
+    return "too many" if math.isinf(count) else f"{count:g}"
 
 
 def _slowest(steps: dict[str, list[float]]) -> Finding:
@@ -122,7 +126,7 @@ def _slowest(steps: dict[str, list[float]]) -> Finding:
     return Finding(
         "L1 converges more slowly",
         f"than each of MSE, Huber and log-cosh, {WITHIN}",
-        "; ".join(f"{n:g} steps to {', '.join(f'{r:g}' for r in rest)}" for n, rest in pairs),
+        "; ".join(f"{_steps(n)} steps to {', '.join(map(_steps, rest))}" for n, rest in pairs),
         all(n > max(rest) for n, rest in pairs),
     )
 

@@ -102,8 +102,8 @@ def _beyond_allowed(row: Row) -> float:
 
 
 _FRESH = (
-    "Both take the same page faults; what the fused step spends beyond them on fresh pages is not "
-    "explained yet."
+    "Most of this time is page faults, whose cost varies from run to run; both take the same number "
+    "of them. The bare kernels, interleaved with the floor, took 1.08 to 1.12 times its time."
 )
 _ARITHMETIC = (
     "log-cosh computes an exponential and a logarithm per element, which a few cores cannot hide "
