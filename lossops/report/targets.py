@@ -102,8 +102,9 @@ def _beyond_allowed(row: Row) -> float:
 
 
 _FRESH = (
-    "Most of this time is page faults, whose cost varies from run to run; both take the same number "
-    "of them. The bare kernels, interleaved with the floor, took 1.08 to 1.12 times its time."
+    "Most of this time is page faults, whose cost varies from run to run; both take the same "
+    "number of them. The bare kernels, interleaved with the floor, took 1.08 to 1.12 times its "
+    "time."
 )
 _ARITHMETIC = (
     "log-cosh computes an exponential and a logarithm per element, which a few cores cannot hide "
