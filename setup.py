@@ -192,7 +192,7 @@ class NinjaBuild(build_ext):
             nvcc_flags = " ".join(
                 [
                     "-std=c++20 -O3 -Xcompiler -fPIC,-fvisibility=hidden",
-                    f"-I{ROOT / 'csrc'}",
+                    quoted("-I", ROOT / "csrc"),
                     *archs,
                 ]
             )
@@ -201,8 +201,8 @@ class NinjaBuild(build_ext):
         library_dirs = [*cpp_extension.library_paths(), *([cuda.home / "lib64"] if cuda else [])]
         define_flags = " ".join(f"'-D{k}={v}'" for k, v in defines.items())
         include_flags = " ".join(
-            [f"-I{p}" for p in includes]
-            + [f"-isystem {p}" for p in dict.fromkeys(map(str, system))]
+            [quoted("-I", p) for p in includes]
+            + ["-isystem " + quoted("", p) for p in dict.fromkeys(map(str, system))]
         )
         lines = [
             f"cxxflags = {' '.join(flags)} {openmp} {define_flags} {include_flags}",
