@@ -118,7 +118,8 @@ _FAKES = {
 _libraries = []  # a Library takes its ops with it when it is collected
 
 
-def _define(namespace: str) -> None:
+def define(namespace: str) -> None:
+    """Declares the ops in a namespace."""
     library = torch.library.Library(namespace, "DEF")
     for name, schema in SCHEMAS.items():
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -127,7 +128,7 @@ def _define(namespace: str) -> None:
 
 
 for _namespace in (NATIVE, TRITON):
-    _define(_namespace)
+    define(_namespace)
 
 
 def implement(namespace: str, name: str, device: str, kernel) -> None:

@@ -1,0 +1,66 @@
+"""A device without a GPU: compiles the CUDA sources for the CPU and runs them. See README.md."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+from pathlib import Path
+
+import torch
+
+from lossops import library
+
+from . import build
+
+NAMESPACE = "lossops_cuda_on_cpu"
+
+
+@functools.cache
+def device() -> build.Device:
+    """The device with the kernels of ``csrc/cuda``, or of LOSSOPS_TEST_CUDA_LIBRARY."""
+    return build.Device(Path(os.environ.get("LOSSOPS_TEST_CUDA_LIBRARY") or build.kernels()))
+
+
+@functools.cache
+def ops() -> _Ops:
+    """The raw ops, computed by the CUDA kernels. Each call runs them twice, their threads and
+    blocks in another order, and insists on the same bits."""
+    device()  # first: the ops take their kernels from it
+    library.define(NAMESPACE)
+    torch.ops.load_library(build.ops())
+    return _Ops()
+
+
+class _Ops:
+    def __getattr__(self, name: str):
+        op = getattr(getattr(torch.ops, NAMESPACE), name)
+        return functools.partial(_in_place if name.endswith("_") else _twice, op)
+
+
+def _seed() -> None:
+    device().seed(random.getrandbits(63))
+
+
+def _twice(op, *arguments):
+    _seed()
+    first = op(*arguments)
+    _seed()
+    _compare(op, first, op(*arguments))
+    return first
+
+
+def _in_place(op, tensors, *arguments) -> None:
+    before = [tensor.clone() for tensor in tensors]
+    _seed()
+    op(tensors, *arguments)
+    _seed()
+    op(before, *arguments)
+    _compare(op, tensors, before)
+
+
+def _compare(op, first, second) -> None:
+    for a, b in zip(first, second, strict=True):
+        if a is not None:
+            same = ((a == b) | (a.isnan() & b.isnan())).all()
+            assert same, f"{op}: the result depends on the order of threads and blocks"

@@ -1,0 +1,98 @@
+"""Compiles CUDA sources for the device in this folder, and loads them."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+FOLDER = ROOT / "build" / "cuda_on_cpu"
+
+FLAGS = "-std=c++20 -g -fPIC -U_FORTIFY_SOURCE -fno-gnu-unique"
+# The sanitizers' instrumentation without their runtime: the hooks are in memory.cpp. Warnings about
+# the sources are for the compilers they were written for.
+KERNEL_FLAGS = f"{FLAGS} -O1 -fsanitize=thread,alignment,bounds -w -x c++"
+
+
+def compiler() -> str | None:
+    return os.environ.get("CXX") or shutil.which("g++")
+
+
+def kernels(folder: Path = FOLDER, csrc: Path = ROOT / "csrc") -> Path:
+    """The library of all CUDA kernels of a source tree."""
+    return _library(folder, "kernels", sorted((csrc / "cuda").glob("*.cu")), csrc)
+
+
+def faults() -> Path:
+    """The library of kernels that do wrong on purpose."""
+    return _library(FOLDER, "faults", [HERE / "faults.cu"], ROOT / "csrc")
+
+
+def ops() -> Path:
+    """The raw ops, which call the launch functions of whatever kernels were loaded before."""
+    from torch.utils import cpp_extension
+
+    headers = " ".join(f"-isystem {shlex.quote(p)}" for p in cpp_extension.include_paths())
+    paths = " ".join(f"-L{shlex.quote(p)}" for p in cpp_extension.library_paths())
+    flags = f"{FLAGS} -O1 -I{HERE} -I{ROOT / 'csrc'} {headers}"
+    return _ninja(FOLDER, "ops.so", {HERE / "ops.cpp": flags}, f"{paths} -lc10 -ltorch_cpu")
+
+
+def _library(folder: Path, name: str, sources: list[Path], csrc: Path) -> Path:
+    files = {HERE / file: f"{FLAGS} -O2 -I{HERE}" for file in ("device.cpp", "memory.cpp")}
+    device = _ninja(FOLDER, "device.o", files, "-r -nostdlib")
+    flags = f"{KERNEL_FLAGS} -I{HERE} -I{csrc}"
+    # The device first: of an inline function that both contain, the linker keeps the first copy,
+    # and the device's own must not be instrumented.
+    kernels = dict.fromkeys(sources, flags)
+    return _ninja(folder, f"{name}.so", kernels, "-Wl,-Bsymbolic", first=device)
+
+
+def _ninja(
+    folder: Path, target: str, sources: dict[Path, str], link: str, first: str | Path = ""
+) -> Path:
+    """Compiles the sources, each with its flags, and links them; what is up to date stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = Path(target).stem
+    shared = "-shared" if target.endswith(".so") else ""
+    lines = [
+        f"rule cxx\n  command = {compiler()} -MMD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d\n  deps = gcc",
+        f"rule link\n  command = {compiler()} {shared} {first} $in {link} -o $out",
+    ]
+    objects = {source: f"{name}_{source.name}.o" for source in sources}
+    for source, flags in sources.items():
+        lines.append(f"build {objects[source]}: cxx {source}\n  flags = {flags}")
+    lines.append(f"build {target}: link {' '.join(objects.values())}\n")
+    with open(folder / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may want the same
+        (folder / f"{name}.ninja").write_text("\n".join(lines))
+        command = [sys.executable, "-m", "ninja", "-f", f"{name}.ninja", target]
+        run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(f"{target} does not compile:\n{run.stdout[-4000:]}")
+    return folder / target
+
+
+class Device:
+    """The device behind a library."""
+
+    def __init__(self, library: Path):
+        self.library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+    def seed(self, seed: int, multiprocessors: int = 2) -> None:
+        """Settles the order that threads and blocks run in."""
+        self.library.cuda_on_cpu_seed(ctypes.c_uint64(seed), multiprocessors)
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of global memory that kernels read and wrote since the last call."""
+        read, written = ctypes.c_int64(), ctypes.c_int64()
+        self.library.cuda_on_cpu_traffic(ctypes.byref(read), ctypes.byref(written))
+        return read.value, written.value

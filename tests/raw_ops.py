@@ -1,0 +1,229 @@
+"""The contract of the raw ops, to be held against any backend: random arguments, and the truth in
+float64 from the reference formulas."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from lossops import reference, specs
+
+FLOAT64, FLOAT32, BFLOAT16, FLOAT16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
+LOSSES = [row.kernel for row in specs.SPECS]
+# Hyperparameters other than the defaults, where a loss has them: 1 would hide a factor.
+PARAMS = {row.kernel: list(row.params(row.samples[-1])) for row in specs.SPECS} | {
+    "smooth_l1": [0.75],  # not its 0
+    "huber": [1.25],  # not its infinity
+}
+NO_GRADIENTS = [False, False, False]
+ALL = [True, True, True]
+
+
+class Backend:
+    """Where the raw ops of a namespace run."""
+
+    def __init__(self, ops, device="cpu", bfloat16_rounding=0.5):
+        self.ops = ops
+        self.device = torch.device(device)
+        self.bfloat16_rounding = bfloat16_rounding  # in units of the last place
+
+
+# ---------------------------------------------------------------------------------------------
+# The truth.
+
+
+def formula(loss, d, params):
+    return reference.FORMULAS[loss](d, torch.zeros_like(d), *params)
+
+
+def reduced(values, reduction, keep_dims, normalizer=None):
+    if reduction == "none":
+        return values
+    groups = values.unsqueeze(-1).flatten(keep_dims)
+    total = groups.sum(-1)
+    if normalizer is not None:
+        return total / normalizer
+    return total / groups.shape[-1] if reduction == "mean" else total
+
+
+class Case:
+    """Random arguments of the raw ops, and what should come out."""
+
+    def __init__(self, backend, shape, dtypes, loss, reduction="mean", keep_dims=0, **options):
+        self.backend = backend
+        self.loss, self.params = loss, options.get("params") or PARAMS[loss]
+        self.reduction, self.keep_dims = reduction, keep_dims
+        draw = torch.Generator().manual_seed(random.getrandbits(60))
+        x_dtype, y_dtype = dtypes
+
+        def tensor(dtype, shape=shape):
+            return torch.randn(shape, generator=draw, dtype=FLOAT64).to(dtype)
+
+        # Differences on both sides of every threshold, and exactly on it: 0, beta and delta, beside
+        # targets short enough for the input to be exact in any dtype.
+        input, target = 2 * tensor(x_dtype), tensor(y_dtype)
+        for tie in (0.0, *self.params):
+            tied = torch.rand(shape, generator=draw) < 0.1
+            target = torch.where(tied, (4 * target).round() / 4, target)
+            input = torch.where(tied, target.to(x_dtype) + tie, input)
+        self.operands = [input, target, None]
+        if options.get("weighted"):
+            self.operands[2] = tensor(x_dtype)
+        self.tangents = [None if t is None else tensor(t.dtype) for t in self.operands]
+        self.normalizer = options.get("normalizer")
+        kept = shape if reduction == "none" else shape[:keep_dims]
+        self.out_dtype = torch.promote_types(*dtypes)
+        self.grad_output = tensor(self.out_dtype, kept)
+
+    @property
+    def call(self):
+        return self.loss, self.params, self.reduction, self.keep_dims
+
+    def to_device(self):
+        def moved(t):
+            return None if t is None else t.to(self.backend.device)
+
+        self.operands = [moved(t) for t in self.operands]
+        self.tangents = [moved(t) for t in self.tangents]
+        self.normalizer, self.grad_output = moved(self.normalizer), moved(self.grad_output)
+        return self
+
+    def total(self, x, y, w):
+        """The reduced loss, in float64."""
+        values = formula(self.loss, x - y, self.params)
+        normalizer = None if self.normalizer is None else self.normalizer.double()
+        return reduced(values if w is None else w * values, *self.call[2:], normalizer)
+
+    def leaves(self):
+        return [
+            None if t is None else t.detach().double().clone().requires_grad_()
+            for t in self.operands
+        ]
+
+    def truth(self):
+        """The loss, and its gradients for grad_output."""
+        leaves = self.leaves()
+        total = self.total(*leaves)
+        present = [leaf for leaf in leaves if leaf is not None]
+        return total.detach(), torch.autograd.grad(total, present, self.grad_output.double())
+
+    def second_truth(self):
+        """The loss's derivative along the tangents, and its gradients for grad_output."""
+        leaves = self.leaves()
+        present = [leaf for leaf in leaves if leaf is not None]
+        tangents = [
+            torch.zeros_like(leaf) if t is None else t.double()
+            for leaf, t in zip(leaves, self.tangents, strict=True)
+            if leaf is not None
+        ]
+
+        def total(*values):
+            rest = iter(values)
+            return self.total(*(None if leaf is None else next(rest) for leaf in leaves))
+
+        _, along = torch.func.jvp(total, tuple(present), tuple(tangents))
+        grads = torch.autograd.grad(
+            along, present, self.grad_output.double(), materialize_grads=True
+        )
+        return along.detach(), grads
+
+    def magnitudes(self):
+        """What these numbers are without the signs of their terms: rounding is relative to that.
+
+        Of the loss, its derivative along the tangents, and the gradients of that one.
+        """
+        w = 1 if self.operands[2] is None else self.operands[2].double().abs()
+        a, b, c = (0 if t is None else t.double().abs() for t in self.tangents)
+        d = (self.operands[0].double() - self.operands[1].double()).requires_grad_()
+        f = formula(self.loss, d, self.params)
+        (first,) = torch.autograd.grad(f.sum(), d, create_graph=True)
+        second = torch.zeros_like(d)
+        if first.requires_grad:
+            (second,) = torch.autograd.grad(first.sum(), d, materialize_grads=True)
+        f, first, second = (t.detach().abs() for t in (f, first, second))
+        along, slope = (a + b) * first, (a + b) * second
+
+        leaf = torch.zeros_like(d, requires_grad=True)
+        normalizer = None if self.normalizer is None else self.normalizer.double()
+        adjoint = reduced(leaf, *self.call[2:], normalizer)
+        (g,) = torch.autograd.grad(adjoint, leaf, self.grad_output.double().abs())
+
+        def total(terms):
+            return reduced(terms, *self.call[2:], normalizer)
+
+        by_input = g * (w * slope + c * first)
+        return total(w * f), total(w * along + c * f), (by_input, by_input, g * along)
+
+    # What the kernels make of it.
+
+    def forward(self, mask=ALL):
+        return self.backend.ops.elementwise_forward(
+            *self.operands, self.normalizer, *self.call, self.out_dtype, self.mask(mask)
+        )
+
+    def backward(self, mask=ALL):
+        arguments = (self.grad_output, *self.operands, self.normalizer, *self.call)
+        return self.backend.ops.elementwise_backward(*arguments, self.mask(mask))
+
+    def backward_(self, grads, mask=ALL):
+        arguments = (self.grad_output, *self.operands, self.normalizer, *self.call)
+        self.backend.ops.elementwise_backward_(grads, *arguments, self.mask(mask))
+
+    def double_backward(self):
+        return self.backend.ops.elementwise_double_backward(
+            self.grad_output, *self.operands, self.normalizer, *self.tangents, *self.call,
+            self.out_dtype, [True, *self.mask(ALL)],
+        )  # fmt: skip
+
+    def mask(self, wanted):
+        return [yes and t is not None for yes, t in zip(wanted, self.operands, strict=True)]
+
+    def check(self):
+        """Value, gradients and second derivatives."""
+        self.to_device()
+        scalar = self.reduction != "none" and self.keep_dims == 0
+        size, *_ = self.magnitudes()
+        value, gradients = self.truth()
+        got, *got_gradients = self.forward(ALL if scalar else NO_GRADIENTS)
+        self.compare(got, value, size)
+        if scalar:
+            g = self.grad_output.double()
+            self.compare_gradients(got_gradients, [gradient / g for gradient in gradients])
+        else:
+            assert got_gradients == [None, None, None]
+        self.compare_gradients(self.backward(), gradients)
+        self.check_double_backward()
+
+    def check_double_backward(self):
+        _, size, sizes = self.magnitudes()
+        along, gradients = self.second_truth()
+        got, *got_gradients = self.double_backward()
+        self.compare(got, along, size)
+        self.compare_gradients(got_gradients, gradients, sizes)
+        return got
+
+    def compare_gradients(self, got, expected, sizes=(0, 0, 0)):
+        expected = iter(expected)
+        for tensor, operand, size in zip(got, self.operands, sizes, strict=True):
+            if operand is None:
+                assert tensor is None
+                continue
+            assert tensor.dtype == operand.dtype
+            assert tensor.stride() == torch.empty_like(operand).stride()
+            self.compare(tensor, next(expected), size)
+
+    def compare(self, got, expected, size=0):
+        """Holds an error to one rounding of the result and a few in the computation."""
+        assert got.shape == expected.shape
+        compute = FLOAT64 if FLOAT64 in {t.dtype for t in self.operands[:2]} else FLOAT32
+        output = torch.finfo(got.dtype)
+        rounding = self.backend.bfloat16_rounding if got.dtype == BFLOAT16 else 0.5
+        bound = output.eps * (rounding * expected.abs() + output.smallest_normal)
+        bound += 16 * torch.finfo(compute).eps * (expected.abs() + size)
+        error = (got.double() - expected).abs()
+        if not (error <= bound).all():
+            i = (error / bound).argmax()
+            worst = (t.flatten()[i].item() for t in (got, expected, bound))
+            pytest.fail("at {}: {} should be {}, within {}".format(i.item(), *worst))

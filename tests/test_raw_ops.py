@@ -1,0 +1,279 @@
+"""The raw ops' contract (see ``lossops/library.py``), on every engine: C++; CUDA C++, executed on
+the CPU and, where there is one, on the GPU; Triton, on the GPU or in its interpreter, in which
+test_triton.py runs this file."""
+
+import itertools
+import math
+import random
+
+import cuda_on_cpu
+import pytest
+import torch
+from conftest import each_spec
+from raw_ops import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    LOSSES,
+    NO_GRADIENTS,
+    PARAMS,
+    Backend,
+    Case,
+    formula,
+)  # fmt: skip
+
+from lossops import backends, specs
+
+DTYPES = [
+    (FLOAT64, FLOAT64),
+    (FLOAT32, FLOAT32),
+    (BFLOAT16, BFLOAT16),
+    (FLOAT16, FLOAT16),
+    (BFLOAT16, FLOAT32),
+    (FLOAT16, FLOAT32),
+    (BFLOAT16, FLOAT64),
+    (FLOAT32, FLOAT16),
+]
+REDUCTIONS = [("none", 0), ("mean", 0), ("sum", 0), ("mean", 1), ("sum", 2), ("sum", 3)]
+
+each_pair = pytest.mark.parametrize(
+    "dtypes", DTYPES, ids=lambda pair: "-".join(str(dtype)[6:] for dtype in pair)
+)
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda_on_cpu", "cuda", "triton"])
+def backend(request):
+    if request.param == "cuda_on_cpu":
+        return Backend(cuda_on_cpu.ops())
+    if request.param == "triton":
+        triton = pytest.importorskip("triton")
+        interpreted = triton.knobs.runtime.interpret
+        if not interpreted and not torch.cuda.is_available():
+            pytest.skip("needs a GPU or the interpreter, in which test_triton.py runs this file")
+        # The interpreter converts to bfloat16 by cutting bits off.
+        device, rounding = ("cpu", 1.0) if interpreted else ("cuda:0", 0.5)
+        backends.kernel_ops("triton")  # registers them
+        return Backend(torch.ops.lossops_triton, device, rounding)
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    if "native" not in backends.backends_for(request.param):
+        pytest.skip(f"the extension is built without {request.param}")
+    return Backend(torch.ops.lossops, request.param)
+
+
+@each_pair
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_and_reduction(backend, loss, dtypes):
+    for reduction, keep_dims in REDUCTIONS:
+        inner = random.randint(1, 60 if keep_dims < 3 else 2)
+        shape = (random.randint(1, 2), random.randint(1, 3), inner)
+        weighted = random.random() < 0.5
+        Case(backend, shape, dtypes, loss, reduction, keep_dims, weighted=weighted).check()
+
+
+@pytest.mark.parametrize(("reduction", "keep_dims"), [("mean", 0), ("sum", 1), ("mean", 2)])
+def test_normalizer(backend, reduction, keep_dims):
+    shape = (3, 4, 50)
+    for kept in {(), shape[:keep_dims]}:
+        normalizer = torch.rand(kept) + 0.5
+        Case(
+            backend, shape, (FLOAT32, FLOAT32), "mse", reduction, keep_dims,
+            normalizer=normalizer, weighted=True,
+        ).check()  # fmt: skip
+
+
+LAYOUTS = {
+    "transposed": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
+    "channels_last": lambda t: t.to(memory_format=torch.channels_last),
+    "outermost_last": lambda t: t.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    "broadcast": lambda t: t[:, :1, :, :1].expand_as(t),
+    "one_number": lambda t: t[:1, :1, :1, :1].expand_as(t),
+    "sliced": lambda t: torch.cat((t, t), dim=2)[:, :, 1 : 1 + t.shape[2]],
+    "shifted": lambda t: torch.cat((t.flatten(), t.flatten()))[1 : 1 + t.numel()].view_as(t),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("reduction", "keep_dims"), [("none", 0), ("mean", 0), ("sum", 1)])
+def test_layouts(backend, layout, reduction, keep_dims):
+    arrange = LAYOUTS[layout]
+    for which in ("all", "input", "others"):
+        pair = (FLOAT32, FLOAT32)
+        shape = (3, 4, 5, 7)
+        case = Case(backend, shape, pair, "log_cosh", reduction, keep_dims, weighted=True)
+        first, *others = case.to_device().operands
+        if which != "others":
+            first = arrange(first)
+        if which != "input":
+            others = [arrange(t) for t in others]
+        case.operands = [first, *others]
+        if reduction == "none":
+            case.grad_output = arrange(case.grad_output)
+        case.check()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+def test_special_values(backend, loss, dtype):
+    ops = backend.ops
+    d = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-4, -1e-4, 1e4, -1e4, 1e30, 1e-30, 60.0]
+    x = torch.tensor(d, dtype=dtype, device=backend.device)
+    y = torch.zeros_like(x)
+    params = PARAMS[loss]
+    leaf = x.double().clone().requires_grad_()
+    expected = formula(loss, leaf, params)
+    (gradient,) = torch.autograd.grad(expected.sum(), leaf)
+    if loss in {
+        row.kernel for row in specs.SPECS if row.differentiable == 1
+    }:  # torch.where makes the first a NaN; both have sign(NaN) = 0
+        gradient = gradient.nan_to_num(0.0)
+    call = (loss, params, "none", 0)
+    value, *_ = ops.elementwise_forward(x, y, None, None, *call, dtype, NO_GRADIENTS)
+    one = torch.ones((), device=backend.device).expand_as(x)
+    grad, *_ = ops.elementwise_backward(one, x, y, None, None, *call, [True, False, False])
+    tolerance = {"rtol": 10 * torch.finfo(dtype).eps, "atol": 1e-44, "equal_nan": True}
+    torch.testing.assert_close(value, expected.to(dtype), **tolerance)
+    torch.testing.assert_close(grad, gradient.to(dtype), **tolerance)
+    # A NaN is not lost in a reduction, behind a mask or otherwise.
+    total, *_ = ops.elementwise_forward(
+        x, y, None, None, loss, params, "sum", 0, dtype, NO_GRADIENTS
+    )
+    assert total.isnan()
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+def test_log_cosh_keeps_its_digits(backend, dtype):
+    ops = backend.ops
+    x = torch.logspace(-15, 5, 4001, dtype=FLOAT64).to(backend.device, dtype)
+    y, one = torch.zeros_like(x), torch.ones((), device=backend.device).expand_as(x)
+    call = ("log_cosh", [], "none", 0)
+    value, *_ = ops.elementwise_forward(x, y, None, None, *call, dtype, NO_GRADIENTS)
+    first, *_ = ops.elementwise_backward(one, x, y, None, None, *call, [True, False, False])
+    _, second, *_ = ops.elementwise_double_backward(
+        one, x, y, None, None, torch.ones_like(x), None, None, *call, dtype,
+        [False, True, False, False],
+    )  # fmt: skip
+    leaf = x.double().clone().requires_grad_()
+    expected = formula("log_cosh", leaf, [])
+    (slope,) = torch.autograd.grad(expected.sum(), leaf)
+    sech = 2 * torch.exp(-leaf.detach()) / (1 + torch.exp(-2 * leaf.detach()))
+    units = torch.finfo(dtype).eps
+    for got, truth, factor in ((value, expected, 16), (first, slope, 8), (second, sech**2, 16)):
+        kept = truth.abs() > torch.finfo(dtype).tiny
+        error = ((got.double() - truth) / truth)[kept].abs().amax()
+        assert error < factor * units
+
+
+def test_smooth_l1_with_beta_zero_is_l1(backend):
+    Case(backend, (700,), (FLOAT32, FLOAT32), "smooth_l1", params=[0.0], weighted=True).check()
+
+
+@each_pair
+def test_in_place(backend, dtypes):
+    ops = backend.ops
+    for mask in ([True, True, True], [True, False, False], [False, True, True]):
+        case = Case(backend, (3, 700), dtypes, "huber", weighted=True).to_device()
+        _, expected = case.truth()
+        expected = [g for g, yes in zip(expected, mask, strict=True) if yes]
+
+        _, *grads = case.forward(mask)
+        grads = [g for g in grads if g is not None]
+        ops.elementwise_rescale_(grads, case.grad_output)
+        for got, gradient in zip(grads, expected, strict=True):
+            unit = 4 * torch.finfo(got.dtype).eps  # rounded twice
+            torch.testing.assert_close(got.double(), gradient, rtol=unit, atol=1e-6)
+
+        # Written over whatever stood there, but for grad_output == 1.
+        grads = [torch.full_like(g, 7.0) for g in grads]
+        case.backward_(grads, mask)
+        for got, gradient in zip(grads, expected, strict=True):
+            case.compare(got, gradient)
+        grads = [torch.full_like(g, 7.0) for g in grads]
+        case.grad_output = torch.ones_like(case.grad_output)
+        case.backward_(grads, mask)
+        ops.elementwise_rescale_(grads, case.grad_output)
+        assert all((g == 7).all() for g in grads)
+
+
+def test_in_place_on_other_layouts(backend):
+    case = Case(backend, (6, 70), (FLOAT32, FLOAT32), "mse", weighted=True).to_device()
+    x, y, w = case.operands
+    case.operands = [x, y.t().contiguous().t(), w[:1].expand_as(w)]
+    _, expected = case.truth()
+    grads = [torch.full_like(t, 7.0) for t in case.operands]
+    scattered = torch.full((6, 140), 7.0, device=backend.device)[:, ::2]
+    case.backward_([grads[0], grads[1], scattered])
+    for got, gradient in zip((grads[0], grads[1], scattered), expected, strict=True):
+        case.compare(got, gradient)
+    with pytest.raises(RuntimeError, match="dense"):
+        backend.ops.elementwise_rescale_([scattered], torch.tensor(2.0, device=backend.device))
+    case.grad_output = torch.ones((), device=backend.device)
+    scattered.fill_(7.0)
+    case.backward_([grads[0], grads[1], scattered])
+    assert (scattered == 7).all()
+
+
+def test_missing_tangents_and_outputs(backend):
+    for present in itertools.product([False, True], repeat=3):
+        case = Case(backend, (4, 50), (FLOAT32, FLOAT32), "huber", "sum", 1, weighted=True)
+        case.to_device()
+        case.tangents = [t if yes else None for t, yes in zip(case.tangents, present, strict=True)]
+        got = case.check_double_backward()
+    along_alone, *_ = backend.ops.elementwise_double_backward(
+        None, *case.operands, None, *case.tangents, *case.call, FLOAT32, [True, *NO_GRADIENTS]
+    )
+    assert torch.equal(along_alone, got)
+
+
+def test_no_elements(backend):
+    ops = backend.ops
+    for shape, keep_dims, kept in (((0,), 0, ()), ((3, 0), 1, (3,)), ((0, 3), 1, (0,))):
+        x = torch.empty(shape, device=backend.device)
+        for reduction, expected in (("mean", math.nan), ("sum", 0.0)):
+            call = ("mse", [], reduction, keep_dims)
+            loss, grad, *_ = ops.elementwise_forward(
+                x, x, None, None, *call, FLOAT32, [keep_dims == 0, False, False]
+            )
+            full = torch.full(kept, expected, device=backend.device)
+            torch.testing.assert_close(loss, full, equal_nan=True)
+            assert grad is None if keep_dims else grad.shape == shape
+        call = ("mse", [], "none", keep_dims)
+        loss, *_ = ops.elementwise_forward(x, x, None, None, *call, FLOAT32, NO_GRADIENTS)
+        assert loss.shape == shape
+        ops.elementwise_rescale_([loss], torch.ones((), device=backend.device))
+
+
+def test_what_would_read_out_of_bounds_is_refused(backend):
+    ops = backend.ops
+    x, short = torch.ones(3, 4, device=backend.device), torch.ones(3, 3, device=backend.device)
+    grad_output = torch.ones((), device=backend.device)
+    call = ("mse", [], "mean", 0)
+    for operands in ((x, short, None), (x, x, short), (short, x, None)):
+        with pytest.raises(RuntimeError, match="should have the shape of input"):
+            ops.elementwise_forward(*operands, None, *call, FLOAT32, NO_GRADIENTS)
+    with pytest.raises(RuntimeError, match=r"should have the shape of the loss|expected"):
+        ops.elementwise_backward(
+            torch.ones(4, device=backend.device), x, x, None, None, "mse", [], "mean", 1,
+            NO_GRADIENTS,
+        )  # fmt: skip
+    with pytest.raises(RuntimeError, match=r"should have the shape of input|expected"):
+        ops.elementwise_backward_(
+            [short], grad_output, x, x, None, None, *call, [True, False, False]
+        )
+    with pytest.raises(RuntimeError, match="single number"):
+        ops.elementwise_rescale_([x], torch.ones(2, device=backend.device))
+    with pytest.raises(RuntimeError, match="unknown elementwise loss 'mes'"):
+        ops.elementwise_forward(x, x, None, None, "mes", *call[1:], FLOAT32, NO_GRADIENTS)
+    with pytest.raises(NotImplementedError, match=r"[iI]nt64|Long"):
+        ops.elementwise_forward(x.long(), x, None, None, *call, FLOAT32, NO_GRADIENTS)
+
+
+@each_spec
+def test_two_backward_passes_agree(backend, spec):
+    """The gradient of the forward pass, rescaled, and the recomputed one, in float32: same bits."""
+    case = Case(backend, (1000,), (FLOAT32, FLOAT32), spec.kernel).to_device()
+    _, grad, *_ = case.forward([True, False, False])
+    backend.ops.elementwise_rescale_([grad], case.grad_output)
+    again, *_ = case.backward([True, False, False])
+    assert torch.equal(grad, again)
