@@ -80,7 +80,8 @@ using Gradients = std::array<Tensor, 3>;
 Gradients empty_gradients(const ElementwiseCall& call, const bool* mask);
 void add_gradients(Layout& layout, ElementwiseProblem& problem, const Gradients& grads);
 
-// Allocates the loss and adds it. An empty reduction is filled in here: 0, or NaN for a mean.
+// Allocates the loss and adds it. An empty reduction is filled in here: 0, NaN for a mean,
+// 0 by the normalizer where there is one.
 Tensor add_loss(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call,
                 at::ScalarType dtype);
 
