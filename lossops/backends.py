@@ -107,15 +107,29 @@ def _native_devices() -> tuple[str, ...]:
 _NATIVE_DEVICES = _native_devices()
 
 
+# torch.compile takes the results of these two as they are: it can trace neither an import nor a
+# cached function.
+@torch.compiler.assume_constant_result
+def _triton_available() -> bool:
+    from lossops import triton
+
+    return triton.available()
+
+
+@torch.compiler.assume_constant_result
+def _load_triton() -> None:
+    from lossops import triton
+
+    triton.load()
+
+
 def _runs_on(name: str, device: str) -> bool:
     if name == "native":
         return device in _NATIVE_DEVICES
     if name == "triton":
         if device != "cuda" and not (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
             return device == "meta"
-        from lossops import triton
-
-        return triton.available()
+        return _triton_available()
     return True
 
 
@@ -162,7 +176,5 @@ _kernel_ops = {
 def kernel_ops(name: str) -> KernelOps:
     """The raw ops of "native" or "triton"."""
     if name == "triton":
-        from lossops import triton
-
-        triton.load()
+        _load_triton()
     return _kernel_ops[name]

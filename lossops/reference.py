@@ -39,7 +39,7 @@ def smooth_l1(input: Tensor, target: Tensor, beta: float) -> Tensor:
 
 def huber(input: Tensor, target: Tensor, delta: float) -> Tensor:
     d = input - target
-    if math.isinf(delta):
+    if delta == math.inf:  # not isinf, which torch.compile cannot trace on a symbol
         return 0.5 * d * d
     z = d.abs()
     outside = z >= delta

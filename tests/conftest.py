@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import secrets
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lossops import specs
+import lossops
+from lossops import backends, library, specs
+
+# Where the tests run. LOSSOPS_TEST_DEVICE=cuda takes them to a GPU, LOSSOPS_BACKEND chooses the
+# kernels there.
+DEVICE = torch.device(os.environ.get("LOSSOPS_TEST_DEVICE") or "cpu")
+# On the CPU the kernels are expected: without them tests should fail, and not be skipped.
+BACKEND = backends.chosen() or (
+    "native" if DEVICE.type == "cpu" else backends.backends_for(DEVICE.type)[0]
+)
+NAMESPACE = {"native": library.NATIVE, "triton": library.TRITON}.get(BACKEND)
+
+# torch's factories, on that device. Not torch.set_default_device: under its mode every loss would
+# come in by way of __torch_function__, and torch's own l1_loss forgets its weight on that way.
+make = SimpleNamespace(
+    **{
+        name: functools.partial(getattr(torch, name), device=DEVICE)
+        for name in ("arange", "empty", "full", "ones", "rand", "randn", "tensor", "zeros")
+    }
+)
+
+cpu_only = pytest.mark.skipif(
+    DEVICE.type != "cpu" or BACKEND != "native",
+    reason="about the native backend on the CPU, or about nothing that runs on a device",
+)
+HOST_FILES = {
+    "test_architecture.py",
+    "test_command_line.py",
+    "test_cuda_build.py",
+    "test_cuda_on_cpu.py",
+    "test_docs.py",
+    "test_gpu_run.py",
+    "test_simd_math.py",
+    "test_triton.py",
+}
+needs_kernels = pytest.mark.skipif(BACKEND == "reference", reason="the reference has no kernels")
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ALL_CASES = [
@@ -26,6 +63,23 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtyp
 each_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
 
 
+def pytest_configure():
+    if DEVICE.type == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("LOSSOPS_TEST_DEVICE=cuda, and there is no GPU")
+    if BACKEND != "reference":
+        backends.kernel_ops(BACKEND)  # also registers the ops of Triton
+
+
+def pytest_report_header():
+    return f"lossops: {BACKEND} on {DEVICE}"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name in HOST_FILES:
+            item.add_marker(cpu_only)
+
+
 @pytest.fixture(autouse=True)
 def seed(request) -> int:
     """A fresh seed for every test. LOSSOPS_TEST_SEED repeats the one that a failure printed."""
@@ -34,6 +88,40 @@ def seed(request) -> int:
     random.seed(value)
     request.node.user_properties.append(("seed", value))
     return value
+
+
+def _why_not(device: str, backend: str) -> str | None:
+    """Why the kernels of a backend cannot be tested on a device; None where they can."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return "there is no GPU"
+    if device == "cuda" and backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+        return "Triton's interpreter is no GPU"
+    if backend not in backends.backends_for(device):
+        return f"there are no {backend} kernels for {device} here, see lossops.info()"
+    return None
+
+
+def _place(name: str) -> Iterator[torch.device]:
+    device, backend = name.split("-")
+    if reason := _why_not(device, backend):
+        pytest.skip(reason)
+    with lossops.backend(backend):
+        yield torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else DEVICE
+
+
+GPUS = ["cuda-native", "cuda-triton"]
+
+
+@pytest.fixture(params=GPUS)
+def gpu(request) -> Iterator[torch.device]:
+    """A GPU, and each backend that has kernels for it."""
+    yield from _place(request.param)
+
+
+@pytest.fixture(params=["cpu-native", *GPUS] if DEVICE.type == "cpu" else GPUS)
+def anywhere(request) -> Iterator[torch.device]:
+    """The same, and the CPU where that is under test."""
+    yield from _place(request.param)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -66,14 +154,28 @@ def expect_ops(*names: str) -> Iterator[list[str]]:
     assert not missing, f"did not run: {missing}; what ran: {recorder.names}"
 
 
+@contextlib.contextmanager
+def expect_kernels(*names: str) -> Iterator[list[str]]:
+    """expect_ops for kernels of the backend under test; the reference must run none."""
+    wanted = [f"{NAMESPACE}::elementwise_{name}" for name in names] if NAMESPACE else []
+    with expect_ops(*wanted) as found:
+        yield found
+    assert NAMESPACE or not ran(found, "lossops"), found
+
+
+def raw_ops():
+    """The raw ops of the backend under test."""
+    return getattr(torch.ops, NAMESPACE)
+
+
 def ran(names: list[str], prefix: str) -> list[str]:
     return [name for name in names if name.startswith(prefix)]
 
 
 def away_from_kinks(spec, kwargs, *shape, dtype=torch.float64, margin=0.05):
     """Input and target whose difference is nowhere near a kink, on both sides of each."""
-    target = torch.randn(shape, dtype=torch.float64)
-    difference = torch.randn(shape, dtype=torch.float64) * 1.5
+    target = make.randn(shape, dtype=torch.float64)
+    difference = make.randn(shape, dtype=torch.float64) * 1.5
     for kink in spec.kinks(kwargs):
         near = (difference - kink).abs() < margin
         difference = torch.where(

@@ -270,6 +270,9 @@ def test_what_would_read_out_of_bounds_is_refused(backend):
         )
     with pytest.raises(RuntimeError, match="single number"):
         ops.elementwise_rescale_([x], torch.ones(2, device=backend.device))
+    if backend.device.type == "cuda":
+        with pytest.raises(RuntimeError, match="grad_output should be on cuda:0"):
+            ops.elementwise_rescale_([x], torch.ones(()))
     with pytest.raises(RuntimeError, match="unknown elementwise loss 'mes'"):
         ops.elementwise_forward(x, x, None, None, "mes", *call[1:], FLOAT32, NO_GRADIENTS)
     with pytest.raises(NotImplementedError, match=r"[iI]nt64|Long"):

@@ -8,7 +8,17 @@ import warnings
 
 import pytest
 import torch
-from conftest import away_from_kinks, each_case, each_spec, expect_ops
+from conftest import (
+    DEVICE,
+    away_from_kinks,
+    each_case,
+    each_spec,
+    expect_kernels,
+    expect_ops,
+    make,
+    needs_kernels,
+    raw_ops,
+)
 
 import lossops
 from lossops import specs
@@ -42,7 +52,7 @@ def test_transform(spec, kwargs, transform):
     def loss(input, target):
         return spec.function(input, target, **kwargs)
 
-    with expect_ops("lossops::elementwise_forward"):
+    with expect_kernels("forward"):
         found = TRANSFORMS[transform](loss, x, y)
     with lossops.backend("reference"):
         expected = TRANSFORMS[transform](loss, x, y)
@@ -53,7 +63,7 @@ def test_transform(spec, kwargs, transform):
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
 def test_vmap_of_weighted(spec, reduction):
     x, y = away_from_kinks(spec, spec.defaults, 5, 4, 3)
-    w = torch.rand(5, 4, 3, dtype=torch.float64)
+    w = make.rand(5, 4, 3, dtype=torch.float64)
 
     def loss(input, target, weight):
         return spec.function(input, target, reduction=reduction, weight=weight, **spec.defaults)
@@ -93,7 +103,7 @@ def test_compile(spec, dynamic):
     fast = compiled(step, dynamic)
     for rows in (8, 12, 16):
         x, y = away_from_kinks(spec, spec.defaults, rows, 5, dtype=torch.float32)
-        w = torch.rand(rows, 5)
+        w = make.rand(rows, 5)
         results = []
         for function in (fast, step):
             leaf = x.clone().requires_grad_()
@@ -107,7 +117,7 @@ def test_compile(spec, dynamic):
 def test_compile_mixed_dtypes_broadcast_and_autocast(dynamic):
     def step(x, y, one):
         half = x.bfloat16()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             total = lossops.functional.huber_loss(x @ x.T, y @ y.T)
         return (
             total
@@ -116,8 +126,8 @@ def test_compile_mixed_dtypes_broadcast_and_autocast(dynamic):
             + lossops.functional.log_cosh_loss(x[:, :1], y)
         )
 
-    x, y = torch.randn(2, 6, 4).unbind(0)
-    one = torch.tensor(1.0, dtype=torch.float64)
+    x, y = make.randn(2, 6, 4).unbind(0)
+    one = make.tensor(1.0, dtype=torch.float64)
     results = []
     for function in (compiled(step, dynamic), step):
         leaf = x.clone().requires_grad_()
@@ -130,6 +140,7 @@ def test_compile_mixed_dtypes_broadcast_and_autocast(dynamic):
     torch.testing.assert_close(*results, rtol=2e-2, atol=2e-2)
 
 
+@needs_kernels
 def test_compiled_code_calls_the_kernels():
     seen = []
 
@@ -145,16 +156,16 @@ def test_compiled_code_calls_the_kernels():
         backend=aot_autograd(fw_compiler=look),
         fullgraph=True,
     )
-    loss(torch.randn(8, requires_grad=True), torch.randn(8)).backward()
-    assert torch.ops.lossops.elementwise_forward.default in seen
+    loss(make.randn(8, requires_grad=True), make.randn(8)).backward()
+    assert raw_ops().elementwise_forward.default in seen
 
 
 def test_compile_float16_and_weight_gradient():
     def step(input, target, weight):
         return lossops.functional.mse_loss(input, target, weight=weight)
 
-    x, y = torch.randn(2, 6, 4).half().unbind(0)
-    w = torch.rand(6, 4).half()
+    x, y = make.randn(2, 6, 4).half().unbind(0)
+    w = make.rand(6, 4).half()
     results = []
     for function in (compiled(step, None), step):
         tensors = [t.clone().requires_grad_() for t in (x, y, w)]
@@ -179,12 +190,13 @@ def test_compiled_transform(transform):
     torch.testing.assert_close(compiled(run, None)(x, y), run(x, y))
 
 
+@needs_kernels
 @each_spec
 def test_autocast(spec):
     """As torch: float32 result, gradient in the tensor's dtype; but no float32 copy is made."""
     x, y = away_from_kinks(spec, spec.defaults, 9, 7, dtype=torch.bfloat16)
     leaf = x.clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16), expect_ops() as names:
+    with torch.autocast(DEVICE.type, torch.bfloat16), expect_ops() as names:
         value = spec.function(leaf, y, **spec.defaults)
         value.backward()
     assert value.dtype == torch.float32
@@ -208,8 +220,8 @@ def test_fake_tensor_mode(spec):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        x = torch.empty(6, 4, requires_grad=True)
-        loss = spec.function(x, torch.empty(6, 4), **spec.defaults)
+        x = make.empty(6, 4, requires_grad=True)
+        loss = spec.function(x, make.empty(6, 4), **spec.defaults)
         loss.backward()
         assert loss.shape == ()
         assert x.grad.shape == x.shape
@@ -222,7 +234,7 @@ def test_module(spec):
     if spec.torch_module is not None:
         assert isinstance(module, spec.torch_module)
         assert module.extra_repr() == spec.torch_module(**spec.defaults).extra_repr()
-    x, y = torch.randn(2, 5, 3).unbind(0)
+    x, y = make.randn(2, 5, 3).unbind(0)
     expected = spec.function(x, y, **spec.defaults)
     for other in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert other.state_dict() == {}
@@ -233,7 +245,7 @@ def test_module(spec):
         assert torch.equal(spec.module(*values)(x, y), total)
     rows = spec.module(reduction="sample", **spec.defaults)(x, y)
     assert torch.equal(rows, spec.function(x, y, reduction="sample", **spec.defaults))
-    weight = torch.rand(5, 3)
+    weight = make.rand(5, 3)
     assert torch.equal(
         module(x, y, weight=weight), spec.function(x, y, weight=weight, **spec.defaults)
     )
@@ -248,23 +260,24 @@ def test_torch_function_override():
             calls.append(getattr(func, "__name__", ""))
             return super().__torch_function__(func, types, args, kwargs or {})
 
-    x = torch.randn(4).as_subclass(Wrapped)
+    x = make.randn(4).as_subclass(Wrapped)
     for spec in specs.SPECS:
         calls.clear()
-        value = spec.function(x, torch.zeros(4), **spec.defaults)
+        value = spec.function(x, make.zeros(4), **spec.defaults)
         assert isinstance(value, Wrapped)
         assert spec.name in calls
 
 
+@needs_kernels
 @pytest.mark.parametrize("loss", ["mse", "huber"])
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_opcheck(loss, reduction):
     params = (1.0,) if loss == "huber" else ()
-    x, y, w = torch.rand(3, 4, 5).unbind(0)
-    g = torch.rand(()) if reduction == "mean" else torch.rand(4, 5)
+    x, y, w = make.rand(3, 4, 5).unbind(0)
+    g = make.rand(()) if reduction == "mean" else make.rand(4, 5)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     call = (loss, params, reduction, 0)
-    ops = torch.ops.lossops
+    ops = raw_ops()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = (reduction == "mean",) * 3

@@ -8,8 +8,17 @@ import pytest
 import torch
 from conftest import away_from_kinks, each_spec, expect_ops
 from raw_ops import (
-    ALL, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, NO_GRADIENTS, Backend, Case, reduced,
+    ALL,
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    NO_GRADIENTS,
+    Backend,
+    Case,
+    reduced,
 )  # fmt: skip
+from torch._dynamo.backends.common import aot_autograd
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402, F401, the interpreter wants it beside a jit function
@@ -141,3 +150,24 @@ def test_training_step(spec):
     torch.testing.assert_close(first, second)
     own = torch.autograd.grad(spec.function(x, y, **spec.defaults) * 2, x)[0]
     torch.testing.assert_close(first, own)
+
+
+def test_compile():
+    """torch.compile traces through the choice of the backend, without a graph break."""
+    x, y = (t.to(DEVICE) for t in torch.randn(2, 300))
+    x.requires_grad_()
+    called = []
+
+    def keep(graph, _):
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    compiler = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    compiled = torch.compile(lossops.functional.huber_loss, fullgraph=True, backend=compiler)
+    with lossops.backend("triton"):
+        loss = compiled(x, y)
+        (grad,) = torch.autograd.grad(loss, x)
+    assert "lossops_triton.elementwise_forward.default" in called
+    expected = torch.nn.functional.huber_loss(x, y)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected, x)[0])

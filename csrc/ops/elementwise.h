@@ -189,6 +189,8 @@ void elementwise_rescale_(at::TensorList grads, const Tensor& grad_output) {
               grad_output.sizes());
   for (const Tensor& grad : grads) {
     TORCH_CHECK(grad.is_non_overlapping_and_dense(), "gradients to rescale should be dense");
+    TORCH_CHECK(grad.device() == grad_output.device(), "grad_output should be on ", grad.device(),
+                " like the gradients, got ", grad_output.device());
     if (grad.numel() > 0) Engine::rescale(grad, grad_output);
   }
 }

@@ -76,6 +76,11 @@ def elementwise_rescale_(grads, grad_output):
     for grad in grads:
         if not _is_dense(grad):
             raise RuntimeError("gradients to rescale should be dense")
+        if grad.device != grad_output.device:
+            raise RuntimeError(
+                f"grad_output should be on {grad.device} like the gradients, "
+                f"got {grad_output.device}"
+            )
         if not grad.numel():
             continue
         block = TILE_BYTES // grad.element_size()
