@@ -1,13 +1,16 @@
 # make report   trains on real data, verifies, measures, draws: report/index.html
 # make test     all checks and tests, as the continuous integration runs them
 # make build    the environment in .venv and the compiled kernels
-# make format   formats Python and C++, writes the README's table of losses
+# make gpu      builds, tests, checks and measures on this machine's GPU: build/gpu
+# make format   formats Python and C++, writes the README's table of losses, benchmarks/README.md
 # make clean    removes what was made, but for the environment
 #
-# Variables: PYTHON (to make .venv with), MAX_JOBS, LOSSOPS_CUDA, PYTEST_ARGS.
+# Variables: PYTHON (to make .venv with; for make gpu: one that has torch with CUDA, which is used as
+# it is), MAX_JOBS, LOSSOPS_CUDA, PYTEST_ARGS, GPU_OUT (a folder), GPU_ARGS (such as --dry).
 
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2
+GPU_OUT ?= build/gpu
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +28,7 @@ endef
 export REQUIREMENTS
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: report test build format clean
+.PHONY: report test gpu build format clean
 
 report: build
 	$(BIN)/python -m lossops report --out report
@@ -36,6 +39,9 @@ test: build
 	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+gpu:
+	@PYTHON="$(PYTHON)" bash benchmarks/gpu.sh "$(GPU_OUT)" $(GPU_ARGS)
+
 build: $(BUILT)
 
 format: build
@@ -43,6 +49,7 @@ format: build
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(KERNELS)
 	$(BIN)/python docs/table.py
+	$(BIN)/python -m benchmarks.readme
 
 clean:
 	rm -rf build report plots lossops/_C.*.so .pytest_cache .ruff_cache .hypothesis *.egg-info

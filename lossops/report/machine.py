@@ -5,29 +5,68 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import lossops
 
+ROOT = Path(lossops.__file__).resolve().parent.parent
+# Written by the measurements themselves, which would otherwise make the next one look changed.
+_WRITTEN = (":(exclude)benchmarks/results", ":(exclude)benchmarks/README.md")
+
 
 def stamp() -> dict[str, Any]:
-    """Date, versions and machine, for a file of results."""
+    """Date, versions, commit and machine, for a file of results."""
     now = datetime.datetime.now(datetime.timezone.utc)
-    return {"date": now.isoformat(timespec="seconds"), "info": lossops.info()}
+    return {
+        "date": now.isoformat(timespec="seconds"),
+        "commit": commit(),
+        "info": lossops.info(),
+    }
+
+
+def commit(root: Path = ROOT) -> str | None:
+    """The commit of a checkout, with "-dirty" where its files differ; None where it is none."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return None  # installed below somebody else's checkout, say
+    head = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--", ".", *_WRITTEN)
+    if head is None or changes is None:
+        return None
+    return f"{head}-dirty" if changes else head
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, or one that hangs
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def name() -> str:
     """A folder name for this machine: its processor, cores and GPU."""
     info = lossops.info()
-    words = f"{info['processor']} {info['cores']} cores {' '.join(info['gpus'][:1])}"
+    return folder_name(f"{info['processor']} {info['cores']} cores {' '.join(info['gpus'][:1])}")
+
+
+def folder_name(words: str) -> str:
+    """As a folder is called for these words: nvidia-h200 for NVIDIA H200."""
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def file_date(date: str) -> str:
+    """A stamp's date as part of a file name; such names sort by time."""
+    return re.sub(r"[^0-9T]", "", date.partition("+")[0]).replace("T", "-")
 
 
 def save(result: dict[str, Any], folder: Path) -> Path:
     """Writes a result to ``folder/<machine>/<date>.json``."""
-    date = re.sub(r"[^0-9T]", "", result["date"].partition("+")[0]).replace("T", "-")
-    path = folder / name() / f"{date}.json"
+    path = folder / name() / f"{file_date(result['date'])}.json"
     write(result, path)
     return path
 

@@ -1,0 +1,1 @@
+"""What measures lossops, and the results. No part of the installed package."""

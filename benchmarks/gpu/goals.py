@@ -1,0 +1,81 @@
+"""The goals on a GPU, beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.gpu.contenders import COMPILE, OURS
+from benchmarks.gpu.visits import STEP
+
+Row = dict[str, Any]
+LARGE = 1 << 26  # elements, from where on the bytes alone should count
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound that a backend's training steps over large tensors should keep."""
+
+    text: str
+    at_least: float
+    number: Callable[[Row, str], float | None]  # of a row, for a backend
+
+
+def _of_copy(row: Row, backend: str) -> float | None:
+    return row["contenders"].get(backend, {}).get("of_copy")
+
+
+def over(row: Row, other: str, backend: str) -> float | None:
+    """How many times as long another contender takes."""
+    contenders = row["contenders"]
+    if other not in contenders or backend not in contenders:
+        return None
+    return contenders[other]["ms"] / contenders[backend]["ms"]
+
+
+GOALS = (
+    Goal("training step: share of the device copy's bandwidth", 0.92, _of_copy),
+    Goal(
+        "training step: times faster than torch.compile's",
+        1.6,
+        lambda row, backend: over(row, COMPILE, backend),
+    ),
+)
+
+
+def outcomes(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Each goal for each backend: the worst, where, and where it was missed."""
+    steps = [
+        row
+        for row in rows
+        if row.get("kind") == "time" and row["what"] == STEP and row["count"] >= LARGE
+    ]
+    return [_outcome(goal, backend, steps) for goal in GOALS for backend in OURS]
+
+
+def _outcome(goal: Goal, backend: str, steps: list[Row]) -> dict[str, Any]:
+    found = [(goal.number(row, backend), row) for row in steps]
+    found = [(number, row) for number, row in found if number is not None]
+    missed = [(number, row) for number, row in found if number < goal.at_least]
+    worst = min(found, key=lambda pair: pair[0], default=None)
+    return {
+        "goal": goal.text,
+        "at_least": goal.at_least,
+        "backend": backend,
+        "worst": worst and worst[0],
+        "where": worst and label(worst[1]),
+        "measured": len(found),
+        "missed": [f"{label(row)}: {number:.3g}" for number, row in missed],
+        "met": not missed if found else None,
+    }
+
+
+def label(row: Row) -> str:
+    return f"{row['loss']} {row['dtype']} {elements(row['count'])}"
+
+
+def elements(count: int) -> str:
+    """A power of two as one."""
+    exponent = count.bit_length() - 1
+    return f"2^{exponent}" if count == 1 << exponent else f"{count:,}"

@@ -1,0 +1,98 @@
+"""How a part's process talks to the run that started it: rows, and an exit status.
+
+It writes one JSON object a line as soon as it has one. Its exit status says how it ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu import processes
+
+ROOT = Path(__file__).resolve().parents[2]
+Row = dict[str, Any]
+PASSED, FAILED, OUT_OF_TIME, SKIPPED = 0, 1, 75, 77  # exit statuses
+STATUS = {PASSED: "passed", FAILED: "failed", OUT_OF_TIME: "timed out", SKIPPED: "skipped"}
+
+
+class FailedError(Exception):
+    """Something is wrong with what the part looks at."""
+
+
+class SkippedError(Exception):
+    """The part cannot say anything here."""
+
+
+class OutOfTimeError(Exception):
+    """The part ended before its work did."""
+
+
+@dataclass
+class Task:
+    """What a part's process is asked for."""
+
+    rows: Path  # where they go
+    seconds: float  # until it is killed
+    dry: bool
+    words: list[str] = field(default_factory=list)  # what the part's own code makes of them
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.dry else "cuda"
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.start + self.seconds - time.monotonic()
+
+    def emit(self, row: Row) -> None:
+        with self.rows.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, default=str) + "\n")
+
+
+def main(work: Callable[[Task], None], arguments: Sequence[str] | None = None) -> int:
+    """Runs the part and returns its exit status."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("words", nargs="*")
+    task = Task(**vars(parser.parse_args(arguments)))
+    signal.signal(signal.SIGTERM, lambda *_: _end())
+    status = {FailedError: FAILED, SkippedError: SKIPPED, OutOfTimeError: OUT_OF_TIME}
+    try:
+        work(task)
+    except tuple(status) as end:
+        task.emit({"kind": "reason", "text": str(end)})
+        print(f"{type(end).__name__}: {end}", file=sys.stderr)
+        return status[type(end)]
+    return PASSED
+
+
+def _end() -> None:
+    processes.end_all()
+    os._exit(OUT_OF_TIME)  # threads that wait for those processes would hold up any other exit
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows written so far. The last line of a process that was killed may be half of one."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def rows_of(rows: Sequence[Row], kind: str) -> list[Row]:
+    return [row for row in rows if row.get("kind") == kind]

@@ -1,0 +1,119 @@
+"""Parts ``tests_native`` and ``tests_triton``: the tests, on the device, by one backend."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from benchmarks.gpu import processes
+from benchmarks.gpu.part import ROOT, FailedError, OutOfTimeError, Row, SkippedError, Task, main
+
+SWITCH = "LOSSOPS_TEST_DEVICE"
+WORKERS = 8
+PATIENCE = 10.0  # seconds for pytest to write down what it has when it is told to stop
+# These compute nothing on the device, and take long or build the extension anew.
+LEFT_OUT = (
+    "test_gpu_run.py",
+    "test_cuda_build.py",
+    "test_cuda_on_cpu.py",
+    "test_simd_math.py",
+    "test_architecture.py",
+    "test_docs.py",
+    "test_command_line.py",
+)
+# Of tests that take several backends by themselves, those of the other one run in its own part.
+OTHERS = {"native": "triton", "triton": "native"}
+DRY_TESTS = ("tests/test_errors.py",)
+
+
+def suite(task: Task) -> None:
+    backend, *targets = task.words
+    if importlib.util.find_spec("pytest") is None:
+        raise FailedError(f"{sys.executable} has no pytest")
+    if task.dry and backend == "triton":
+        raise SkippedError("Triton kernels need a GPU; their own tests interpret them without one")
+    variables = {"LOSSOPS_BACKEND": backend}
+    workers = 0 if task.dry or importlib.util.find_spec("xdist") is None else WORKERS
+    if workers:  # which would otherwise all start a thread per core
+        variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    if not task.dry:
+        variables[SWITCH] = "cuda"
+        if not knows_switch(ROOT / "tests"):
+            raise FailedError(f"the tests know no {SWITCH}: they would not run on the device")
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        command = pytest_command(report, backend, targets or default_tests(task.dry), workers)
+        print("running", *command, flush=True)
+        status = processes.execute(
+            command, task.left() - PATIENCE - 5, sys.stdout.buffer, ask=signal.SIGINT,
+            patience=PATIENCE, cwd=ROOT, env=os.environ | variables,
+        )  # fmt: skip
+        row = {"kind": "tests", "backend": backend, "finished": status is not None}
+        row |= summary(report) if report.exists() else {}
+    if status is None:  # those that were running are reported as if they had passed
+        row["passed"] = max(0, row.get("passed", 0) - max(1, workers))
+    task.emit(row)
+    judge(row, status)
+
+
+def pytest_command(report: Path, backend: str, targets: Sequence[str], workers: int) -> list[str]:
+    command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}"]
+    # Where a package that some tests need is missing, the others still run.
+    command += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    command += ["-k", f"not cuda_on_cpu and not cuda-{OTHERS[backend]}"]
+    command += ["-n", str(workers)] if workers else []
+    return [*command, *(f"--ignore=tests/{name}" for name in LEFT_OUT), *targets]
+
+
+def default_tests(dry: bool) -> tuple[str, ...]:
+    return DRY_TESTS if dry else ("tests",)
+
+
+def knows_switch(folder: Path) -> bool:
+    """Whether the tests read the variable that sends them to the device."""
+    files = (path for path in folder.glob("*.py") if path.name not in LEFT_OUT)
+    return any(SWITCH in path.read_text(encoding="utf-8") for path in files)
+
+
+def summary(report: Path) -> Row:
+    """What a JUnit file says, in numbers, names and reasons."""
+    counts = Counter(passed=0, failed=0, skipped=0)
+    failures, skips, seconds = [], Counter(), 0.0
+    for case in ElementTree.parse(report).iter("testcase"):
+        name = f"{case.get('classname')}::{case.get('name')}"
+        seconds += float(case.get("time") or 0)
+        wrong = [case.find(tag) for tag in ("failure", "error") if case.find(tag) is not None]
+        if wrong:
+            counts["failed"] += 1
+            failures.append({"name": name, "message": (wrong[0].get("message") or "")[:500]})
+        elif (skipped := case.find("skipped")) is not None:
+            counts["skipped"] += 1
+            skips[(skipped.get("message") or "")[:200]] += 1
+        else:
+            counts["passed"] += 1
+    reasons = [{"reason": reason, "count": count} for reason, count in skips.most_common()]
+    return {**counts, "test_seconds": round(seconds, 1), "failures": failures, "skips": reasons}
+
+
+def judge(row: Row, status: int | None) -> None:
+    """Raises unless all is well."""
+    ran = row.get("passed", 0) + row.get("failed", 0)
+    if row.get("failed"):
+        names = ", ".join(failure["name"] for failure in row["failures"][:3])
+        rest = " …" if row["failed"] > 3 else ""
+        raise FailedError(f"{row['failed']} of {ran} tests failed: {names}{rest}")
+    if status is None:
+        raise OutOfTimeError(f"at least {ran} tests had passed when the time was up")
+    if status or not ran:
+        raise FailedError(f"pytest ended with status {status} after {ran} tests")
+
+
+if __name__ == "__main__":
+    sys.exit(main(suite))

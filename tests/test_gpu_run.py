@@ -1,0 +1,929 @@
+"""What ``make gpu`` does, as far as a machine without a GPU can tell: in dry runs, and on stand-ins
+for what only a GPU has."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import expect_ops
+
+import lossops
+from benchmarks import readme
+from benchmarks.gpu import (
+    clock,
+    contenders,
+    finish,
+    goals,
+    kernels,
+    measure,
+    part,
+    run,
+    sanitizer,
+    suite,
+    tables,
+    visits,
+)
+from benchmarks.gpu import machine as gpu_machine
+from lossops import library
+from lossops.report import machine
+from lossops.report.tables import NOTHING, Table, to_text
+from lossops.specs import SPECS
+
+ROOT = Path(__file__).parents[1]
+PARTS = ["build", "tests_native", "tests_triton", "sanitizer", "measure"]
+
+
+def gpu_sh(*arguments, cwd=ROOT, **options) -> subprocess.CompletedProcess:
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *map(str, arguments)]
+    environment = os.environ | {"PYTHON": sys.executable}
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=400, **options
+    )
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory) -> Path:
+    """The folder of one dry run, made by whichever test process comes first."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
+    out = folder / "gpu-dry"
+    with (folder / "gpu-dry.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / "printed").exists():
+            done = gpu_sh(out, "--dry")
+            assert done.returncode == 0, done.stdout + done.stderr
+            (out / "printed").write_text(done.stdout, encoding="utf-8")
+    return out
+
+
+# A dry run
+
+
+def test_every_part_leaves_a_record(dry):
+    records = {name: load(dry / f"{name}.json") for name in PARTS}
+    statuses = [record["status"] for record in records.values()]
+    assert statuses == ["passed", "passed", "skipped", "skipped", "passed"]
+    assert all(record["dry"] and record["seconds"] > 0 for record in records.values())
+    assert len({record["sources"] for record in records.values()}) == 1
+    for name in ("tests_triton", "sanitizer"):
+        assert "need" in records[name]["reason"]
+    (row,) = part.rows_of(records["tests_native"]["rows"], "tests")
+    assert row["passed"] > 20
+    assert row["failed"] == 0
+    assert part.rows_of(records["sanitizer"]["rows"], "kernels")[0]["ran"]
+    (row,) = part.rows_of(records["build"]["rows"], "build")
+    assert row["native"]["built"]
+    files = {path.name for path in dry.iterdir()} - {"printed"}
+    assert files == {*(f"{name}.json" for name in PARTS), "result.json", "tables.txt", "run.log"}
+
+
+def test_result_is_all_of_it(dry):
+    result = load(dry / "result.json")
+    assert list(result["parts"]) == PARTS
+    assert result["dry"]
+    assert result["info"]["torch"] == torch.__version__
+    assert {"date", "commit", "gpu", "goals"} <= set(result)
+    printed = (dry / "printed").read_text()
+    assert "nothing here is a measurement" in printed
+    assert printed.rstrip().splitlines()[-1].startswith("measure         passed")
+    assert "Small tensors" in (dry / "tables.txt").read_text()
+
+
+def test_measurements_make_sense(dry):
+    rows = load(dry / "measure.json")["rows"]
+    times = part.rows_of(rows, "time")
+    seen = {(row["loss"], row["dtype"], row["count"], row["what"]) for row in times}
+    sizes = visits.DRY
+    assert seen == {
+        (spec.name, dtype, count, what)
+        for spec in SPECS
+        for dtype in ("float32", "bfloat16")
+        for count in (sizes.tiny, sizes.small, sizes.large, sizes.huge)
+        for what in ("forward", "step", "scaled step")
+    }
+    passes = {"forward": 2, "step": 3, "scaled step": 5}
+    for row in times:
+        size = 4 if row["dtype"] == "float32" else 2
+        assert row["bytes"] == passes[row["what"]] * row["count"] * size
+        assert not row["errors"]
+        assert {"native", "eager"} <= set(row["contenders"])
+        assert "triton" in row["absent"]
+        copy = row["yardsticks"]["copy"]
+        for numbers in [*row["contenders"].values(), copy]:
+            assert 0 < numbers["p25"] <= numbers["ms"] <= numbers["p75"]
+            expected = row["bytes"] / (numbers["ms"] * 1e-3) / 1e9
+            assert numbers["gb_per_s"] == pytest.approx(expected, rel=1e-3)
+        native = row["contenders"]["native"]
+        assert native["of_copy"] == pytest.approx(copy["ms"] / native["ms"], rel=1e-3)
+    compiled = [row for row in times if "compile" in row["contenders"]]
+    assert {(row["loss"], row["dtype"]) for row in compiled} == {("mse_loss", "bfloat16")}
+    memory = part.rows_of(rows, "memory")
+    assert all(row["gradients"]["native"] == pytest.approx(1, abs=0.01) for row in memory)
+    assert all(row["gradients"]["eager"] > 1.5 for row in memory)
+    (peers,) = part.rows_of(rows, "peers")
+    names = {"liger_kernel", "quack", "cut_cross_entropy"}
+    assert {peer["module"] for peer in peers["peers"]} == names
+    assert all(peer["has"] == [] for peer in peers["peers"])
+    graphs = [row for row in part.rows_of(rows, "omitted") if "graph" in row["visit"]]
+    assert len(graphs) == 4 * len(SPECS)
+
+
+def test_dry_runs_are_not_kept(dry):
+    result = load(dry / "result.json")
+    assert finish.store(result) is None
+    for path in readme.RESULTS.rglob("gpu-*.json"):
+        assert not load(path)["dry"], path
+
+
+def test_finished_parts_are_not_run_again(dry, tmp_path):
+    out = shutil.copytree(dry, tmp_path / "copy")
+    if load(out / "build.json")["sources"] != run.digest():
+        pytest.skip("somebody edits the sources just now, after which all parts run again")
+    done = gpu_sh("copy", "--dry", cwd=tmp_path)  # a relative path is the caller's
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("(earlier)") == len(PARTS)
+    assert all((out / f"{n}.json").read_bytes() == (dry / f"{n}.json").read_bytes() for n in PARTS)
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "OUT_DIR"),
+        (["out", "--parts", "build,nonsense"], "no part 'nonsense'"),
+        (["out", "--nonsense"], "unrecognized"),
+    ],
+)
+def test_usage_exits_with_2(tmp_path, arguments, words):
+    done = gpu_sh(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_teaches(tmp_path):
+    done = gpu_sh("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in (*PARTS, "examples:", "exit status:"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_says_what_is_missing(tmp_path):
+    done = gpu_sh(tmp_path / "out")
+    assert done.returncode == 1
+    assert "CUDA" in done.stderr or "GPU" in done.stderr
+    assert "--dry" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_everything_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "built without CUDA" in gpu_machine.missing()[0]
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu_machine, "cuda_tool", lambda name: None)
+    monkeypatch.setattr(gpu_machine, "BUILD_NEEDS", ("json", "no_such_package"))
+    gpu, nvcc, package = gpu_machine.missing()
+    assert "sees no GPU" in gpu
+    assert nvcc.startswith("nvcc is neither")
+    assert package.endswith("has no no_such_package")
+
+
+def test_a_failing_test_fails_its_part(tmp_path):
+    file = tmp_path / "test_wrong.py"
+    file.write_text("def test_wrong():\n    assert 1 == 2, 'one is not two'\n")
+    arguments = ("--dry", "--parts", "tests_native,sanitizer", "--tests", file)
+    done = gpu_sh(tmp_path / "out", *arguments)
+    assert done.returncode == 1
+    record = load(tmp_path / "out" / "tests_native.json")
+    assert record["status"] == "failed"
+    assert "test_wrong::test_wrong" in record["reason"]
+    assert "one is not two" in record["rows"][0]["failures"][0]["message"]
+    assert load(tmp_path / "out" / "sanitizer.json")["status"] == "skipped"  # it still ran
+    assert not (tmp_path / "out" / "build.json").exists()
+
+
+# The run of parts, with parts made for the purpose
+
+FAKE = """
+import sys, time
+from benchmarks.gpu import part
+
+def work(task):
+    what = task.words[0]
+    task.emit({"kind": "time", "number": 1})
+    if what == "fail":
+        raise part.FailedError("it is wrong")
+    if what == "skip":
+        raise part.SkippedError("not here")
+    if what == "crash":
+        raise ZeroDivisionError("a surprise")
+    if what == "late":
+        raise part.OutOfTimeError("half of it")
+    if what == "hang":
+        with task.rows.open("a") as file:
+            file.write('{"kind": "ti')
+        time.sleep(600)
+
+sys.exit(part.main(work))
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Makes parts that end as their names say, and runs them."""
+    (tmp_path / "fake_part.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(run, "_finish", lambda options, fresh: True)
+    monkeypatch.setattr(run, "digest", lambda: "sources")
+
+    def start(*names, seconds=30.0, again=False, needed=()):
+        parts = [run.Part(n, "fake_part", seconds, (n,), needed=n in needed) for n in names]
+        options = run.Options(tmp_path / "out", dry=True, again=again)
+        status = run.run(parts, options)
+        return status, {name: load(options.out / f"{name}.json") for name in names}
+
+    return start
+
+
+def statuses(records) -> list[str]:
+    return [record["status"] for record in records.values()]
+
+
+def test_a_failure_stops_nobody_else(fake, capsys):
+    status, records = fake("fail", "crash", "fine", "skip", "late")
+    assert status == 1
+    assert statuses(records) == ["failed", "failed", "passed", "skipped", "timed out"]
+    assert records["fail"]["reason"] == "it is wrong"
+    assert "a surprise" in records["crash"]["reason"]
+    assert all(len(record["rows"]) == 1 for record in records.values())
+    assert "it is wrong" in capsys.readouterr().out.split("reason\n")[1]
+
+
+def test_all_well_exits_with_0(fake):
+    assert fake("fine", "skip")[0] == 0
+
+
+def test_nothing_runs_without_what_it_needs(fake):
+    status, records = fake("fail", "fine", needed=("fail",))
+    assert status == 1
+    assert statuses(records) == ["failed", "not run"]
+    assert records["fine"]["reason"] == "fail failed"
+
+
+def test_what_was_found_in_time_is_kept(fake, monkeypatch):
+    monkeypatch.setattr(run, "SECONDS", 4)
+    status, records = fake("hang", "fine", seconds=2)
+    assert status == 1
+    assert records["hang"]["seconds"] < 9  # it ends at the first request
+    assert statuses(records) == ["timed out", "passed"]
+    assert records["hang"]["rows"] == [{"kind": "time", "number": 1}]  # without the half line
+    assert "stopped after 2 s" in records["hang"]["reason"]
+
+
+def test_only_what_is_unfinished_or_changed_runs_again(fake, monkeypatch, capsys):
+    names = ("fine", "skip", "fail", "late")
+    fake(*names)
+    capsys.readouterr()
+    assert fake(*names)[0] == 1  # a failure is one as long as it is there
+    assert capsys.readouterr().out.count("(earlier)") == 3
+    fake(*names, again=True)
+    assert "(earlier)" not in capsys.readouterr().out
+    monkeypatch.setattr(run, "digest", lambda: "other sources")
+    fake(*names)
+    assert "(earlier)" not in capsys.readouterr().out
+
+
+def test_parts_fit_into_nine_minutes():
+    assert sum(p.seconds for p in run.PARTS) <= run.SECONDS
+    patience = 8  # of the processes that are told to end, once each at most
+    assert run.SECONDS + run.FINISH_SECONDS + patience * 0.5 < 9 * 60
+
+
+def test_digest_sees_every_source(tmp_path, monkeypatch):
+    (tmp_path / "csrc").mkdir()
+    file = tmp_path / "csrc" / "kernel.cu"
+    file.write_text("one")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    before = run.digest()
+    assert run.digest() == before
+    file.write_text("two")
+    assert run.digest() != before
+
+
+def test_interrupted_run_leaves_a_record_and_no_process(tmp_path):
+    slow = tmp_path / "test_slow.py"
+    slow.write_text("import time\ndef test_slow():\n    time.sleep(300)\n")
+    out = tmp_path / "out"
+    command = ["bash", "benchmarks/gpu.sh", str(out), "--dry", "--parts", "tests_native"]
+    process = subprocess.Popen(
+        [*command, "--tests", str(slow)], cwd=ROOT, env=os.environ | {"PYTHON": sys.executable},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log, end = out / "run.log", time.monotonic() + 60
+    while not (log.exists() and "running" in log.read_text()) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert running(str(slow))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    assert load(out / "tests_native.json")["status"] == "interrupted"
+    end = time.monotonic() + 10
+    while running(str(slow)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not running(str(slow))
+
+
+def running(word: str) -> list[str]:
+    """The command lines of processes that have this word in them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = path.read_bytes().decode(errors="replace")
+            found += [command] if word in command else []
+    return found
+
+
+# The tests part
+
+
+JUNIT = """<testsuites><testsuite>
+<testcase classname="tests.test_a" name="test_one" time="0.5"/>
+<testcase classname="tests.test_a" name="test_two" time="1"><failure message="wrong">x</failure>
+<error message="at the end">y</error></testcase>
+<testcase classname="tests.test_b" name=""><error message="cannot be imported">x</error></testcase>
+<testcase classname="tests.test_b" name="test_three"><skipped message="one GPU"/></testcase>
+<testcase classname="tests.test_b" name="test_four"><skipped message="one GPU"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_junit_in_numbers(tmp_path):
+    (tmp_path / "report.xml").write_text(JUNIT)
+    row = suite.summary(tmp_path / "report.xml")
+    assert (row["passed"], row["failed"], row["skipped"]) == (1, 2, 2)
+    assert row["failures"][0] == {"name": "tests.test_a::test_two", "message": "wrong"}
+    assert row["skips"] == [{"reason": "one GPU", "count": 2}]
+    with pytest.raises(part.FailedError, match="2 of 3 tests failed"):
+        suite.judge(row, 1)
+    good = row | {"failed": 0}
+    suite.judge(good, 0)
+    with pytest.raises(part.OutOfTimeError, match="at least 1 tests had passed"):
+        suite.judge(good, None)
+    for bad, status in ((good, 2), (good | {"passed": 0}, 5)):
+        with pytest.raises(part.FailedError, match="ended with status"):
+            suite.judge(bad, status)
+
+
+def test_plugins_that_are_absent_are_not_asked_for(tmp_path):
+    assert "-n" not in suite.pytest_command(tmp_path / "x", "native", ["tests"], 0)
+    command = suite.pytest_command(tmp_path / "x", "native", ["tests"], 8)
+    assert command[command.index("-n") + 1] == "8"
+    assert "--ignore=tests/test_gpu_run.py" in command  # which would build while tests run
+
+
+def test_tests_cut_off_are_still_counted(tmp_path):
+    file = tmp_path / "test_some.py"
+    file.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(300)\n")
+    task = part.Task(tmp_path / "rows", suite.PATIENCE + 5 + 6, True, ["native", str(file)])
+    with pytest.raises(part.OutOfTimeError, match="at least 1 tests had passed"):
+        suite.suite(task)
+    (row,) = part.read_rows(task.rows)
+    assert not row["finished"]
+
+
+def test_tests_that_know_no_device_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "knows_switch", lambda folder: False)
+    task = part.Task(tmp_path / "rows", 60, False, ["native"])
+    with pytest.raises(part.FailedError, match="LOSSOPS_TEST_DEVICE"):
+        suite.suite(task)
+    monkeypatch.undo()
+    (tmp_path / "conftest.py").write_text("x = 1")
+    assert not suite.knows_switch(tmp_path)
+    (tmp_path / "conftest.py").write_text(f"os.environ.get('{suite.SWITCH}')")
+    assert suite.knows_switch(tmp_path)
+
+
+# The sanitizer
+
+CLEAN = f"========= COMPUTE-SANITIZER\n{kernels.DONE} 9\n========= ERROR SUMMARY: 0 errors\n"
+WRONG = f"""========= COMPUTE-SANITIZER
+========= Invalid __global__ write of size 4 bytes
+=========     at dense<Mse>+0x2a0
+{kernels.DONE} 9
+========= ERROR SUMMARY: 3 errors
+"""
+RACES = f"""========= COMPUTE-SANITIZER
+========= Warning: Race reported between Write access at reduce+0x10
+{kernels.DONE} 9
+========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)
+"""
+NO_RACES = (
+    f"{kernels.DONE}\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
+)
+UNSEEN = """========= COMPUTE-SANITIZER
+========= Error: Target application terminated before first instrumented API call
+========= ERROR SUMMARY: 0 errors
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "verdict", "words"),
+    [
+        (CLEAN, 0, "passed", ""),
+        (NO_RACES, 0, "passed", ""),
+        (WRONG, 66, "failed", "3 errors"),
+        (RACES, 66, "failed", "1 errors"),
+        (RACES.replace("1 error,", "0 errors,"), 0, "failed", "2 hazards"),
+        (UNSEEN, 0, "failed", "no account"),
+        ("Segmentation fault", 139, "failed", "no account"),
+        (CLEAN.replace(kernels.DONE, ""), 0, "failed", "not all kernels ran"),
+        (CLEAN, 1, "failed", "status 1"),
+        ("", None, "timed out", "not finished"),
+        (WRONG, None, "failed", "3 errors"),
+    ],
+)
+def test_sanitizer_output(text, status, verdict, words):
+    found, reason = sanitizer.verdict(sanitizer.parse(text), status)
+    assert found == verdict
+    assert words in reason
+    assert bool(reason) == (verdict != "passed")
+
+
+def test_sanitizer_quotes_what_it_was_told():
+    assert sanitizer.parse(WRONG)["said"][0] == "Invalid __global__ write of size 4 bytes"
+
+
+@pytest.mark.parametrize("wrong", ["", "initcheck"])
+def test_all_tools_over_all_kernels(tmp_path, monkeypatch, wrong):
+    """With a stand-in for compute-sanitizer that finds something with one tool."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(
+        '#!/bin/bash\ntool=$2\n[ "$3" = --error-exitcode ] || exit 9\nshift 4\n"$@" || exit 8\n'
+        f'[ "$tool" = "{wrong}" ] && echo "========= ERROR SUMMARY: 2 errors" && exit 66\n'
+        '[ "$PYTORCH_NO_CUDA_MEMORY_CACHING" = 1 ] && echo "========= ERROR SUMMARY: 0 errors"\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setattr(gpu_machine, "cuda_tool", lambda name: str(tool))
+    monkeypatch.setattr(part.Task, "device", "cpu")
+    monkeypatch.setattr(sanitizer, "BACKENDS", ("native",))
+    task = part.Task(tmp_path / "rows", 200, dry=False)
+    if wrong:
+        with pytest.raises(part.FailedError, match="initcheck of native: 2 errors"):
+            sanitizer.sanitizer(task)
+    else:
+        sanitizer.sanitizer(task)
+    rows = part.rows_of(part.read_rows(task.rows), "sanitizer")
+    assert {row["tool"]: row["status"] for row in rows} == {
+        name: "failed" if name == wrong else "passed" for name in sanitizer.TOOLS
+    }
+
+
+def test_kernels_are_all_there_is():
+    """What the sanitizers see: every op, with every loss."""
+    with expect_ops(*(f"lossops::{name}" for name in library.SCHEMAS)) as names:
+        assert kernels.run("native", "cpu") > 100 * len(SPECS)
+    assert {name for name in names if name.startswith("lossops::")} == {
+        f"lossops::{name}" for name in library.SCHEMAS
+    }
+
+
+# Measuring
+
+
+def session(tmp_path, seconds=100.0) -> measure.Session:
+    task = part.Task(tmp_path / "rows", seconds, dry=True)
+    return measure.Session(task, visits.DRY, clock.WallClock())
+
+
+MSE = SPECS[0]
+STEPS = visits.Visit(MSE, torch.float32, 256, (visits.STEP, visits.SCALED))
+
+
+def test_a_contender_that_fails_is_left_out_and_ours_is_a_failure(tmp_path, monkeypatch):
+    both = session(tmp_path)
+
+    def broken(input, target):
+        raise ValueError("no such kernel")
+
+    found, absent = contenders.contenders(MSE, "cpu", compiled=False)
+    found |= {name: contenders.Contender(name, broken) for name in ("native", "peer")}
+    monkeypatch.setattr(measure, "contenders", lambda *_: (found, absent))
+    measure.run_visit(both, STEPS)
+    rows = part.read_rows(both.task.rows)
+    assert len(rows) == 2
+    for row in rows:
+        assert set(row["contenders"]) == {"eager"}
+        assert row["errors"]["native"] == row["errors"]["peer"] == "ValueError: no such kernel"
+    assert both.failures == [f"native {what}: ValueError: no such kernel" for what in STEPS.whats]
+
+
+def test_failures_of_ours_fail_the_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(visits, "visits", lambda sizes, dry: [STEPS])
+    monkeypatch.setattr(measure, "run_visit", lambda s, v: s.failures.append("native: broken"))
+    with pytest.raises(part.FailedError, match="native: broken"):
+        measure.measure(part.Task(tmp_path / "rows", 100, dry=True))
+
+
+def test_what_no_time_was_left_for_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(visits, "visits", lambda sizes, dry: [STEPS, STEPS])
+    task = part.Task(tmp_path / "rows", measure.LAST_SECONDS - 1, dry=True)
+    with pytest.raises(part.OutOfTimeError, match="2 measurements"):
+        measure.measure(task)
+    (row,) = part.rows_of(part.read_rows(task.rows), "left out")
+    assert row["visits"] == [str(STEPS)] * 2
+
+
+def test_what_does_not_fit_into_memory_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(visits, "visits", lambda sizes, dry: [STEPS])
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 14 * 4 * 256 - 1)
+    task = part.Task(tmp_path / "rows", 100, dry=True)
+    measure.measure(task)
+    (row,) = part.rows_of(part.read_rows(task.rows), "omitted")
+    assert "may be needed" in row["reason"]
+
+
+def test_nothing_is_compiled_when_time_runs_out(tmp_path):
+    short = session(tmp_path, seconds=100)
+    short.task.start -= 70
+    visit = visits.Visit(MSE, torch.float32, 256, (visits.STEP,), compiled=True)
+    measure.run_visit(short, visit)
+    (row,) = part.read_rows(short.task.rows)
+    assert row["absent"]["compile"] == "no time was left to compile"
+    assert "compile" not in row["contenders"]
+
+
+def test_the_most_telling_comes_first():
+    plan = list(visits.visits(visits.GPU, dry=False))
+    first = plan[: 2 * len(SPECS)]
+    assert {(v.spec.name, v.dtype) for v in first} == {
+        (spec.name, dtype) for spec in SPECS for dtype in visits.DTYPES
+    }
+    assert all(v.count == 1 << 26 and v.whats[0] == visits.STEP and v.compiled for v in first)
+    assert all(v.whats == (visits.GRAPH,) for v in plan[-4 * len(SPECS) :])
+    assert {v.count for v in plan} == {1 << 10, 1 << 16, 1 << 26, 1 << 28}
+    assert sum(v.compiled for v in visits.visits(visits.DRY, dry=True)) == 1
+
+
+def test_steps_do_what_they_say():
+    tensors = measure.Tensors(64, torch.float32, "cpu")
+    grad_output = torch.tensor(measure.GRAD_OUTPUT)
+    contender = contenders.Contender("eager", torch.nn.functional.mse_loss)
+    expected = 2 * (tensors.input - tensors.target).detach() / 64
+    for what, scale in ((visits.STEP, 1.0), (visits.SCALED, measure.GRAD_OUTPUT)):
+        call = measure.call_of(what, contender, tensors, grad_output)
+        for _ in range(2):  # gradients are fresh, not summed up
+            call()
+            torch.testing.assert_close(tensors.input.grad, scale * expected)
+    tensors.input.grad = None
+    measure.call_of(visits.FORWARD, contender, tensors, grad_output)()
+    assert tensors.input.grad is None
+
+
+@pytest.mark.parametrize("what", [visits.FORWARD, visits.STEP, visits.SCALED])
+def test_the_copy_moves_as_many_bytes(what):
+    tensors = measure.Tensors(64, torch.bfloat16, "cpu")
+    moved = visits.passes(MSE, what) * tensors.bytes
+    found = measure.yardsticks(what, tensors, moved)
+    copied = found[measure.COPY].call()
+    assert 2 * copied.numel() * copied.itemsize == moved
+    assert (measure.ADD in found) == (what == visits.STEP)
+
+
+def test_peers_are_an_entry_in_a_table(tmp_path, monkeypatch):
+    def broken():
+        raise ImportError("built for another torch")
+
+    both = (
+        contenders.Peer("json", "pytest", {"mse_loss": lambda: torch.nn.functional.mse_loss}),
+        contenders.Peer("no_such_library", "nothing", {"mse_loss": broken}),
+    )
+    monkeypatch.setattr(contenders, "PEERS", both)
+    measure.run_visit(session(tmp_path), STEPS)
+    row = part.read_rows(tmp_path / "rows")[0]
+    assert row["contenders"]["json"]["ms"] > 0
+    assert "another torch" in row["absent"]["no_such_library"]
+    found = contenders.peers(["mse_loss", "l1_loss"])
+    assert [peer["found"] for peer in found] == [True, False]
+    assert found[0]["has"] == ["mse_loss"]
+    assert found[0]["version"] == pytest.__version__
+    assert found[1]["why_not"] == "not installed"
+
+
+def test_a_contender_of_ours_runs_on_its_backend():
+    for name in ("native", "reference"):
+        x = torch.randn(8, requires_grad=True)
+        contender = contenders.Contender(name, MSE.function)
+        ours = name in contenders.OURS
+        with contender.within() if ours else lossops.backend(name), expect_ops() as names:
+            contender.loss(x, torch.zeros(8)).backward()
+        assert any(op.startswith("lossops::") for op in names) == (name == "native")
+
+
+# The clock
+
+
+def test_flush_is_larger_than_the_cache():
+    gib = 1 << 30
+    assert clock.flush_bytes(60 << 20, 130 * gib) == gib
+    assert clock.flush_bytes(400 << 20, 130 * gib) == 1600 << 20
+    assert clock.flush_bytes(60 << 20, 4 * gib) == gib // 2  # leaves room for what is measured
+    assert clock.flush_bytes(60 << 20, 100 << 20) == 120 << 20
+    assert clock.flush_bytes(0, 0) > 0
+
+
+def test_contenders_take_turns():
+    order, ticks = [], iter(range(100))
+
+    def timed(name):
+        return clock.Timed(lambda: order.append(name))
+
+    def tick(call):
+        call()
+        return next(ticks)
+
+    times = clock.interleaved({name: timed(name) for name in "abc"}, 3, tick)
+    assert "".join(order) == "abcbcacab"
+    assert times == {"a": [0, 5, 7], "b": [1, 3, 8], "c": [2, 4, 6]}
+
+
+def test_blocks_are_as_long_as_asked_for():
+    class Counted:
+        counts = []
+
+        def block(self, call, count):
+            self.counts.append(count)
+            return 0.5 if call == "slow" else 0.01
+
+    both = {name: clock.Timed(name) for name in ("slow", "quick")}
+    times = clock.block_times(both, 2, Counted(), block_ms=10)
+    assert Counted.counts == [10, 10, 20, 20, 20, 20]
+    assert times == {"slow": [0.5] * 2, "quick": [0.01] * 2}
+
+
+def test_median_and_quartiles():
+    found = clock.summary([5.0, 1.0, 2.0, 3.0, 4.0])
+    assert found == {"ms": 3.0, "p25": 2.0, "p75": 4.0}
+
+
+class FakeCuda:
+    """As much of torch.cuda as the clock and the capture use, writing down what is asked of it."""
+
+    def __init__(self):
+        self.said = []
+        fake = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                fake.said.append("record")
+
+            def synchronize(self):
+                fake.said.append("event.synchronize")
+
+            def elapsed_time(self, end):
+                assert end is not self
+                return 6.0
+
+        class Stream:
+            def wait_stream(self, other):
+                fake.said.append("wait_stream")
+
+        class Within:
+            def __init__(self, what):
+                self.what = what
+
+            def __enter__(self):
+                fake.said.append(f"enter {self.what}")
+
+            def __exit__(self, *_):
+                fake.said.append(f"exit {self.what}")
+
+        self.Event, self.Stream = Event, Stream
+        self.current_stream = Stream
+        self.stream = lambda stream: Within("stream")
+        self.graph = lambda graph: Within("graph")
+        self.CUDAGraph = lambda: SimpleNamespace(replay=lambda: fake.said.append("replay"))
+        self.synchronize = lambda: fake.said.append("synchronize")
+        self.get_device_properties = lambda _: SimpleNamespace(L2_cache_size=1000)
+        self.mem_get_info = lambda: (16_000, 32_000)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    fake = FakeCuda()
+    for name in vars(fake):
+        if name != "said":
+            assert hasattr(torch.cuda, name), name  # what is faked is there
+            monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    real = torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda *size, device, **kwargs: real(*size, **kwargs), raising=True
+    )
+    return fake
+
+
+def test_cuda_clock_times_the_call_alone(cuda):
+    timer = clock.CudaClock()
+    assert timer.flushed.numel() == 2000
+    timer.flushed.fill_(1)
+    assert timer.cold(lambda: cuda.said.append("call")) == 6.0
+    assert not timer.flushed.any()
+    assert cuda.said == ["record", "call", "record", "event.synchronize"]
+    cuda.said.clear()
+    assert timer.block(lambda: cuda.said.append("call"), 3) == 2.0
+    assert cuda.said == [
+        "synchronize", "record", "call", "call", "call", "record", "event.synchronize",
+    ]  # fmt: skip
+
+
+def test_capture_runs_on_another_stream_first(cuda):
+    replay = measure.captured(lambda: cuda.said.append("step"))
+    assert cuda.said == [
+        "wait_stream", "enter stream", "step", "step", "step", "exit stream", "wait_stream",
+        "enter graph", "step", "exit graph",
+    ]  # fmt: skip
+    replay()
+    assert cuda.said[-1] == "replay"
+
+
+# The document
+
+
+def gpu_result(date="2031-05-06T07:08:09+00:00", step_ms=1.0, compile_ms=2.0, **more) -> dict:
+    def time_row(loss, dtype, what, count, cold=True):
+        numbers = {"ms": step_ms, "p25": 1, "p75": 1, "gb_per_s": 800 / step_ms}
+        return {
+            "kind": "time", "what": what, "loss": loss, "dtype": dtype, "count": count,
+            "bytes": 1, "cold": cold, "timings": 3, "absent": {}, "errors": {"triton": "broken"},
+            "contenders": {
+                "native": numbers | {"of_copy": 0.95 / step_ms},
+                "compile": numbers | {"ms": compile_ms},
+            },
+            "yardsticks": {"copy": numbers},
+        }  # fmt: skip
+
+    pairs = [(spec.name, dtype) for spec in SPECS[:2] for dtype in ("float32", "bfloat16")]
+    rows = [time_row(*pair, "step", 1 << 26) for pair in pairs]
+    rows += [time_row(*pair, "step", 1 << 10, cold=False) for pair in pairs]
+    record = {"status": "passed", "seconds": 9.0, "reason": "", "rows": rows, "dry": False}
+    return {
+        "date": date,
+        "commit": "0123456789abcdef-dirty",
+        "info": {"lossops": "1", "torch": "9.9", "python": "3.99", "triton": "7"},
+        "gpu": {"name": "NVIDIA Z9", "memory_bytes": 1 << 37, "driver": "777", "torch_cuda": "99"},
+        "dry": False,
+        "sources": "none",
+        "parts": {"measure": record},
+    } | more
+
+
+def test_document_is_what_the_files_give():
+    assert readme.README.read_text(encoding="utf-8") == readme.text(), "run: make format"
+
+
+def test_document_without_gpu_figures_says_so(tmp_path):
+    assert "No GPU figures exist yet." in readme.text(tmp_path)
+    finish.store(gpu_result(), tmp_path)
+    dry_result = gpu_result(dry=True)
+    machine.write(dry_result, tmp_path / "nvidia-y8" / "gpu-20310101-000000.json")
+    text = readme.text(tmp_path)
+    assert "No GPU figures exist yet." not in text
+    assert "nvidia-z9" in text
+    assert "nvidia-y8" not in text
+
+
+def test_newest_result_is_shown(tmp_path):
+    for date, step in (("2031-01-01", 1.0), ("2032-01-01", 3.5), ("2030-01-01", 2.0)):
+        assert finish.store(gpu_result(f"{date}T00:00:00+00:00", step), tmp_path)
+    machine.write(gpu_result(dry=True), tmp_path / "nvidia-z9" / "gpu-20990101-000000.json")
+    text = readme.text(tmp_path)
+    assert "2032-01-01 00:00:00 UTC" in text
+    assert "2031" not in text
+    assert "3.500" in text
+    for fact in ("NVIDIA Z9, 128 GiB, driver 777", "CUDA 99", "torch 9.9", "0123456789ab with"):
+        assert fact in text
+
+
+@pytest.mark.parametrize(
+    ("step", "compiled", "verdicts"),
+    [(1.0, 1.6, ["met", "met"]), (1.1, 1.77, ["missed", "met"]), (1.0, 1.59, ["met", "missed"])],
+)
+def test_goals_are_judged(tmp_path, step, compiled, verdicts):
+    result = gpu_result(step_ms=step, compile_ms=compiled)
+    found = goals.outcomes(result["parts"]["measure"]["rows"])
+    native = [goal for goal in found if goal["backend"] == "native"]
+    assert ["met" if goal["met"] else "missed" for goal in native] == verdicts
+    assert all(goal["measured"] == 4 for goal in native)  # not the small ones
+    assert all(goal["met"] is None for goal in found if goal["backend"] == "triton")
+    finish.store(result, tmp_path)
+    lines = [line for line in readme.text(tmp_path).splitlines() if "training step:" in line]
+    lines = [line for line in lines if "| native |" in line]
+    for line, outcome in zip(lines, verdicts, strict=True):
+        assert "**met**" in line if outcome == "met" else "**missed 4 times**" in line
+
+
+def test_results_go_where_they_are_looked_for(tmp_path):
+    path = finish.store(gpu_result(), tmp_path)
+    assert path == tmp_path / "nvidia-z9" / "gpu-20310506-070809.json"
+    for nothing in ({"dry": True}, {"gpu": None}, {"parts": {}}):
+        assert finish.store(gpu_result(**nothing), tmp_path) is None
+
+
+def test_commit_is_known_where_the_sources_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "commit", lambda: "abc")
+    same = gpu_result(commit=None, sources=run.digest())
+    assert load(finish.store(same, tmp_path))["commit"] == "abc"
+    other = gpu_result(commit=None, sources="others")
+    assert load(finish.store(other, tmp_path))["commit"] is None
+
+
+def test_parts_of_other_sources_are_left_out(tmp_path):
+    for name, sources, date in (("build", "old", "2030"), ("measure", "new", "2031")):
+        record = {"part": name, "sources": sources, "date": date, "dry": True, "python": "p"}
+        record |= {"seconds": 1.0, "rows": [], "status": "passed", "reason": ""}
+        machine.write(record, tmp_path / f"{name}.json")
+    assert list(finish.combine(tmp_path)["parts"]) == ["measure"]
+
+
+def test_cpu_results_are_shown(tmp_path):
+    text = readme.text()
+    for folder in (path for path in readme.RESULTS.iterdir() if path.is_dir()):
+        assert f"### {folder.name}" in text
+    newest = next(readme.newest(readme.RESULTS, gpu=False))[2]
+    step = next(r for r in newest["bench"] if r["kind"] == "step" and r["memory"] == "warm")
+    assert f"| {step['ms']['eager'] / step['ms']['lossops']:.2f} (" in text
+
+
+def test_tables_as_markdown():
+    table = Table("Title", ("word", "number"), note="Why.")
+    table.add("a|b", "1.5")
+    table.add("c", NOTHING)
+    assert tables.to_markdown(table) == (
+        f"**Title**\n\n| word | number |\n|---|---:|\n| a\\|b | 1.5 |\n| c | {NOTHING} |\n\nWhy.\n"
+    )
+    for table in tables.tables(gpu_result()):
+        assert to_text(table).startswith(table.title)
+
+
+def test_a_failed_contender_is_no_number():
+    (steps,) = (t for t in tables.tables(gpu_result()) if t.title.startswith("Training step"))
+    row = dict(zip(steps.columns, steps.rows[0], strict=True))
+    assert row["native"] == "1.000"
+    assert row["triton"] == "error"
+    assert row["eager"] == NOTHING
+
+
+# The commit
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    def git(*arguments):
+        names = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *names, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "--quiet")
+    (tmp_path / "file").write_text("one")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    return tmp_path
+
+
+def test_commit_of_a_checkout(checkout):
+    head = machine.commit(checkout)
+    assert len(head) == 40
+    results = checkout / "benchmarks" / "results" / "nvidia-z9"
+    results.mkdir(parents=True)
+    (results / "gpu.json").write_text("{}")  # what a measurement writes
+    assert machine.commit(checkout) == head
+    (checkout / "file").write_text("two")
+    assert machine.commit(checkout) == f"{head}-dirty"
+
+
+def test_no_commit_where_there_is_none(checkout, tmp_path_factory, monkeypatch):
+    below = checkout / "site-packages"
+    below.mkdir()
+    assert machine.commit(below) is None  # that would be somebody else's
+    assert machine.commit(tmp_path_factory.mktemp("nowhere")) is None
+    monkeypatch.setenv("PATH", "")
+    assert machine.commit(checkout) is None
+    assert "commit" in machine.stamp()
