@@ -1,4 +1,4 @@
-"""The command line: ``python -m lossops info | verify | bench | plot | report``."""
+"""The command line: ``python -m lossops info | verify | bench | kernels | plot | report``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import lossops
 from lossops.report import MissingExtraError, machine
+from lossops.report.occupancy import ARCHITECTURES, MULTIPROCESSORS
 from lossops.report.progress import progress
 from lossops.report.tables import Table, show
 from lossops.specs import SPECS, Spec, spec
@@ -41,14 +42,16 @@ def _parser() -> argparse.ArgumentParser:
             "start with:\n"
             "  python -m lossops info               what is installed, and what can run here\n"
             "  python -m lossops verify             is every loss right on this machine?\n"
-            "  python -m lossops bench --quick      a first look at speed\n\n"
-            "exit status: 0 all well, 1 a verification failed or a package is missing, 2 usage"
+            "  python -m lossops bench --quick      a first look at speed\n"
+            "  python -m lossops kernels            what the GPU kernels compile to\n\n"
+            "exit status: 0 all well, 1 a check failed or something needed is missing, 2 usage"
         ),
     )
     commands = parser.add_subparsers(title="commands", metavar="command")
     _add_info(commands)
     _add_verify(commands)
     _add_bench(commands)
+    _add_kernels(commands)
     _add_plot(commands)
     _add_report(commands)
     return parser
@@ -205,6 +208,43 @@ def _bench(options: argparse.Namespace) -> int:
     if options.save:
         print(f"saved {machine.save(result, options.out)}", file=sys.stderr)
     return 0
+
+
+def _add_kernels(commands) -> None:
+    parser = _command(
+        commands, "kernels", _kernels, "what compilers make of the GPU kernels; no GPU needed",
+        "Compiles the CUDA kernels of a checkout with nvcc, and the Triton kernels, and shows the\n"
+        "registers, shared memory, spills, occupancy and widths of memory accesses of each. A\n"
+        "kernel that spills registers, or one of the main paths that does not move 16 bytes at a\n"
+        "time, is a problem, and the exit status is 1 then. Takes minutes the first time, and\n"
+        "seconds for as long as no kernel changes.",
+        "  python -m lossops kernels\n"
+        "  python -m lossops kernels --arch 90 --loss huber_loss --all\n"
+        "  python -m lossops kernels --json kernels.json",
+    )  # fmt: skip
+    _add_losses(parser)
+    parser.add_argument(
+        "--arch",
+        action="append",
+        choices=tuple(MULTIPROCESSORS),
+        help="compile for this architecture only; may be given several times "
+        f"(default: {', '.join(ARCHITECTURES)})",
+    )
+    parser.add_argument("--all", action="store_true", help="a row for each kernel of each loss")
+    _add_json(parser)
+
+
+def _kernels(options: argparse.Namespace) -> int:
+    from lossops.report import kernel_tables, kernels
+
+    architectures = tuple(dict.fromkeys(options.arch or ARCHITECTURES))
+    result = kernels.survey(architectures, _wanted(options), progress)
+    _deliver(result, kernel_tables.tables(result, options.all), options.json)
+    for engine, reason in result["missing"].items():
+        print(f"lossops: no {kernel_tables.TITLES[engine]}: {reason}", file=sys.stderr)
+    for problem in result["problems"]:
+        print(f"FAIL {problem}", file=sys.stderr)
+    return 0 if result["kernels"] and not result["problems"] else 1
 
 
 def _add_plot(commands) -> None:

@@ -17,7 +17,7 @@ from lossops.report.tables import Table, number, to_html, to_text, verdict
 from lossops.report.truth import exact, judges_float64
 from lossops.specs import SPECS, spec
 
-COMMANDS = ("info", "verify", "bench", "plot", "report")
+COMMANDS = ("info", "verify", "bench", "kernels", "plot", "report")
 CHEAP = "mse_loss"
 
 
@@ -211,6 +211,94 @@ def test_claims_are_decided_by_the_numbers(robust):
     assert found["Huber is robust to outliers"] is robust
     assert found["MSE converges faster than L1"] is False
     assert found["log-cosh is differentiable twice everywhere"] is True
+
+
+KERNELS = ["kernels", "--arch", "90", "--loss", CHEAP]
+
+
+def test_kernels(capsys):
+    from lossops.report import kernels
+
+    result = kernels.survey(["90"], [spec(CHEAP)])
+    if set(result["compilers"]) != {"cuda", "triton"}:
+        pytest.skip("; ".join(result["missing"].values()))
+    assert main(KERNELS) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^CUDA kernels, compiled by nvcc [\d.]+$", text, re.MULTILINE)
+    assert re.search(
+        r"^Triton kernels, compiled by Triton [\d.]+: elementwise$", text, re.MULTILINE
+    )
+    assert re.search(
+        r"^dense step +fp32 fp32 +\d+ +\d+% +257 +0 +4.16 \+\d+ +2.16", text, re.MULTILINE
+    )
+    assert max(map(len, text.splitlines())) <= 120
+    assert main([*KERNELS, "--all"]) == 0
+    assert "dense<mse, bf16, bf16, step>" in capsys.readouterr().out
+    assert main([*KERNELS, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == result
+    assert {row["loss"] for row in found["kernels"]} == {"mse", ""}
+    assert {row["architecture"] for row in found["kernels"]} == {"90"}
+
+
+@pytest.mark.parametrize("compiler", ["nvcc", "Triton"])
+def test_kernels_says_what_it_cannot_show(compiler, monkeypatch, capsys, tmp_path):
+    from lossops.report import kernels_cuda, kernels_triton
+
+    if kernels_cuda.missing() or kernels_triton.missing():
+        pytest.skip("nothing to be without")
+    if compiler == "nvcc":
+        monkeypatch.delenv("CUDA_HOME", raising=False)
+        monkeypatch.delenv("CUDA_PATH", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        monkeypatch.setattr(kernels_triton, "missing", lambda: "Triton is not installed")
+    assert main(KERNELS) == 0
+    printed = capsys.readouterr()
+    missing, shown = ("CUDA", "Triton") if compiler == "nvcc" else ("Triton", "CUDA")
+    assert re.search(rf"^lossops: no {missing} kernels: .*{compiler}", printed.err, re.MULTILINE)
+    assert f"{shown} kernels, compiled by" in printed.out
+    assert f"{missing} kernels, compiled by" not in printed.out
+
+
+def test_kernels_without_compilers_exits_with_1(monkeypatch, capsys):
+    from lossops.report import kernels_cuda, kernels_triton
+
+    monkeypatch.setattr(kernels_cuda, "sources", list)
+    monkeypatch.setattr(kernels_triton, "missing", lambda: "Triton is not installed")
+    assert main(KERNELS) == 1
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert "no CUDA kernels: there are no CUDA sources" in printed.err
+    assert "no Triton kernels: Triton is not installed" in printed.err
+
+
+def test_kernels_that_spill_exit_with_1(monkeypatch, capsys):
+    from lossops.report import kernels, machine_code
+    from lossops.report.kernel_rows import row
+
+    numbers = {"threads": 256, "registers": 32, "shared": 0, "stack": 8, "spill_loads": 8}
+    kernel = machine_code.Kernel(
+        "symbol", **numbers, spill_stores=4, loads={"4": 2}, stores={}, local=3
+    )
+    spilling = row("cuda", "90", "dense", "mse", ["float32", "float32"], "step", kernel)
+
+    class Engine:
+        missing = staticmethod(lambda: None)
+        compiler = staticmethod(lambda: "a compiler")
+        survey = staticmethod(lambda *_: [{"rows": [spilling], "warnings": ["a warning"]}])
+
+    monkeypatch.setattr(kernels, "ENGINES", {"cuda": Engine})
+    assert main(KERNELS) == 1
+    printed = capsys.readouterr()
+    where = "FAIL cuda kernel dense<mse, float32, float32, step> on sm_90"
+    assert printed.err.splitlines() == [
+        "FAIL a warning",
+        f"{where} spills registers: 4 bytes stored, 8 loaded",
+        f"{where} has 0 loads of 16 bytes, and needs 4",
+        f"{where} has 0 stores of 16 bytes, and needs 2",
+    ]
+    assert re.search(r"step +fp32 fp32 +32 100% +0 +8 +2.4 ", printed.out)
 
 
 def test_plot(tmp_path, capsys):

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lossops.library import loss_shape
-from lossops.triton.elementwise_kernels import LOSSES, elementwise_kernel, rescale_kernel
+from lossops.triton.elementwise_kernels import LOSSES, Loss, elementwise_kernel, rescale_kernel
 
 OPS = (
     "elementwise_forward",
@@ -219,7 +219,7 @@ class _Problem:
                 NORMALIZER="group" if normalizer is not None and normalizer.numel() > 1 else "one",
                 BLOCK=block,
                 **flags,
-                **OPTIONS,
+                **_options(self.loss),
             )  # fmt: skip
 
     def _check_shape(self, tensor: Tensor | None, *shapes: Sequence[int]) -> None:
@@ -266,6 +266,12 @@ class _Problem:
             value.copy_(torch.zeros_like(normalizer) / normalizer)
         else:
             value.fill_(math.nan if self.reduction == "mean" else 0)
+
+
+def _options(loss: Loss) -> dict[str, object]:
+    if loss.max_registers is None or torch.version.hip:
+        return OPTIONS
+    return OPTIONS | {"maxnreg": loss.max_registers}
 
 
 def _check_call(operands, loss, params, reduction, keep_dims) -> None:
