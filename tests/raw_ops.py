@@ -74,7 +74,7 @@ class Case:
         self.tangents = [None if t is None else tensor(t.dtype) for t in self.operands]
         self.normalizer = options.get("normalizer")
         kept = shape if reduction == "none" else shape[:keep_dims]
-        self.out_dtype = torch.promote_types(*dtypes)
+        self.out_dtype = options.get("out_dtype") or torch.promote_types(*dtypes)
         self.grad_output = tensor(self.out_dtype, kept)
 
     @property

@@ -104,8 +104,12 @@ def test_memory_that_is_not_aligned(backend, dtype):
 @pytest.mark.parametrize("size", SIZES)
 def test_rescale(backend, size):
     grads = [torch.randn(size).to(dtype) for dtype in (FLOAT64, FLOAT32, BFLOAT16, FLOAT16)]
-    expected = [(grad.double() * -0.75).to(grad.dtype) for grad in grads]
-    backend.ops.elementwise_rescale_(grads, torch.tensor(-0.75))
+    factor = torch.tensor(random.uniform(0.3, 3), dtype=FLOAT64)
+    expected = []
+    for grad in grads:
+        compute = FLOAT64 if grad.dtype == FLOAT64 else FLOAT32
+        expected.append((grad.to(compute) * factor.to(compute)).to(grad.dtype))
+    backend.ops.elementwise_rescale_(grads, factor)
     for got, truth in zip(grads, expected, strict=True):
         assert torch.equal(got, truth)
 
@@ -261,7 +265,7 @@ PLANTED = {
     "a barrier that one warp reaches": (
         REDUCE, "if (threadIdx.x < kWarp) x = warp_sum(",
         "if (threadIdx.x >= kWarp) return x;\n  x = warp_sum(", STUCK),
-    "half of a warp": (REDUCE, "0xffffffffu", "0x0000ffffu", "mask leaves out|lane"),
+    "half of a warp": (REDUCE, "0xffffffffu", "0x0000ffffu", "its own mask leaves out"),
     "a shuffle too few": (REDUCE, "distance = kWarp / 2", "distance = kWarp / 4", NUMBERS),
     "sums of warps that are not there": (
         REDUCE, "threadIdx.x < blockDim.x / kWarp ? sums[threadIdx.x] : 0", "sums[threadIdx.x]",
@@ -301,7 +305,15 @@ PLANTED = {
         "offset += index_[d] * operand.stride[d - 1]", f"{OUTSIDE}|{NUMBERS}|unwritten|{RACE}"),
     "a tail that is not rescaled": (
         LAUNCH, "int64_t i = vectors * N + start; i < numel", "int64_t i = numel; i < numel",
-        "rescale"),
+        "AssertionError: rescale"),
+    "a rescaling that rounds its factor": (
+        LAUNCH, "const T factor = static_cast<T>(number);",
+        "const T factor = widen<T>(narrow<S>(static_cast<T>(number)));", "AssertionError: rescale"),
+    "more shares than threads": (
+        SCHEDULE, "for (int i = threadIdx.x; i < schedule.splits; i += blockDim.x) sum",
+        "if (const int i = threadIdx.x; i < schedule.splits) sum", "of a large device"),
+    "a thread that does not end": (
+        DENSE, "at += unroll * step", "at += 0 * step", "a thread that does not end"),
 }  # fmt: skip
 
 
@@ -338,32 +350,48 @@ def examine() -> None:
     case.check()
     for size in (3, 1001):
         grad = torch.randn(size)
-        expected = grad * 3
-        backend.ops.elementwise_rescale_([grad], torch.tensor(3.0))
+        half = grad.bfloat16()
+        expected, expected_half = grad * 1.2345, (half.float() * 1.2345).bfloat16()
+        backend.ops.elementwise_rescale_([grad, half], torch.tensor(1.2345))
         assert torch.equal(grad, expected), "rescale"
+        assert torch.equal(half, expected_half), "rescale"
 
 
-def run_examination(library: Path, seed: int) -> subprocess.CompletedProcess:
+def examine_a_large_device() -> None:
+    """Sums over more blocks than a block has threads, on a device of 40 multiprocessors."""
+    x = torch.randn(655_360)
+    cuda_on_cpu.ops()
+    total, *_ = getattr(torch.ops, cuda_on_cpu.NAMESPACE).elementwise_forward(
+        x, torch.zeros_like(x), None, None, "mse", [], "sum", 0, FLOAT64, NO_GRADIENTS
+    )
+    truth = x.double().square().sum()
+    assert torch.isclose(total, truth, rtol=1e-6), "of a large device"
+
+
+def run_examination(library: Path, seed: int, large=False) -> subprocess.CompletedProcess:
+    what = "examine_a_large_device" if large else "examine"
     code = f"import random, torch, test_cuda_on_cpu as t; random.seed({seed}); "
-    code += f"torch.manual_seed({seed}); t.examine(); print('passed')"
+    code += f"torch.manual_seed({seed}); t.{what}(); print('passed')"
     paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
     environment = {
         **os.environ, "LOSSOPS_TEST_CUDA_LIBRARY": str(library), "PYTHONPATH": paths,
+        "LOSSOPS_TEST_MULTIPROCESSORS": "40" if large else "2",
     }  # fmt: skip
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
 
 
-def test_the_examination_passes_what_is_right(tmp_path, seed):
-    run = run_examination(plant(tmp_path, REDUCE, "warp_sum", "warp_sum"), seed)
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_the_examination_passes_what_is_right(tmp_path, seed, large):
+    run = run_examination(plant(tmp_path, REDUCE, "warp_sum", "warp_sum"), seed, large)
     assert run.stdout.strip() == "passed", run.stderr
 
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(bug, tmp_path, seed):
     *change, finding = PLANTED[bug]
-    run = run_examination(plant(tmp_path, *change), seed)
+    run = run_examination(plant(tmp_path, *change), seed, large=bug == "more shares than threads")
     assert run.returncode != 0
     last = run.stderr[-1500:]
     assert re.search(finding, last), last

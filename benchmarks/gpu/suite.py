@@ -17,7 +17,7 @@ from benchmarks.gpu.part import ROOT, FailedError, OutOfTimeError, Row, SkippedE
 
 SWITCH = "LOSSOPS_TEST_DEVICE"
 WORKERS = 8
-PATIENCE = 10.0  # seconds for pytest to write down what it has when it is told to stop
+PATIENCE = 20.0  # seconds for pytest to write down what it has when it is told to stop
 # These compute nothing on the device, and take long or build the extension anew.
 LEFT_OUT = (
     "test_gpu_run.py",

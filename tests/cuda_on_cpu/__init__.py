@@ -62,5 +62,6 @@ def _in_place(op, tensors, *arguments) -> None:
 def _compare(op, first, second) -> None:
     for a, b in zip(first, second, strict=True):
         if a is not None:
-            same = ((a == b) | (a.isnan() & b.isnan())).all()
+            bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+            same = torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
             assert same, f"{op}: the result depends on the order of threads and blocks"

@@ -63,6 +63,7 @@ def _ninja(
     name = Path(target).stem
     shared = "-shared" if target.endswith(".so") else ""
     lines = [
+        f"builddir = {name}.ninja_state",  # ninja's notes: runs for other targets may be under way
         f"rule cxx\n  command = {compiler()} -MMD -MF $out.d $flags -c $in -o $out",
         "  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = {compiler()} {shared} {first} $in {link} -o $out",
@@ -77,7 +78,7 @@ def _ninja(
         command = [sys.executable, "-m", "ninja", "-f", f"{name}.ninja", target]
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if run.returncode:
-        raise RuntimeError(f"{target} does not compile:\n{run.stdout[-4000:]}")
+        raise RuntimeError(f"{target} does not compile:\n{run.stdout[-4000:]}{run.stderr}")
     return folder / target
 
 
@@ -87,9 +88,9 @@ class Device:
     def __init__(self, library: Path):
         self.library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
-    def seed(self, seed: int, multiprocessors: int = 2) -> None:
+    def seed(self, seed: int) -> None:
         """Settles the order that threads and blocks run in."""
-        self.library.cuda_on_cpu_seed(ctypes.c_uint64(seed), multiprocessors)
+        self.library.cuda_on_cpu_seed(ctypes.c_uint64(seed))
 
     def traffic(self) -> tuple[int, int]:
         """Bytes of global memory that kernels read and wrote since the last call."""

@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <numeric>
 #include <stdexcept>
+#include <unordered_map>
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -20,6 +22,8 @@ Device device;
 // ---- Words about places
 
 std::string place(const void* code) {
+  static std::unordered_map<const void*, std::string> known;
+  if (const auto found = known.find(code); found != known.end()) return found->second;
   Dl_info library{};
   if (!dladdr(code, &library)) return "somewhere";
   char command[1024];
@@ -38,7 +42,7 @@ std::string place(const void* code) {
     chain += (chain.empty() ? "" : ", in ") + frame.substr(folder + 1);
   }
   if (pipe) pclose(pipe);
-  return chain.empty() ? "somewhere" : chain;
+  return known[code] = chain.empty() ? "somewhere" : chain;
 }
 
 std::string name(const Thread& thread) {
@@ -89,6 +93,7 @@ void entry() {
 
 void resume(Thread& thread) {
   device.thread = &thread;
+  device.steps = 0;
   device.stack = stack_of(thread.block->rank * thread.block->threads.size() + thread.index);
   threadIdx = thread.id;
   blockIdx = thread.block->index;
@@ -181,15 +186,17 @@ bool release_cluster() {
                    [](const auto& block) { return all_at(*block, Status::cluster); })) {
     return false;
   }
-  std::vector<MomentId> before;
+  std::vector<MomentId> before, after;
   for (auto& block : blocks) {
     before.push_back(block->threads[0].moment);
     pass_barrier(*block);
+    after.push_back(block->threads[0].moment);
+    new_moment(block->threads[0]);  // so that nothing happens in the moment that is released
   }
   for (auto& to : blocks) {
     for (auto& from : blocks) {
       if (to == from) continue;
-      to->acquired[from->number].push_back({from->threads[0].moment, before[to->rank]});
+      to->acquired[from->number].push_back({after[from->rank], before[to->rank]});
     }
   }
   return true;
@@ -383,14 +390,14 @@ cudaError_t cudaGetDevice(int* number) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount            ? device.multiprocessors
-           : attribute == cudaDevAttrComputeCapabilityMajor       ? 9
+  const char* const processors = getenv("LOSSOPS_TEST_MULTIPROCESSORS");
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? (processors ? atoi(processors) : 2)
+           : attribute == cudaDevAttrComputeCapabilityMajor ? 9
            : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 * 1024
                                                                   : 0;
   return cudaSuccess;
 }
 
-extern "C" void cuda_on_cpu_seed(uint64_t seed, int multiprocessors) {
+extern "C" void cuda_on_cpu_seed(uint64_t seed) {
   device.random.seed(seed);
-  device.multiprocessors = multiprocessors;
 }

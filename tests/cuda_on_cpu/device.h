@@ -68,7 +68,6 @@ struct Block {
 
 struct Device {
   std::mt19937_64 random{1};
-  int multiprocessors = 2;
   uint32_t launches = 0;
   Launch launch{};
   std::vector<Moment> moments;
@@ -76,6 +75,7 @@ struct Device {
   Block* block = nullptr;                       // the one whose shared memory is in place
   Thread* thread = nullptr;                     // the one that runs
   char* stack = nullptr;                        // its stack
+  int64_t steps = 0;                            // its accesses since it took over
   jmp_buf scheduler;
   std::string failure;
   int64_t bytes_read = 0, bytes_written = 0;  // in global memory
@@ -98,7 +98,7 @@ void enter(Block& block);  // puts the block's shared memory in place
 }  // namespace cuda_on_cpu
 
 extern "C" {
-void cuda_on_cpu_seed(uint64_t seed, int multiprocessors);
+void cuda_on_cpu_seed(uint64_t seed);
 // Global memory: forget all of it; let bytes exist, written already or not, constant or not.
 void cuda_on_cpu_forget();
 void cuda_on_cpu_memory(void* data, int64_t bytes, int written, int constant);

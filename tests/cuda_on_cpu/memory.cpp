@@ -15,6 +15,7 @@ extern "C" const char _end[] __attribute__((visibility("hidden")));
 namespace cuda_on_cpu {
 namespace {
 
+constexpr int64_t kMostSteps = 10'000'000;
 constexpr size_t kPage = 4096;
 using Page = std::array<Byte, kPage>;
 std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
@@ -79,7 +80,7 @@ bool ordered(MomentId earlier) {
   return std::any_of(known->second.begin(), known->second.end(), [&](const Block::Acquired& a) {
     const Moment& release = at(a.release);
     const bool covered =
-        then.interval < release.interval || (then.thread == release.thread && earlier <= a.release);
+        then.thread == release.thread ? earlier <= a.release : ordered_in_block(earlier, a.release);
     return covered && ordered_in_block(a.since, now);
   });
 }
@@ -171,6 +172,7 @@ Byte* shared_byte(const void* address) {
 
 void access(const void* address, size_t size, Kind kind, const void* code) {
   if (!device.thread || inside(address, device.stack, kStack)) return;
+  if (++device.steps > kMostSteps) fail("a thread that does not end", code);
   const char* const p = static_cast<const char*>(address);
   if (Byte* first = shared_byte(address)) {
     for (size_t i = 0; i < size; ++i) {

@@ -87,7 +87,8 @@ struct CudaOnCpuEngine {
         [&](void* workspace) { cuda::elementwise_double_backward(problem, workspace, nullptr); });
   }
   static void rescale(const Tensor& grad, const Tensor& factor) {
-    Memory memory(ElementwiseProblem{});
+    const ElementwiseProblem none;
+    Memory memory(none);
     memory.add(grad.data_ptr(), grad.numel() * grad.element_size(), Role::in_place);
     memory.add(factor.data_ptr(), factor.element_size(), Role::input);
     cuda::elementwise_rescale(grad.data_ptr(), dtype_of(grad), grad.numel(), factor.data_ptr(),
