@@ -21,6 +21,12 @@ NO_GRADIENTS = [False, False, False]
 ALL = [True, True, True]
 
 
+def each_pair(pairs):
+    """Parametrizes a test by the dtypes of input and target."""
+    names = ["-".join(str(dtype).removeprefix("torch.") for dtype in pair) for pair in pairs]
+    return pytest.mark.parametrize("dtypes", pairs, ids=names)
+
+
 class Backend:
     """Where the raw ops of a namespace run."""
 

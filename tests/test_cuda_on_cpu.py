@@ -23,19 +23,16 @@ from raw_ops import (
     NO_GRADIENTS,
     Backend,
     Case,
+    each_pair,
 )  # fmt: skip
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="there is no C++ compiler")
 
 # The pairs of dtypes that the dense kernels are compiled for, and one that only the strided take.
 PAIRS = [
     (FLOAT64, FLOAT64), (FLOAT32, FLOAT32), (BFLOAT16, BFLOAT16), (FLOAT16, FLOAT16),
     (BFLOAT16, FLOAT32), (FLOAT16, FLOAT32), (FLOAT32, BFLOAT16),
 ]  # fmt: skip
-each_pair = pytest.mark.parametrize(
-    "dtypes", PAIRS, ids=lambda pair: "-".join(str(dtype)[6:] for dtype in pair)
-)
 
 # Around a vector of 2, 4 and 8 elements, a warp, a block, a block's vectors, the elements that are
 # worth another block, and as much as all blocks of this device take in one round.
@@ -64,13 +61,13 @@ def check_sizes(backend, sizes, dtypes, loss):
         case.compare(case.backward([True, False, False])[0], gradients[0])  # `backward`
 
 
-@each_pair
+@each_pair(PAIRS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_sizes(backend, loss, dtypes):
     check_sizes(backend, SIZES, dtypes, loss)
 
 
-@each_pair
+@each_pair(PAIRS)
 def test_sizes_with_everything(backend, dtypes):
     """Weights, all gradients, second derivatives: the pass `any`, and the strided kernels."""
     for size in SIZES:
@@ -78,7 +75,7 @@ def test_sizes_with_everything(backend, dtypes):
         Case(backend, (size,), dtypes, loss, random.choice(("none", "mean")), weighted=True).check()
 
 
-@each_pair
+@each_pair(PAIRS)
 def test_groups(backend, dtypes):
     for size in GROUPS:
         for groups in (2, 3, 40 if size < 1000 else 5):

@@ -20,6 +20,7 @@ from raw_ops import (
     PARAMS,
     Backend,
     Case,
+    each_pair,
     formula,
 )  # fmt: skip
 
@@ -39,10 +40,6 @@ REDUCTIONS = [("none", 0), ("mean", 0), ("sum", 0), ("mean", 1), ("sum", 2), ("s
 
 # The branch not taken may divide by zero, which numpy, behind Triton's interpreter, reports.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
-
-each_pair = pytest.mark.parametrize(
-    "dtypes", DTYPES, ids=lambda pair: "-".join(str(dtype)[6:] for dtype in pair)
-)
 
 
 @pytest.fixture(scope="module", params=["cpu", "cuda_on_cpu", "cuda-native", "cuda-triton"])
@@ -66,7 +63,7 @@ def backend(request):
     return Backend(torch.ops.lossops, device)
 
 
-@each_pair
+@each_pair(DTYPES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_and_reduction(backend, loss, dtypes):
     for reduction, keep_dims in REDUCTIONS:
@@ -205,7 +202,7 @@ def test_smooth_l1_with_beta_zero_is_l1(backend):
     Case(backend, (700,), (FLOAT32, FLOAT32), "smooth_l1", params=[0.0], weighted=True).check()
 
 
-@each_pair
+@each_pair(DTYPES)
 def test_in_place(backend, dtypes):
     ops = backend.ops
     for mask in ([True, True, True], [True, False, False], [False, True, True]):

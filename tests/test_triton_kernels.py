@@ -16,6 +16,7 @@ from raw_ops import (
     NO_GRADIENTS,
     Backend,
     Case,
+    each_pair,
     reduced,
 )  # fmt: skip
 from torch._dynamo.backends.common import aot_autograd
@@ -38,9 +39,6 @@ PAIRS = [
     (FLOAT64, FLOAT64), (FLOAT32, FLOAT32), (BFLOAT16, BFLOAT16), (FLOAT16, FLOAT16),
     (BFLOAT16, FLOAT32), (BFLOAT16, FLOAT64),
 ]  # fmt: skip
-each_pair = pytest.mark.parametrize(
-    "dtypes", PAIRS, ids=lambda pair: "-".join(str(dtype)[6:] for dtype in pair)
-)
 runs_kernels = pytest.mark.skipif(
     not INTERPRETED and not torch.cuda.is_available(),
     reason="needs a GPU or the interpreter, in which test_triton.py runs this file",
@@ -53,7 +51,7 @@ pytestmark = [runs_kernels, pytest.mark.filterwarnings("ignore::RuntimeWarning")
 # Numbers.
 
 
-@each_pair
+@each_pair(PAIRS)
 def test_sizes_around_the_tiles(dtypes):
     tile = elementwise.TILE_BYTES // min(dtype.itemsize for dtype in dtypes)
     rounds = elementwise._programs(DEVICE)

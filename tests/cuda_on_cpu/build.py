@@ -21,8 +21,8 @@ FLAGS = "-std=c++20 -g -fPIC -U_FORTIFY_SOURCE -fno-gnu-unique"
 KERNEL_FLAGS = f"{FLAGS} -O1 -fsanitize=thread,alignment,bounds -w -x c++"
 
 
-def compiler() -> str | None:
-    return os.environ.get("CXX") or shutil.which("g++")
+def compiler() -> str:
+    return os.environ.get("CXX") or shutil.which("g++") or "c++"
 
 
 def kernels(folder: Path = FOLDER, csrc: Path = ROOT / "csrc") -> Path:
