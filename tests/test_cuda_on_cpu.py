@@ -309,6 +309,8 @@ PLANTED = {
     "more shares than threads": (
         SCHEDULE, "for (int i = threadIdx.x; i < schedule.splits; i += blockDim.x) sum",
         "if (const int i = threadIdx.x; i < schedule.splits) sum", "of a large device"),
+    "groups that nobody takes": (
+        DENSE, "group += gridDim.x / schedule.splits", "group += problem.groups", "unwritten"),
     "a thread that does not end": (
         DENSE, "at += unroll * step", "at += 0 * step", "a thread that does not end"),
 }  # fmt: skip
@@ -339,6 +341,7 @@ def examine() -> None:
         for weighted in (False, True):
             Case(backend, (2500,), dtypes, "mse", weighted=weighted).check()
             Case(backend, (3, 1100), dtypes, "mse", "mean", 1, weighted=weighted).check()
+            Case(backend, (29, 70), dtypes, "mse", "mean", 1, weighted=weighted).check()
     case = Case(backend, (301,), (FLOAT32, FLOAT32), "mse", weighted=True)
     case.operands[1] = torch.randn(304)[3:]
     case.check()
@@ -383,6 +386,15 @@ def run_examination(library: Path, seed: int, large=False) -> subprocess.Complet
 def test_the_examination_passes_what_is_right(tmp_path, seed, large):
     run = run_examination(plant(tmp_path, REDUCE, "warp_sum", "warp_sum"), seed, large)
     assert run.stdout.strip() == "passed", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "old"),
+    [(DENSE, "for (int64_t at"), (STRIDED, "for (int64_t i"), (STRIDED, "int64_t offset")],
+)
+def test_an_index_of_32_bits_does_not_compile(file, old, tmp_path):
+    with pytest.raises(RuntimeError, match="Werror=conversion"):
+        plant(tmp_path, file, old, old.replace("int64_t", "int"))
 
 
 @pytest.mark.parametrize("bug", PLANTED)

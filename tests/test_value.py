@@ -58,12 +58,14 @@ def truth(spec, kwargs, input, target, reduction, weight=None):
     )  # fmt: skip
 
 
-def ulps(value: torch.Tensor, true: torch.Tensor) -> float:
-    """The largest error in units of the last place that the dtype has at the true value."""
+def ulps(value: torch.Tensor, true: torch.Tensor, relative: bool = False) -> float:
+    """The largest error in units of the last place that the dtype has at the true value; or in
+    eps times the true value, which is up to twice as much."""
     info = torch.finfo(value.dtype)
     true = true.double().clamp(-info.max, info.max)
-    exponent = true.abs().clamp_min(info.tiny).log2().floor()
-    error = (value.double() - true).abs() / (exponent.exp2() * info.eps)
+    size = true.abs().clamp_min(info.tiny)
+    unit = size if relative else size.log2().floor().exp2()
+    error = (value.double() - true).abs() / (unit * info.eps)
     return error.nan_to_num(nan=torch.inf).max().item()
 
 

@@ -27,7 +27,7 @@ Plan plan(const ElementwiseProblem& problem) {
   const int64_t useful = (problem.group_size + kElementsPerBlock - 1) / kElementsPerBlock;
   Plan plan;
   plan.splits = std::min(wanted, useful);
-  plan.groups_at_once = std::min(problem.groups, INT32_MAX / plan.splits);
+  plan.groups_at_once = std::clamp<int64_t>(most_blocks() / plan.splits, 1, problem.groups);
   plan.threads = problem.groups > 1 && problem.group_size <= kSmallGroup ? kWarp : kThreads;
   return plan;
 }

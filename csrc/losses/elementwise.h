@@ -120,18 +120,17 @@ struct LogCosh {
   template <int order, class T>
   LOSSOPS_FN static DifferenceJet<T> at(T d, const T*) {
     const T a = abs(d);
-    const T u = expm1(-a);
-    const T e = T(1) + u;           // exp(-a)
-    const T e2 = e * e;             // exp(-2a)
+    const T v = expm1(T(-2) * a);
+    const T e2 = T(1) + v;          // exp(-2a)
     const auto near = a < T(0.96);  // cosh(0.96) - 1 is just below 1/2
     const T tail = log1p_upto_half(select(near, cosh_minus_one(a * a), e2));
     DifferenceJet<T> f{};
     f.value = select(near, tail, a - T(0.693147180559945309417232121458) + tail);
     if constexpr (order >= 1) {
-      f.first = copysign(-u * (T(2) + u) / (T(1) + e2), d);  // tanh(d)
+      f.first = copysign(v / (T(2) + v), d);  // tanh(d), two roundings after that of v
     }
     if constexpr (order >= 2) {
-      const T decay = exp(-a);  // e, without the rounding of 1 + u: sech has no other term
+      const T decay = exp(-a);  // without the rounding of 1 + v: sech has no other term
       const T sech = (decay + decay) / (T(1) + decay * decay);
       f.second = sech * sech;
     }

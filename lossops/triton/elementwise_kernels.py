@@ -117,16 +117,14 @@ def log_cosh(d, p0, p1):
     #   far from it, log(cosh(a)) = a - log 2 + log1p(exp(-2a)), which cannot overflow.
     # Selecting the argument first leaves one log1p, of at most 1/2.
     a = tl.abs(d)
-    u = expm1(-a)
+    v = expm1(-2 * a)
+    e2 = 1 + v  # exp(-2a)
     near = a < 0.96
-    # exp(-a), from u where that is the more accurate one; far away 1 + u would lose it to rounding,
-    # and the second derivative with it. The exp is the one that expm1 has evaluated.
-    e = tl.where(near, 1 + u, tl.exp(-a))
-    e2 = e * e  # exp(-2a)
     tail = log1p(tl.where(near, cosh_minus_one(a * a), e2))
     value = tl.where(near, tail, a - 0.693147180559945309417232121458 + tail)
-    tanh = divide(-u * (2 + u), 1 + e2)
-    sech = divide(e + e, 1 + e2)
+    tanh = divide(-v, 2 + v)
+    e = tl.exp(-a)  # without the rounding of 1 + v: sech has no other term
+    sech = divide(e + e, 1 + e * e)
     return value, tl.where(d < 0, -tanh, tanh), sech * sech
 
 

@@ -46,6 +46,7 @@ CUDA_ON_CPU_VECTORS(double, double)
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 enum cudaDeviceAttr {
+  cudaDevAttrMaxGridDimX = 5,
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,

@@ -392,6 +392,7 @@ cudaError_t cudaGetDevice(int* number) {
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const char* const processors = getenv("LOSSOPS_TEST_MULTIPROCESSORS");
   *value = attribute == cudaDevAttrMultiProcessorCount      ? (processors ? atoi(processors) : 2)
+           : attribute == cudaDevAttrMaxGridDimX            ? 24  // few: many groups take turns
            : attribute == cudaDevAttrComputeCapabilityMajor ? 9
            : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 * 1024
                                                                   : 0;

@@ -144,7 +144,7 @@ __global__ void misaligned(int* data) {
 
 __global__ void local_beyond(int* data) {
   int numbers[4] = {1, 2, 3, 4};
-  for (int i = 0; i < 4; ++i) numbers[i] += data[i];
+  for (int i = 0; i < 4; ++i) numbers[i] *= blockDim.x;
   data[threadIdx.x] = numbers[threadIdx.x % 8];  // fault: local_beyond
 }
 

@@ -37,21 +37,30 @@ void launch(const char* name, const char* loss, void (*kernel)(Params...), const
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), name, loss);
 }
 
-// Multiprocessors of the current device.
-inline int multiprocessors() {
-  static const std::vector<int> counts = [] {
+// An attribute of the current device, asked for once.
+template <cudaDeviceAttr attribute>
+int device_attribute() {
+  static const std::vector<int> values = [] {
     int devices = 0;
     check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
     std::vector<int> result(devices);
     for (int i = 0; i < devices; ++i) {
-      check(cudaDeviceGetAttribute(&result[i], cudaDevAttrMultiProcessorCount, i),
-            "cudaDeviceGetAttribute");
+      check(cudaDeviceGetAttribute(&result[i], attribute, i), "cudaDeviceGetAttribute");
     }
     return result;
   }();
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
-  return counts[device];
+  return values[device];
+}
+
+inline int multiprocessors() {
+  return device_attribute<cudaDevAttrMultiProcessorCount>();
+}
+
+// The most blocks that a launch may have.
+inline int64_t most_blocks() {
+  return device_attribute<cudaDevAttrMaxGridDimX>();
 }
 
 }  // namespace lossops::cuda
