@@ -28,6 +28,43 @@ With L_i = w_i f(x_i, y_i) and s the reduction's factor (1, 1/n or 1/normalizer)
     the reduced loss in their direction, the reduction of w (a f_x + b f_y) + c f; and the
     derivatives of g s (w (a f_x + b f_y) + c f) by input, target and weight. ``output_mask`` has
     four entries, the first for the directional derivative, which does not contain g.
+
+Contract of all softmax ops: ``input`` has its classes in dimension ``dim``; what is left without it
+is the shape of the rows. ``target`` has the shape of the rows and holds class indices (int64, int32
+or uint8) where ``target_form`` is "labels"; otherwise it has the shape of ``input``. ``form`` and
+``target_form`` say what the numbers of a row are: "logits", "log_probs" or "probs". ``keep_dims``
+counts the leading dimensions of the rows' shape that a reduction keeps, none of them behind the
+classes. ``params`` are (temperature, softcap, label_smoothing, z_loss, p0, p1), the last two being
+the loss's own; a softcap of 0 is none.
+
+Logits are first made z = cap tanh(input / cap) / temperature, and from these lse = log sum_c exp z_c,
+log q_c = z_c - lse, and the entropy H = -sum_c q_c log q_c. Of a target, so log p_c. Log-probabilities
+and probabilities are taken as they are. With w the class weights:
+
+*Label losses* ("cross_entropy", "focal", "poly") of a label y: w_y f(-log q_y); for the linear one
+-sum_c t_c log q_c, with t_c = w_c ((1 - label_smoothing) p_c + label_smoothing / C) and p the target,
+or 1 for the label and 0 for the others. To that z_loss lse² is added. *Divergences* ("kl",
+"reverse_kl", "jensen_shannon", "l1_distribution", "total_variation", "soft_cross_entropy"): sum_c
+f(p_c, q_c), a label being p = 1 for its class.
+
+A row whose label is ``ignore_index`` has loss and gradients 0 and does not count. A label out of range
+raises IndexError on the CPU; on a GPU its row's loss is NaN and its gradients are 0. A mean over labels
+divides by the sum of their weights (for "focal", their number) unless ``normalizer`` (0-d, or of the
+kept dimensions' shape) is given; over other targets by the number of rows. ``one_if_none``: by 1
+where that is 0.
+
+``softmax_forward``
+    the reduced loss; per row, where ``output_mask`` asks for them, lse, H and whether no class has a
+    higher logit than the label (1 or 0; 0 for rows that do not count); the denominator of the mean
+    over labels, for the other ops to be given as ``normalizer``; and the gradients by input and
+    target for ``grad_output == 1`` (only where nothing is kept).
+``softmax_forward_``
+    the same, with the gradient by input written over ``input``; none by target.
+``softmax_backward``
+    the gradients for ``grad_output`` and, where given, the rows' ``grad_lse`` and ``grad_entropy``.
+``softmax_backward_``
+    the same for ``grad_output`` alone, written over ``grads``; does nothing where it, one number
+    read on the device, is 1. Gradients are rescaled by ``elementwise_rescale_``.
 """
 
 from __future__ import annotations
@@ -39,6 +76,11 @@ NATIVE = "lossops"
 TRITON = "lossops_triton"
 
 _CALL = "str loss, float[] params, str reduction, int keep_dims"
+_ROWS_READ = "Tensor target, Tensor? class_weight, Tensor? normalizer"
+_ROWS = (
+    "str loss, int dim, str form, str target_form, float[] params, int ignore_index, "
+    "bool one_if_none, str reduction, int keep_dims"
+)
 
 SCHEMAS = {
     "elementwise_forward": (
@@ -59,6 +101,22 @@ SCHEMAS = {
         "Tensor? tangent_input, Tensor? tangent_target, Tensor? tangent_weight, "
         f"{_CALL}, ScalarType out_dtype, bool[4] output_mask) "
         "-> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "softmax_forward": (
+        f"(Tensor input, {_ROWS_READ}, {_ROWS}, ScalarType out_dtype, bool[5] output_mask) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "softmax_forward_": (
+        f"(Tensor(a!) input, {_ROWS_READ}, {_ROWS}, ScalarType out_dtype, bool[3] output_mask) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "softmax_backward": (
+        "(Tensor? grad_output, Tensor? grad_lse, Tensor? grad_entropy, "
+        f"Tensor input, {_ROWS_READ}, {_ROWS}, bool[2] output_mask) -> (Tensor, Tensor)"
+    ),
+    "softmax_backward_": (
+        f"(Tensor(a!)[] grads, Tensor grad_output, Tensor input, {_ROWS_READ}, {_ROWS}, "
+        "bool[2] output_mask) -> ()"
     ),
 }
 
@@ -107,12 +165,57 @@ def _fake_double_backward(
     return derivative, *_empty_gradients(input, target, weight, output_mask[1:])
 
 
+def rows_shape(input: Tensor, dim: int) -> tuple:
+    """The shape of what there is one of per row."""
+    return (*input.shape[:dim], *input.shape[dim + 1 :])
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what a row has besides its loss: lse, entropy, accuracy, denominators."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _fake_softmax_values(
+    input, target, class_weight, normalizer, loss, dim, form, target_form, params, ignore_index,
+    one_if_none, reduction, keep_dims, out_dtype, output_mask,
+):  # fmt: skip
+    rows, extra = rows_shape(input, dim), accumulator(input.dtype)
+    kept = rows if reduction == "none" else rows[:keep_dims]
+    counts = reduction == "mean" and normalizer is None and target_form == "labels"
+    return (
+        input.new_empty(kept, dtype=out_dtype),
+        *(input.new_empty(rows, dtype=extra) if wanted else None for wanted in output_mask[:3]),
+        input.new_empty(kept, dtype=extra) if counts else None,
+    )
+
+
+def _fake_softmax_forward(input, target, *call):
+    grads = zip((input, target), call[-1][3:], strict=True)
+    return (
+        *_fake_softmax_values(input, target, *call),
+        *(torch.empty_like(t) if wanted else None for t, wanted in grads),
+    )
+
+
+def _fake_softmax_backward(grad_output, grad_lse, grad_entropy, input, target, *call):
+    grads = zip((input, target), call[-1], strict=True)
+    return tuple(torch.empty_like(t) if wanted else None for t, wanted in grads)
+
+
+def _fake_softmax_backward_(grads, grad_output, input, target, *call):
+    return None
+
+
 _FAKES = {
     "elementwise_forward": _fake_forward,
     "elementwise_backward": _fake_backward,
     "elementwise_backward_": _fake_backward_,
     "elementwise_rescale_": _fake_rescale_,
     "elementwise_double_backward": _fake_double_backward,
+    "softmax_forward": _fake_softmax_forward,
+    "softmax_forward_": _fake_softmax_values,
+    "softmax_backward": _fake_softmax_backward,
+    "softmax_backward_": _fake_softmax_backward_,
 }
 
 _libraries = []  # a Library takes its ops with it when it is collected

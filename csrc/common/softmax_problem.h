@@ -1,0 +1,87 @@
+// What `ops` asks an engine of the softmax family to compute: plain data, without torch and CUDA.
+#pragma once
+
+#include <cstdint>
+
+#include "common/problem.h"
+#include "losses/softmax.h"
+
+namespace lossops {
+
+// What the numbers of a row are. Only a target can be labels: one class index per row.
+enum class Form : int8_t { logits, log_probs, probs, labels };
+
+// A tensor of rows x classes. Row r is (outer r / inner, inner r % inner) of the problem.
+struct RowsOperand {
+  void* data = nullptr;
+  DType dtype = DType::float32;
+  int64_t outer_stride = 0, class_stride = 0, inner_stride = 0;  // in elements
+
+  LOSSOPS_FN bool defined() const { return data != nullptr; }
+};
+
+// A number per row; with strides 0, one for all.
+struct RowNumbers {
+  void* data = nullptr;
+  DType dtype = DType::float32;
+  int64_t outer_stride = 0, inner_stride = 0;
+
+  LOSSOPS_FN bool defined() const { return data != nullptr; }
+};
+
+// A class index per row.
+struct RowLabels {
+  const void* data = nullptr;
+  int8_t bytes = 8;  // int64, int32 or uint8
+  int64_t outer_stride = 0, inner_stride = 0;
+
+  LOSSOPS_FN bool defined() const { return data != nullptr; }
+};
+
+// A loss over rows of class scores. See lossops/library.py for the formulas.
+//
+// `rows` = outer * inner. Every `group_size` consecutive rows form a group, which is reduced to one
+// number. A row whose label is `ignore_index` counts nowhere: its loss and gradients are 0. A label
+// outside of [0, classes) makes its row's loss NaN and its gradients 0, and is never used as an
+// index.
+struct SoftmaxProblem {
+  bool divergence = false;  // `loss` is a position in Divergences, otherwise in LabelLosses
+  int loss = 0;
+  double params[kMaxParams] = {};
+  double temperature = 1;
+  double softcap = 0;  // 0 for none
+  double label_smoothing = 0, z_loss = 0;
+  bool double_precision = false;  // compute in float64; otherwise in float32
+
+  Form form = Form::logits, target_form = Form::labels;
+  int64_t outer = 0, classes = 0, inner = 0;
+  int64_t group_size = 0, groups = 0;
+  int64_t ignore_index = -100;
+
+  // Multiplies every sum and every derivative: 1/group_size for a mean without normalizer, else 1.
+  double scale = 1;
+  // Divides them as well where given: one number per group, or one for all (stride 0).
+  Operand normalizer;
+  int64_t normalizer_stride = 0;
+  // The engine's first task where set: to compute `normalizer`, contiguous, one number per group of
+  // labels: the sum of the weights of the labels that count, or their number (`count_weights`).
+  bool count = false;
+  bool count_weights = false;
+  bool one_if_none = false;  // 1 instead of 0, so that a mean over nothing is 0
+
+  // Read.
+  RowsOperand input, target;  // target: unless it is labels
+  RowLabels labels;
+  Operand class_weight;                            // [classes], stride[0]
+  RowNumbers grad_output, grad_lse, grad_entropy;  // backward only; a missing one is 0
+
+  // Written, where defined.
+  RowNumbers value;  // reduction "none"
+  Operand reduced;   // [groups], contiguous
+  RowNumbers lse, entropy, accuracy;
+  RowsOperand grad_input, grad_target;  // grad_input may be the memory of input itself
+
+  LOSSOPS_FN int64_t rows() const { return outer * inner; }
+};
+
+}  // namespace lossops

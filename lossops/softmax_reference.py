@@ -1,0 +1,222 @@
+"""The losses over rows of class scores in plain torch: the oracle of the tests and the fallback of
+last resort, as :mod:`lossops.reference` is for the elementwise losses.
+
+``lossops/library.py`` says what is computed. Everything here is differentiable by torch itself, any
+number of times, by input, target and class weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lossops.library import accumulator
+from lossops.reference import reduce
+
+
+class Rows(NamedTuple):
+    """What comes of a call; all but the loss have one number per row."""
+
+    loss: Tensor
+    lse: Tensor
+    entropy: Tensor
+    accuracy: Tensor
+
+
+# In torch.where both branches are differentiated, and the derivative of the one not taken is
+# multiplied by 0: it must be finite, so that branch is given harmless numbers.
+
+
+def times(x: Tensor, y: Tensor) -> Tensor:
+    """x y, and 0 where x is 0, whatever y is."""
+    return torch.where(x == 0, 0.0, x * torch.where(x == 0, 0.0, y))
+
+
+# ---- Label losses: functions of u = -log p_y.
+
+
+def cross_entropy(u: Tensor) -> Tensor:
+    return u
+
+
+def focal(u: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^γ u, p being exp(-u)."""
+    if gamma == 0:
+        return u
+    certain = u <= 0
+    u = torch.where(certain, 1.0, u)
+    return torch.where(certain, 0.0, (-torch.expm1(-u)) ** gamma * u)
+
+
+def poly(u: Tensor, epsilon: float) -> Tensor:
+    """u + ε(1 - p), p being exp(-u)."""
+    return u - epsilon * torch.expm1(-u)
+
+
+# ---- Divergences: summands of p, log p, q, log q; P is the target, Q the input.
+
+
+def kl(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
+    return times(p, log_p - log_q)
+
+
+def reverse_kl(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
+    return times(q, log_q - log_p)
+
+
+def jensen_shannon(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
+    both = p + q > 0
+    log_m = torch.where(both, 0.5 * (p + q), 1.0).log()
+    return 0.5 * (times(p, log_p - log_m) + times(q, log_q - log_m))
+
+
+def l1_distribution(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
+    return (p - q).abs()
+
+
+def total_variation(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
+    return 0.5 * (p - q).abs()
+
+
+def soft_cross_entropy(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
+    return -times(p, log_q)
+
+
+LABEL_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "focal": focal,
+    "poly": poly,
+}
+DIVIDES_BY_WEIGHT = frozenset({"cross_entropy", "poly"})
+DIVERGENCES: dict[str, Callable[..., Tensor]] = {
+    "kl": kl,
+    "reverse_kl": reverse_kl,
+    "jensen_shannon": jensen_shannon,
+    "l1_distribution": l1_distribution,
+    "total_variation": total_variation,
+    "soft_cross_entropy": soft_cross_entropy,
+}
+
+
+def _distribution(
+    numbers: Tensor, dim: int, form: str, temperature: float, softcap: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log p, p, the capped and cooled logits, and their log-sum-exp, the last two of logits only."""
+    if form == "probs":
+        positive = numbers > 0
+        log_p = torch.where(positive, torch.where(positive, numbers, 1.0).log(), -math.inf)
+        return log_p, numbers, numbers, numbers.select(dim, 0)
+    if form == "log_probs":
+        return numbers, numbers.exp(), numbers, numbers.select(dim, 0)
+    if softcap:
+        numbers = softcap * torch.tanh(numbers / softcap)
+    if temperature != 1:
+        numbers = numbers / temperature
+    log_p = numbers.log_softmax(dim)
+    return log_p, log_p.exp(), numbers, numbers.logsumexp(dim)
+
+
+def _one_hot(labels: Tensor, counts: Tensor, like: Tensor, dim: int) -> Tensor:
+    safe = torch.where(counts, labels, 0).long()
+    classes = torch.arange(like.shape[dim], device=like.device)
+    shape = [1] * like.dim()
+    shape[dim] = -1
+    return (safe.unsqueeze(dim) == classes.view(shape)).to(like.dtype)
+
+
+def _pick(numbers: Tensor, labels: Tensor, counts: Tensor, dim: int) -> Tensor:
+    safe = torch.where(counts, labels, 0).long()
+    return numbers.gather(dim, safe.unsqueeze(dim)).squeeze(dim)
+
+
+def softmax(
+    input: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    normalizer: Tensor | None,
+    loss: str,
+    dim: int,
+    form: str,
+    target_form: str,
+    params: Sequence[float],
+    ignore_index: int,
+    one_if_none: bool,
+    reduction: str,
+    keep_dims: int,
+    out_dtype: torch.dtype,
+) -> Rows:
+    """What ``softmax_forward`` computes, but for the gradients."""
+    compute = torch.float64 if torch.float64 in (out_dtype, input.dtype) else torch.float32
+    temperature, softcap, smoothing, z_loss, *own = params
+    logits = input.to(compute)
+    log_q, q, scores, lse = _distribution(logits, dim, form, temperature, softcap)
+    classes = input.shape[dim]
+    weight = None
+    if class_weight is not None:
+        shape = [1] * input.dim()
+        shape[dim] = classes
+        weight = class_weight.to(compute)
+        wide_weight = weight.view(shape)
+    counts = outside = None
+    if target_form == "labels":
+        counts = target != ignore_index
+        outside = counts & ((target < 0) | (target >= classes))
+        counts = counts & ~outside
+    else:
+        target = target.to(compute)
+
+    # A ignored row is computed from harmless numbers, so that its derivatives are 0, not NaN.
+    def counted(values: Tensor) -> Tensor:
+        return torch.where(counts, values, 0.0) if counts is not None else values
+
+    if loss in DIVERGENCES:
+        if counts is not None:
+            p = _one_hot(target, counts, q, dim)
+            log_p = torch.where(p == 0, -math.inf, 0.0)
+        else:
+            log_p, p, _, _ = _distribution(target, dim, target_form, temperature)
+        value = DIVERGENCES[loss](p, log_p, q, log_q).sum(dim)
+    else:
+        formula = LABEL_LOSSES[loss]
+        if counts is not None:
+            value = formula(-_pick(log_q, target, counts, dim), *own[: _own_params(loss)])
+            if weight is not None:
+                value = value * weight[torch.where(counts, target, 0).long()]
+        else:
+            soft = target if weight is None else target * wide_weight
+            value = -times(soft, log_q).sum(dim)
+        if smoothing:
+            every = log_q if weight is None else times(wide_weight.expand_as(log_q), log_q)
+            value = (1 - smoothing) * value - smoothing / classes * every.sum(dim)
+        if z_loss:
+            value = value + z_loss * lse.square()
+    value = counted(value)
+    if outside is not None:
+        value = torch.where(outside, math.nan, value)
+
+    if reduction == "mean" and normalizer is None and counts is not None:
+        units = counts.to(compute)
+        if weight is not None and loss in DIVIDES_BY_WEIGHT:
+            units = torch.where(counts, weight[torch.where(counts, target, 0).long()], 0.0)
+        normalizer = reduce(units, "sum", keep_dims)
+        if one_if_none:
+            normalizer = torch.where(normalizer == 0, 1.0, normalizer)
+    if normalizer is not None:
+        normalizer = normalizer.to(compute)
+    reduced = reduce(value, reduction, keep_dims, normalizer).to(out_dtype)
+
+    extra = accumulator(input.dtype)
+    accuracy = torch.zeros_like(lse)
+    if counts is not None:
+        best = scores.detach().amax(dim)
+        accuracy = counted((_pick(scores.detach(), target, counts, dim) >= best).to(compute))
+    entropy = -times(q, log_q).sum(dim)
+    return Rows(reduced, lse.to(extra), entropy.to(extra), accuracy.to(extra))
+
+
+def _own_params(loss: str) -> int:
+    return 0 if loss == "cross_entropy" else 1
