@@ -26,15 +26,11 @@ from lossops.checks import (
     legacy_reduction,
     number,
 )
-from lossops.classification import (
-    cross_entropy,
-    focal_loss,
+from lossops.classification import cross_entropy, focal_loss, log_prob_of, nll_loss, poly_loss
+from lossops.divergences import (
     js_divergence,
     kl_divergence,
     l1_distribution_loss,
-    log_prob_of,
-    nll_loss,
-    poly_loss,
     soft_cross_entropy,
     total_variation,
 )

@@ -44,6 +44,8 @@ def softmax_loss(
         raise ValueError(f"{reduction} is not a valid value for reduction")
     if empty not in ("nan", "zero"):
         raise ValueError(f"{function}(): empty should be 'nan' or 'zero', got {empty!r}")
+    if input.shape[dim] == 0 and input.numel() != target.numel():
+        raise IndexError(f"{function}(): input has no classes, of which target could be one")
     mode, keep_dims = REDUCTIONS[reduction]
     if keep_dims > dim:
         raise ValueError(
@@ -170,6 +172,12 @@ def check_class_weight(function: str, input: Tensor, dim: int, weight, prefix: s
         )
 
 
+def check_label_dtype(target: Tensor) -> None:
+    if target.dtype not in _LABEL_DTYPES:
+        name = str(target.dtype).removeprefix("torch.").capitalize()
+        raise RuntimeError(f"expected target dtype to be Long, Int or Byte, but got {name}")
+
+
 def check_labels(input: Tensor, target: Tensor, dim: int) -> Tensor:
     """Refuses labels as torch does; returns them in the shape of the rows."""
     if input.dim() == 1 and target.dim() == 1:
@@ -183,9 +191,7 @@ def check_labels(input: Tensor, target: Tensor, dim: int) -> Tensor:
             f"Expected input batch_size ({input.shape[0]}) to match target batch_size "
             f"({target.shape[0] if target.dim() else 1})."
         )
-    if target.dtype not in _LABEL_DTYPES:
-        name = str(target.dtype).removeprefix("torch.").capitalize()
-        raise RuntimeError(f"expected target dtype to be Long, Int or Byte, but got {name}")
+    check_label_dtype(target)
     rows = (*input.shape[:dim], *input.shape[dim + 1 :])
     if tuple(target.shape) != rows:
         if input.dim() <= 2:
@@ -194,8 +200,6 @@ def check_labels(input: Tensor, target: Tensor, dim: int) -> Tensor:
                 f"the shape {rows}, got {tuple(target.shape)}"
             )
         raise RuntimeError(f"Expected target size {list(rows)}, got {list(target.shape)}")
-    if input.shape[dim] == 0 and target.numel():
-        raise IndexError("Target is out of bounds: input has no classes.")
     return target
 
 
@@ -210,3 +214,26 @@ def check_smoothing(label_smoothing) -> float:
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     return label_smoothing
+
+
+def any_dimension(function: str, input: Tensor, dim: int | None) -> int:
+    if input.dim() == 0:
+        raise ValueError(f"{function}(): expected 1 or more dimensions (got 0)")
+    if dim is None:
+        return classany_dimension(input)
+    if not -input.dim() <= dim < input.dim():
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-input.dim()}, "
+            f"{input.dim() - 1}], but got {dim})"
+        )
+    return dim % input.dim()
+
+
+def labels_along(function: str, input: Tensor, target: Tensor, dim: int) -> Tensor:
+    rows = (*input.shape[:dim], *input.shape[dim + 1 :])
+    if tuple(target.shape) != rows:
+        raise ValueError(
+            f"{function}(): class indices should have the shape {rows}, got {tuple(target.shape)}"
+        )
+    check_label_dtype(target)
+    return target
