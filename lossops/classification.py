@@ -112,7 +112,7 @@ def cross_entropy(
     label_smoothing = check_smoothing(label_smoothing)
     check_scores("cross_entropy", input)
     check_target("cross_entropy", input, target)
-    dim = classany_dimension(input)
+    dim = class_dimension(input)
     soft = target.shape == input.shape
     if soft or input.dim() == 0:
         if not target.is_floating_point():
@@ -186,7 +186,7 @@ def nll_loss(
     check_target("nll_loss", input, target)
     if input.dim() == 0:
         raise ValueError("nll_loss(): expected 1 or more dimensions (got 0)")
-    dim = classany_dimension(input)
+    dim = class_dimension(input)
     target = check_labels(input, target, dim)
     check_class_weight("nll_loss", input, dim, weight)
     return softmax_loss(
@@ -352,7 +352,7 @@ def _of_labels(
     check_target(function, input, target)
     if input.dim() == 0:
         raise ValueError(f"{function}(): expected 1 or more dimensions (got 0)")
-    dim = classany_dimension(input)
+    dim = class_dimension(input)
     target = check_labels(input, target, dim)
     if weight is not None and weight.dim() == 0:  # one for all classes
         weight = weight.expand(input.shape[dim])

@@ -220,7 +220,7 @@ def any_dimension(function: str, input: Tensor, dim: int | None) -> int:
     if input.dim() == 0:
         raise ValueError(f"{function}(): expected 1 or more dimensions (got 0)")
     if dim is None:
-        return classany_dimension(input)
+        return class_dimension(input)
     if not -input.dim() <= dim < input.dim():
         raise IndexError(
             f"Dimension out of range (expected to be in range of [{-input.dim()}, "
