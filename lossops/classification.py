@@ -19,6 +19,7 @@ from lossops.softmax_checks import (
     check_scores,
     check_smoothing,
     check_target,
+    class_dimension,
     labels_along,
     softmax_loss,
 )
