@@ -1,0 +1,127 @@
+"""The losses over rows of class scores as users of torch write them: what they compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+
+Loss = Callable[..., Tensor]
+
+
+def reduced(rows: Tensor, reduction: str) -> Tensor:
+    return rows if reduction == "none" else getattr(rows, reduction)()
+
+
+def cross_entropy(
+    input, target, reduction="mean", *, z_loss=0.0, softcap=None, temperature=1.0, **kwargs
+) -> Tensor:
+    if softcap is not None:
+        input = softcap * torch.tanh(input / softcap)
+    if temperature != 1:
+        input = input / temperature
+    loss = torch_functional.cross_entropy(input, target, reduction=reduction, **kwargs)
+    if z_loss:
+        loss = loss + z_loss * reduced(input.logsumexp(1).square(), reduction)
+    return loss
+
+
+def nll_loss(input, target, reduction="mean", **kwargs) -> Tensor:
+    return torch_functional.nll_loss(input, target, reduction=reduction, **kwargs)
+
+
+def log_prob_of(logits, index, reduction="mean", *, temperature=1.0) -> Tensor:
+    log_probs = (logits / temperature if temperature != 1 else logits).log_softmax(1)
+    return reduced(log_probs.gather(1, index.unsqueeze(1)).squeeze(1), reduction)
+
+
+def focal_loss(
+    input, target, reduction="mean", *, alpha=None, gamma=2.0, ignore_index=-100
+) -> Tensor:
+    kept = {"ignore_index": ignore_index, "reduction": "none"}
+    u = torch_functional.cross_entropy(input, target, **kept)
+    loss = (1 - torch.exp(-u)) ** gamma * u
+    if alpha is not None:
+        loss = loss * (alpha[target.clamp(min=0)] if isinstance(alpha, Tensor) else alpha)
+    return loss.sum() / (target != ignore_index).sum() if reduction == "mean" else (
+        reduced(loss, reduction)
+    )  # fmt: skip
+
+
+def poly_loss(
+    input, target, reduction="mean", *, epsilon=1.0, weight=None, ignore_index=-100
+) -> Tensor:
+    kept = {"ignore_index": ignore_index, "reduction": "none"}
+    u = torch_functional.cross_entropy(input, target, **kept)
+    loss = u + epsilon * (1 - torch.exp(-u))
+    counts = (target != ignore_index).to(loss.dtype)
+    if weight is not None:
+        counts = counts * weight[target.clamp(min=0)]
+        loss = loss * counts
+    return loss.sum() / counts.sum() if reduction == "mean" else reduced(loss, reduction)
+
+
+def _log_probs(numbers: Tensor, form: str, temperature: float) -> Tensor:
+    if form == "probs":
+        return numbers.log()
+    if form == "log_probs":
+        return numbers
+    return (numbers / temperature if temperature != 1 else numbers).log_softmax(1)
+
+
+def _probs(numbers: Tensor, form: str, temperature: float) -> Tensor:
+    if form == "probs":
+        return numbers
+    if form == "log_probs":
+        return numbers.exp()
+    return (numbers / temperature if temperature != 1 else numbers).softmax(1)
+
+
+def _distributions(
+    input: Tensor, target: Tensor, input_form: str, target_form: str, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log q, q and p."""
+    if target_form == "labels":
+        p = torch_functional.one_hot(target, input.shape[1]).to(input.dtype)
+    else:
+        p = _probs(target, target_form, temperature)
+    return _log_probs(input, input_form, temperature), _probs(input, input_form, temperature), p
+
+
+def by_distributions(formula: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Loss:
+    """``formula``: per class, of log q, q and p."""
+
+    def loss(
+        input, target, reduction="mean", *, input_form="logits", target_form="logits",
+        temperature=1.0, **kwargs,
+    ) -> Tensor:  # fmt: skip
+        parts = _distributions(input, target, input_form, target_form, temperature)
+        return reduced(formula(*parts, **kwargs).sum(1), reduction)
+
+    return loss
+
+
+def kl_divergence(log_q: Tensor, q: Tensor, p: Tensor, reverse: bool = False) -> Tensor:
+    if reverse:
+        return torch_functional.kl_div(p.log(), q, reduction="none")
+    return torch_functional.kl_div(log_q, p, reduction="none")
+
+
+def js_divergence(log_q: Tensor, q: Tensor, p: Tensor) -> Tensor:
+    log_m = (0.5 * (p + q)).log()
+    to_p = torch_functional.kl_div(log_m, p, reduction="none")
+    return 0.5 * (to_p + torch_functional.kl_div(log_m, q, reduction="none"))
+
+
+def total_variation(log_q: Tensor, q: Tensor, p: Tensor) -> Tensor:
+    return 0.5 * (p - q).abs()
+
+
+def l1_distribution(log_q: Tensor, q: Tensor, p: Tensor) -> Tensor:
+    return (p - q).abs()
+
+
+def soft_cross_entropy(log_q: Tensor, q: Tensor, p: Tensor) -> Tensor:
+    return -p * log_q
