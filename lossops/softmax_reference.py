@@ -47,9 +47,10 @@ def focal(u: Tensor, gamma: float) -> Tensor:
     """(1 - p)^γ u, p being exp(-u)."""
     if gamma == 0:
         return u
-    certain = u <= 0
-    u = torch.where(certain, 1.0, u)
-    return torch.where(certain, 0.0, (-torch.expm1(-u)) ** gamma * u)
+    certain, hopeless = u <= 0, u == math.inf
+    x = torch.where(certain | hopeless, 1.0, u)
+    value = (-torch.expm1(-x)) ** gamma * x
+    return torch.where(certain, 0.0, torch.where(hopeless, u, value))
 
 
 def poly(u: Tensor, epsilon: float) -> Tensor:
