@@ -82,8 +82,9 @@ def _generator(seed: int) -> torch.Generator:
 def _as_form(numbers: Tensor, form: str) -> Tensor:
     if form == "logits":
         return numbers
-    log_probs = numbers.log_softmax(1)
-    return log_probs if form == "log_probs" else log_probs.exp()
+    if form == "log_probs":
+        return numbers.log_softmax(1)
+    return 0.9 * numbers.softmax(1) + 0.1 / numbers.shape[1]  # not 0 in half precision
 
 
 @dataclass(frozen=True)
