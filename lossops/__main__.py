@@ -14,6 +14,7 @@ from lossops.report import MissingExtraError, machine
 from lossops.report.occupancy import ARCHITECTURES, MULTIPROCESSORS
 from lossops.report.progress import progress
 from lossops.report.tables import Table, show
+from lossops.softmax_specs import ROW_SPECS, RowSpec, row_spec
 from lossops.specs import SPECS, Spec, spec
 
 _RESULTS = Path("benchmarks/results")
@@ -79,17 +80,24 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_losses(parser: argparse.ArgumentParser) -> None:
+def _add_losses(parser: argparse.ArgumentParser, rows: bool = True) -> None:
     parser.add_argument(
         "--loss",
         action="append",
-        choices=[row.name for row in SPECS],
+        choices=[row.name for row in (*SPECS, *(ROW_SPECS if rows else ()))],
         help="this loss only; may be given several times (default: all)",
     )
 
 
-def _wanted(options: argparse.Namespace) -> tuple[Spec, ...]:
-    return tuple(map(spec, options.loss)) if options.loss else SPECS
+def _wanted(options: argparse.Namespace) -> tuple[tuple[Spec, ...], tuple[RowSpec, ...]]:
+    """Elementwise losses, and losses over rows."""
+    if not options.loss:
+        return SPECS, ROW_SPECS
+    over_rows = {row.name for row in ROW_SPECS}
+    return (
+        tuple(spec(name) for name in options.loss if name not in over_rows),
+        tuple(row_spec(name) for name in options.loss if name in over_rows),
+    )
 
 
 def _deliver(result: Any, tables: list[Table], destination: str | None) -> None:
@@ -157,26 +165,32 @@ def _add_verify(commands) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from lossops.report import verify
+    from lossops.report import softmax_verify, verify
 
-    wanted = _wanted(options)
-    with progress("verifying", len(verify.targets(wanted))) as advance:
+    wanted, over_rows = _wanted(options)
+    total = len(verify.targets(wanted)) + len(softmax_verify.targets(over_rows))
+    with progress("verifying", total) as advance:
         result = verify.verify(wanted, advance, options.full, options.seed)
-    _deliver(machine.stamp() | result, verify.tables(result), options.json)
-    for failure in verify.failures(result):
+        rows = softmax_verify.verify(over_rows, advance, options.full, options.seed)
+    tables = [*verify.tables(result), *softmax_verify.tables(rows)]
+    failures = [*verify.failures(result), *softmax_verify.failures(rows)]
+    passed = result["passed"] and rows["passed"]
+    result |= {"passed": passed, "rows": rows}
+    _deliver(machine.stamp() | result, [table for table in tables if table.rows], options.json)
+    for failure in failures:
         print(f"FAIL {failure}", file=sys.stderr)
-    return 0 if result["passed"] else 1
+    return 0 if passed else 1
 
 
 def _add_bench(commands) -> None:
     parser = _command(
         commands, "bench", _bench, "how fast, how small, how exact beside torch?",
-        "Measures each loss beside torch eager, torch.compile and the floor, a torch.add that\n"
-        "moves the same bytes: training steps with the allocator as it comes and with memory kept\n"
+        "Measures each loss beside torch eager, torch.compile and the floor, a torch.add or mul\n"
+        "that moves the same bytes: training steps with the allocator as it comes and with memory kept\n"
         "warm, bfloat16, tiny tensors, peak memory, accuracy. Contenders take turns, numbers are\n"
         "medians, targets stand beside them. Nothing here is a pass or a failure: a missed target\n"
         "does not change the exit status.",
-        "  python -m lossops bench                  about three minutes on two cores\n"
+        "  python -m lossops bench                  about five minutes on two cores\n"
         "  python -m lossops bench --quick --loss mse_loss\n"
         "  python -m lossops bench --part step --part tiny\n"
         "  python -m lossops bench --save           to benchmarks/results/<machine>/<date>.json",
@@ -197,14 +211,18 @@ def _add_bench(commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from lossops.report import bench, bench_tables, targets
+    from lossops.report import bench, bench_tables, softmax_bench, softmax_tables
+    from lossops.report import softmax_targets, targets  # fmt: skip
 
-    wanted, parts = _wanted(options), options.part or bench.PARTS
-    with progress("measuring", bench.pieces(wanted, parts)) as advance:
-        rows = bench.bench(wanted, advance, options.quick, parts)
-    outcomes = targets.outcomes(rows, options.quick)
+    (wanted, over_rows), parts = _wanted(options), options.part or bench.PARTS
+    total = bench.pieces(wanted, parts) + softmax_bench.pieces(over_rows, parts)
+    with progress("measuring", total) as advance:
+        rows = bench.bench(wanted, advance, options.quick, parts) if wanted else []
+        rows += softmax_bench.bench(over_rows, advance, options.quick, parts)
+    outcomes = targets.outcomes(rows, options.quick, softmax_targets.ALL)
     result = machine.stamp() | {"quick": options.quick, "bench": rows, "targets": outcomes}
-    _deliver(result, bench_tables.tables(rows, outcomes), options.json)
+    tables = [*bench_tables.tables(rows, outcomes), *softmax_tables.tables(rows)]
+    _deliver(result, tables, options.json)
     if options.save:
         print(f"saved {machine.save(result, options.out)}", file=sys.stderr)
     return 0
@@ -222,7 +240,7 @@ def _add_kernels(commands) -> None:
         "  python -m lossops kernels --arch 90 --loss huber_loss --all\n"
         "  python -m lossops kernels --json kernels.json",
     )  # fmt: skip
-    _add_losses(parser)
+    _add_losses(parser, rows=False)
     parser.add_argument(
         "--arch",
         action="append",
@@ -238,7 +256,7 @@ def _kernels(options: argparse.Namespace) -> int:
     from lossops.report import kernel_tables, kernels
 
     architectures = tuple(dict.fromkeys(options.arch or ARCHITECTURES))
-    result = kernels.survey(architectures, _wanted(options), progress)
+    result = kernels.survey(architectures, _wanted(options)[0], progress)
     _deliver(result, kernel_tables.tables(result, options.all), options.json)
     for engine, reason in result["missing"].items():
         print(f"lossops: no {kernel_tables.TITLES[engine]}: {reason}", file=sys.stderr)

@@ -58,10 +58,10 @@ def tasks(losses: list[str], quick: bool, parts: tuple[str, ...]) -> Iterator[di
                 }
 
 
-def _in_process(task: dict[str, Any]) -> Iterator[Row]:
+def _in_process(task: dict[str, Any], worker: str = "lossops.report.worker") -> Iterator[Row]:
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lossops.report.worker"],
+            [sys.executable, "-m", worker],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -75,7 +75,7 @@ class Target:
 
 
 def _label(row: Row) -> str:
-    extra = row.get("dtype") or row.get("reduction")
+    extra = row.get("case") or row.get("dtype") or row.get("reduction")
     return f"{row['loss']} {extra}" if extra else row["loss"]
 
 
@@ -162,10 +162,12 @@ TARGETS: tuple[Target, ...] = (
 )  # fmt: skip
 
 
-def outcomes(rows: Iterable[Row], quick: bool = False) -> list[dict[str, Any]]:
+def outcomes(
+    rows: Iterable[Row], quick: bool = False, among: Iterable[Target] = TARGETS
+) -> list[dict[str, Any]]:
     """Every target that was measured."""
     rows = list(rows)
-    found = [outcome for target in TARGETS for outcome in target.outcomes(rows)]
+    found = [outcome for target in among for outcome in target.outcomes(rows)]
     if quick:
         for outcome in filter(lambda o: not o.met, found):
             outcome.reason = "Quick mode: the tensors are too small for the targets to apply."
