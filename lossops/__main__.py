@@ -186,9 +186,9 @@ def _add_bench(commands) -> None:
     parser = _command(
         commands, "bench", _bench, "how fast, how small, how exact beside torch?",
         "Measures each loss beside torch eager, torch.compile and the floor, a torch.add or mul\n"
-        "that moves the same bytes: training steps with the allocator as it comes and with memory kept\n"
-        "warm, bfloat16, tiny tensors, peak memory, accuracy. Contenders take turns, numbers are\n"
-        "medians, targets stand beside them. Nothing here is a pass or a failure: a missed target\n"
+        "that moves the same bytes: training steps with the allocator as it comes and with memory\n"
+        "kept warm, bfloat16, tiny tensors, peak memory, accuracy. Contenders take turns, numbers\n"
+        "are medians, targets stand beside them. Nothing here is a pass or a failure: a missed target\n"
         "does not change the exit status.",
         "  python -m lossops bench                  about five minutes on two cores\n"
         "  python -m lossops bench --quick --loss mse_loss\n"
@@ -211,14 +211,15 @@ def _add_bench(commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from lossops.report import bench, bench_tables, softmax_bench, softmax_tables
-    from lossops.report import softmax_targets, targets  # fmt: skip
+    from lossops.report import bench, bench_tables, targets
+    from lossops.report import softmax_bench as over
+    from lossops.report import softmax_tables, softmax_targets
 
     (wanted, over_rows), parts = _wanted(options), options.part or bench.PARTS
-    total = bench.pieces(wanted, parts) + softmax_bench.pieces(over_rows, parts)
+    total = bench.pieces(wanted, parts) + over.pieces(over_rows, parts)
     with progress("measuring", total) as advance:
         rows = bench.bench(wanted, advance, options.quick, parts) if wanted else []
-        rows += softmax_bench.bench(over_rows, advance, options.quick, parts)
+        rows += over.bench(over_rows, advance, options.quick, parts)
     outcomes = targets.outcomes(rows, options.quick, softmax_targets.ALL)
     result = machine.stamp() | {"quick": options.quick, "bench": rows, "targets": outcomes}
     tables = [*bench_tables.tables(rows, outcomes), *softmax_tables.tables(rows)]
@@ -268,17 +269,18 @@ def _kernels(options: argparse.Namespace) -> int:
 def _add_plot(commands) -> None:
     parser = _command(
         commands, "plot", _plot, "draw the losses and their derivatives",
-        "Draws the regression losses, their first and second derivatives, as computed by lossops'\n"
-        "own kernels, into PNG files.",
+        "Draws the regression losses with their first and second derivatives, and classification\n"
+        "losses for hard and for soft labels, as computed by lossops' own kernels, into PNG files.",
         "  python -m lossops plot\n  python -m lossops plot --out pictures",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("plots"), help="folder (default: plots)")
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from lossops.report import plots
+    from lossops.report import classification_plots, plots
 
-    for file, caption in plots.draw_losses(options.out):
+    drawn = plots.draw_losses(options.out) + classification_plots.draw_losses(options.out)
+    for file, caption in drawn:
         print(f"{options.out / file}  {caption}")
     return 0
 

@@ -11,16 +11,24 @@ from lossops.report import (
     bench,
     bench_tables,
     claims,
+    classification_claims,
+    classification_plots,
+    classifying,
     machine,
     optional,
     page,
     plots,
+    softmax_bench,
+    softmax_tables,
+    softmax_targets,
+    softmax_verify,
     targets,
     training,
     verify,
 )
 from lossops.report.progress import progress
 from lossops.report.tables import Table, show
+from lossops.softmax_specs import ROW_SPECS
 from lossops.specs import SPECS
 
 Say = Callable[[Table], None]
@@ -33,7 +41,8 @@ def build(folder: Path, quick: bool = False, say: Say = show) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = machine.stamp() | {"quick": quick, "seconds": {}}
     sections = [
-        _timed(part, result, folder, quick, say) for part in (_train, _verify, _bench, _draw)
+        _timed(part, result, folder, quick, say)
+        for part in (_train, _classify, _verify, _bench, _draw)
     ]
     info = result["info"]
     gpus = "".join(f", {gpu}" for gpu in info["gpus"])
@@ -43,9 +52,10 @@ def build(folder: Path, quick: bool = False, say: Say = show) -> dict[str, Any]:
         + ("Quick mode: nothing here is a measurement. " if quick else "")
         + "Times are medians of interleaved rounds; only ratios within a table compare."
     )
-    top = page.summary(
-        result["verify"], verify.failures(result["verify"]), result["targets"], result["claims"]
-    )
+    verified, rows = result["verify"], result["verify"]["rows"]
+    failures = [*verify.failures(verified), *softmax_verify.failures(rows)]
+    checked = {part: [*verified[part], *rows[part]] for part in ("numbers", "checks")}
+    top = page.summary(checked, failures, result["targets"], result["claims"])
     title = "lossops: trained, verified, measured"
     (folder / "index.html").write_text(page.page(sections, title, lead, top), encoding="utf-8")
     machine.write(result, folder / "report.json")
@@ -68,7 +78,7 @@ def _train(result, folder: Path, quick: bool, say: Say) -> str:
         advance("a fit with outliers")
     found = claims.findings(rows, convergence)
     result |= {"training": rows, "convergence": convergence, "outliers": fit, "claims": found}
-    tables = claims.tables(rows, convergence, found)
+    tables = claims.tables(rows, convergence)
     pictures = [
         plots.draw_training(folder / "training.png", rows, training.EVERY),
         plots.draw_outlier_fit(folder / "outliers.png", fit),
@@ -82,10 +92,33 @@ def _train(result, folder: Path, quick: bool, say: Say) -> str:
     return page.section("training", "Training on real data", words, pictures, tables)
 
 
+def _classify(result, folder: Path, quick: bool, say: Say) -> str:
+    total = len(classifying.CONTENDERS) + len(classifying.RACERS)
+    with progress("classifying", total) as advance:
+        rows = classifying.train(advance=advance, **({"seeds": 2, "steps": 60} if quick else {}))
+        race = classifying.race(*((100, 1) if quick else ()), advance=advance)
+    found = classification_claims.findings(rows, race)
+    result |= {"classification": rows, "race": race, "claims": result["claims"] + found}
+    tables = classification_claims.tables(rows, race)
+    tables.append(claims.table(result["claims"]))
+    picture = classification_plots.draw_training(folder / "label_noise.png", rows)
+    _say_all(tables, say)
+    words = (
+        "A classifier is trained on real data once per loss: first with the true labels, then with "
+        "three tenths of the training labels wrong, and with some losses on soft labels, too. All "
+        "losses see the same splits, starting weights, batches and wrong labels. What is claimed "
+        "of regression and of classification losses is decided below."
+    )
+    return page.section("classification", "Training a classifier", words, [picture], tables)
+
+
 def _verify(result, folder: Path, quick: bool, say: Say) -> str:
-    with progress("verifying", len(verify.targets())) as advance:
-        result["verify"] = verify.verify(SPECS, advance)
-    tables = verify.tables(result["verify"])
+    total = len(verify.targets()) + len(softmax_verify.targets())
+    with progress("verifying", total) as advance:
+        found = verify.verify(SPECS, advance)
+        rows = softmax_verify.verify(ROW_SPECS, advance)
+    result["verify"] = found | {"rows": rows, "passed": found["passed"] and rows["passed"]}
+    tables = [*verify.tables(found), *softmax_verify.tables(rows)]
     _say_all(tables, say)
     words = (
         "Each loss on each backend of this machine: values, gradients and second derivatives "
@@ -95,11 +128,13 @@ def _verify(result, folder: Path, quick: bool, say: Say) -> str:
 
 
 def _bench(result, folder: Path, quick: bool, say: Say) -> str:
-    with progress("measuring", bench.pieces(SPECS)) as advance:
+    total = bench.pieces(SPECS) + softmax_bench.pieces(ROW_SPECS)
+    with progress("measuring", total) as advance:
         rows = bench.bench(SPECS, advance, quick)
-    found = targets.outcomes(rows, quick)
+        rows += softmax_bench.bench(ROW_SPECS, advance, quick)
+    found = targets.outcomes(rows, quick, softmax_targets.ALL)
     result |= {"bench": rows, "targets": found}
-    tables = bench_tables.tables(rows, found)
+    tables = [*bench_tables.tables(rows, found), *softmax_tables.tables(rows)]
     picture = plots.draw_bench(folder / "bench.png", rows)
     _say_all(tables, say)
     words = (
@@ -112,7 +147,7 @@ def _bench(result, folder: Path, quick: bool, say: Say) -> str:
 
 def _draw(result, folder: Path, quick: bool, say: Say) -> str:
     with progress("drawing", 1) as advance:
-        pictures = plots.draw_losses(folder)
+        pictures = [*plots.draw_losses(folder), *classification_plots.draw_losses(folder)]
         advance("the losses")
     words = (
         "Values and derivatives by lossops' own kernels, second derivatives through autograd. "

@@ -152,8 +152,8 @@ def _smoothness() -> list[Finding]:
     return made
 
 
-def tables(training: list[Row], convergence: list[Row], found: list[Row]) -> list[Table]:
-    """Test errors, and the claims they decide."""
+def tables(training: list[Row], convergence: list[Row]) -> list[Table]:
+    """Test errors, which decide claims."""
     seeds = len(training[0]["clean"]["mae"])
     errors = Table(
         "Test error on the diabetes set, mean ± standard deviation",
@@ -174,10 +174,15 @@ def tables(training: list[Row], convergence: list[Row], found: list[Row]) -> lis
         ]
         taken = ", ".join(number(n, 0) for n in steps.get(row["loss"], [None]))
         errors.add(plain(row["loss"]), *cells, f"{100 * (corrupted / clean - 1):+.0f}%", taken)
+    return [errors]
+
+
+def table(found: list[Row]) -> Table:
+    """The claims, and what came of them."""
     claims = Table(
         "What is claimed of the losses", ("claim", "test", "measured", "outcome"), labels=4
     )
     for row in found:
         outcome = verdict(row["confirmed"], "confirmed", "not confirmed")
         claims.add(row["claim"], row["test"], row["measured"], outcome)
-    return [errors, claims]
+    return claims

@@ -87,7 +87,12 @@ def summary(
     cards = (
         (sum(row["passed"] for row in checked), len(checked), "verifications passed", "verify"),
         (sum(o["met"] for o in outcomes), len(outcomes), "targets met", "bench"),
-        (sum(f["confirmed"] for f in findings), len(findings), "claims confirmed", "training"),
+        (
+            sum(f["confirmed"] for f in findings),
+            len(findings),
+            "claims confirmed",
+            "classification",
+        ),
     )
     drawn = "".join(
         f'<a class="card" href="#{anchor}"><b class="{"good" if n == of else "bad"}">{n} / {of}</b>'
