@@ -188,8 +188,8 @@ def _add_bench(commands) -> None:
         "Measures each loss beside torch eager, torch.compile and the floor, a torch.add or mul\n"
         "that moves the same bytes: training steps with the allocator as it comes and with memory\n"
         "kept warm, bfloat16, tiny tensors, peak memory, accuracy. Contenders take turns, numbers\n"
-        "are medians, targets stand beside them. Nothing here is a pass or a failure: a missed target\n"
-        "does not change the exit status.",
+        "are medians, targets stand beside them. Nothing here is a pass or a failure: a missed\n"
+        "target does not change the exit status.",
         "  python -m lossops bench                  about five minutes on two cores\n"
         "  python -m lossops bench --quick --loss mse_loss\n"
         "  python -m lossops bench --part step --part tiny\n"
@@ -211,9 +211,8 @@ def _add_bench(commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from lossops.report import bench, bench_tables, targets
+    from lossops.report import bench, bench_tables, softmax_tables, softmax_targets, targets
     from lossops.report import softmax_bench as over
-    from lossops.report import softmax_tables, softmax_targets
 
     (wanted, over_rows), parts = _wanted(options), options.part or bench.PARTS
     total = bench.pieces(wanted, parts) + over.pieces(over_rows, parts)

@@ -135,13 +135,16 @@ def _bench(result, folder: Path, quick: bool, say: Say) -> str:
     found = targets.outcomes(rows, quick, softmax_targets.ALL)
     result |= {"bench": rows, "targets": found}
     tables = [*bench_tables.tables(rows, found), *softmax_tables.tables(rows)]
-    picture = plots.draw_bench(folder / "bench.png", rows)
+    drawn = (
+        plots.draw_bench(folder / "bench.png", rows),
+        classification_plots.draw_bench(folder / "bench_rows.png", rows),
+    )
     _say_all(tables, say)
     words = (
         "A fused step reads input and target once and writes the gradient once. Contenders take "
         "turns within one process, so that what else the machine does hits all of them."
     )
-    pictures = [picture] if picture else []
+    pictures = [picture for picture in drawn if picture]
     return page.section("bench", "Measurements", words, pictures, tables)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lossops import functional
 from lossops.report.classifying import EVERY, WRONG
-from lossops.report.plots import INK, PALETTE, QUIET, canvas, legend_below
+from lossops.report.plots import INK, PALETTE, QUIET, canvas, draw_bars, legend_below
 
 Picture = tuple[str, str]  # file, caption
 BLUE, RED, AMBER, GREEN, PINK, SKY = PALETTE[:6]
@@ -205,3 +205,16 @@ def _draw_before_and_after(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.margins(y=0.07)
     axes.set_title(f"true labels (open) → {100 * WRONG:.0f}% wrong labels (filled)")
     axes.set_xlabel("test accuracy, %")
+
+
+def draw_bench(path: Path, rows: list[dict[str, Any]]) -> Picture | None:
+    """Times of a training step over rows of class scores, in multiples of the floor."""
+    steps = [row for row in rows if row["kind"] == "rows_step"]
+    if not steps:
+        return None
+    title = "A training step over rows of class scores, in multiples of one fresh torch.mul or add"
+    names = [f"{row['loss'].replace('_', ' ')}\n{row['case']}" for row in steps]
+    draw_bars(path, steps, names, title)
+    return path.name, (
+        f"{title} (the line), which moves the same bytes: float32, forward and backward."
+    )

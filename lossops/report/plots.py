@@ -243,28 +243,37 @@ def draw_bench(path: Path, rows: list[dict[str, Any]]) -> tuple[str, str] | None
     kept = [r for r in steps if r["memory"] == "warm"] or steps
     if not kept:
         return None
+    title = "A training step, in multiples of one fresh torch.add"
+    draw_bars(path, kept, [plain(row["loss"]) for row in kept], title)
+    memory = "warm memory" if kept[0]["memory"] == "warm" else "memory as it comes"
+    return path.name, f"{title} (the line): float32, forward and backward, {memory}."
+
+
+def draw_bars(path: Path, rows: list[dict[str, Any]], names: list[str], title: str) -> None:
+    """Times of steps in multiples of their floors; contenders that were not measured are left
+    out."""
     contenders = [
-        name for name in ("lossops", "triton", "compile", "eager") if name in kept[0]["ms"]
+        name
+        for name in ("lossops", "triton", "compile", "eager")
+        if any(name in row["ms"] for row in rows)
     ]
     colors = {"lossops": "#0072B2", "triton": "#56B4E9", "compile": "#b9b9b9", "eager": "#808080"}
     words = {"compile": "torch.compile", "eager": "torch eager"}
-    title = "A training step, in multiples of one fresh torch.add"
     thickness = 0.8 / len(contenders)
-    with canvas(path, 1, title, width=8.4, height=0.9 + 0.62 * len(kept)) as (axes,):
+    with canvas(path, 1, title, width=8.4, height=0.9 + 0.62 * len(rows)) as (axes,):
         for i, name in enumerate(contenders):
-            values = [row["ms"][name] / row["ms"]["floor"] for row in kept]
-            places = [k + (i - (len(contenders) - 1) / 2) * thickness for k in range(len(kept))]
+            measured = [(k, row["ms"]) for k, row in enumerate(rows) if name in row["ms"]]
+            values = [ms[name] / ms["floor"] for _, ms in measured]
+            places = [k + (i - (len(contenders) - 1) / 2) * thickness for k, _ in measured]
             shown = [min(value, _LONGEST) for value in values]
             bars = axes.barh(places, shown, 0.9 * thickness, color=colors[name],
                              label=words.get(name, name))  # fmt: skip
             labels = [f"{v:.1f}" + (" (cut)" if v > _LONGEST else "") for v in values]
             axes.bar_label(bars, labels, padding=3, fontsize=8)
         axes.axvline(1, color=INK, linewidth=1)
-        axes.set_yticks(range(len(kept)), [plain(row["loss"]) for row in kept])
+        axes.set_yticks(range(len(rows)), names)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlim(0)
         axes.margins(x=0.08)
         legend_below(axes)
-    memory = "warm memory" if kept[0]["memory"] == "warm" else "memory as it comes"
-    return path.name, f"{title} (the line): float32, forward and backward, {memory}."
