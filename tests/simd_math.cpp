@@ -41,6 +41,8 @@ void compare(const char* name, const F& simd, const G& exact, double low, double
 int main() {
   const auto expm1 = [](double x) { return std::expm1(x); };
   const auto log1p = [](double x) { return std::log1p(x); };
+  const auto exp = [](double x) { return std::exp(x); };
+  compare("exp", [](auto x) { return lossops::exp(x); }, exp, -INFINITY, INFINITY);
   compare("expm1", [](auto x) { return lossops::expm1(x); }, expm1, -INFINITY, INFINITY);
   compare("log1p_upto_half", [](auto x) { return lossops::log1p_upto_half(x); }, log1p, 0, 0.5);
 }
