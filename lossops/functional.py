@@ -12,6 +12,9 @@ differentiate by ``input``, ``target`` and ``weight``, to any order.
 ``"sum"``     their sum, a scalar
 ``"sample"``  one number per sample of the batch: the mean over all dimensions but the first,
               a tensor of shape (B,)
+
+and for :func:`kl_div` also "batchmean". The losses of differences stand here, those of probabilities
+and logits in :mod:`lossops.probabilities`.
 """
 
 from __future__ import annotations
@@ -26,13 +29,23 @@ from lossops.checks import (
     legacy_reduction,
     number,
 )
+from lossops.probabilities import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    kl_div,
+    sigmoid_focal_loss,
+)
 
 __all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
     "huber_loss",
+    "kl_div",
     "l1_loss",
     "log_cosh_loss",
     "mse_loss",
     "quantile_loss",
+    "sigmoid_focal_loss",
     "smooth_l1_loss",
 ]
 

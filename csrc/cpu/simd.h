@@ -108,11 +108,28 @@ LOSSOPS_FN Simd<T> exp(Simd<T> a) {
   return a.v.exp();
 }
 
+template <class T>
+LOSSOPS_FN Simd<T> log(Simd<T> a) {
+  return a.v.log();
+}
+template <class T>
+LOSSOPS_FN Simd<T> log1p(Simd<T> a) {
+  return a.v.log1p();
+}
+template <class T>
+LOSSOPS_FN Simd<T> power(Simd<T> base, Simd<T> exponent) {
+  if ((exponent.v - at::vec::Vectorized<T>(T(2))).zero_mask()) return base * base;  // in all lanes
+  return base.v.pow(exponent.v);
+}
+
 // In float64, the functions of the vector library that torch carries.
 LOSSOPS_FN Simd<double> expm1(Simd<double> a) {
   return a.v.expm1();
 }
 LOSSOPS_FN Simd<double> log1p_upto_half(Simd<double> a) {
+  return a.v.log1p();
+}
+LOSSOPS_FN Simd<double> log1p_upto_one(Simd<double> a) {
   return a.v.log1p();
 }
 
@@ -152,6 +169,16 @@ LOSSOPS_FN Simd<float> log1p_upto_half(Simd<float> a) {
   constexpr float kCoefficients[] = {-0.49999952f, 0.33330813f, -0.24954501f, 0.19602135f,
                                      -0.14736344f, 0.0875161f,  -0.027852956f};
   return at::vec::fmadd(a.v * a.v, horner(a.v, kCoefficients), a.v);
+}
+
+// log(1 + x) = 2 atanh(x / (2 + x)), an odd series in an argument of at most 1/3.
+LOSSOPS_FN Simd<float> log1p_upto_one(Simd<float> a) {
+  using Vector = at::vec::Vectorized<float>;
+  constexpr float kCoefficients[] = {0.33333337f, 0.19999439f, 0.14308442f, 0.10713828f,
+                                     0.12150469f};
+  const Vector w = a.v / (a.v + Vector(2.0f)), square = w * w;
+  const Vector twice = w + w;
+  return at::vec::fmadd(twice * square, horner(square, kCoefficients), twice);
 }
 
 template <class T>

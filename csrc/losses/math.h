@@ -45,6 +45,12 @@ LOSSOPS_FN float expm1(float x) {
 LOSSOPS_FN double expm1(double x) {
   return ::expm1(x);
 }
+LOSSOPS_FN float log(float x) {
+  return ::logf(x);
+}
+LOSSOPS_FN double log(double x) {
+  return ::log(x);
+}
 LOSSOPS_FN float log1p(float x) {
   return ::log1pf(x);
 }
@@ -57,6 +63,21 @@ LOSSOPS_FN float log1p_upto_half(float x) {
 }
 LOSSOPS_FN double log1p_upto_half(double x) {
   return log1p(x);
+}
+// And for 0 <= x <= 1.
+LOSSOPS_FN float log1p_upto_one(float x) {
+  return log1p(x);
+}
+LOSSOPS_FN double log1p_upto_one(double x) {
+  return log1p(x);
+}
+// base^exponent for base >= 0, 1 where both are 0. The exponent is a hyperparameter, the same for
+// all elements, so that a branch on it costs nothing: 2, the usual one, needs no logarithm.
+LOSSOPS_FN float power(float base, float exponent) {
+  return exponent == 2 ? base * base : ::powf(base, exponent);
+}
+LOSSOPS_FN double power(double base, double exponent) {
+  return exponent == 2 ? base * base : ::pow(base, exponent);
 }
 LOSSOPS_FN float copysign(float magnitude, float sign) {
   return ::copysignf(magnitude, sign);

@@ -51,9 +51,29 @@ def log1p(x):
     return tl.log(u) + (x - (u - 1)) / u
 
 
+@triton.jit
+def power(base, exponent):
+    """base^exponent for base in [0, 1] and exponent >= 0, 1 where both are 0.
+
+    With base = f 2^k, 1 <= f < 2, it is 2^(k exponent) f^exponent. exp(exponent log(base)) would be
+    off by as many units in the last place as its argument is large; here that argument is small,
+    and of k times the exponent's leading digits, which is exact, the whole part goes by itself.
+    """
+    k = tl.maximum(tl.floor(tl.log2(base)), -126.0)
+    f = base * tl.exp2(-k)
+    leading = tl.floor(exponent * 256 + 0.5) * (1.0 / 256)
+    scaled = leading * k
+    whole = tl.floor(scaled + 0.5)
+    fraction = (scaled - whole) + (exponent - leading) * k
+    rest = fraction * 0.693147180559945309417232121458 + exponent * tl.log(f)
+    result = tl.where(exponent == 2, base * base, tl.exp2(whole) * tl.exp(rest))
+    return tl.where(base > 0, result, tl.where(base == 0, tl.where(exponent > 0, 0.0, 1.0), base))
+
+
 # ---------------------------------------------------------------------------------------------
 # The losses: functions of d = x - y and of two parameters. They return the value and its first and
-# second derivative by d; the compiler drops what a kernel does not use.
+# second derivative by d; the compiler drops what a kernel does not use. Further down, functions of
+# x and y, that return the value and its derivatives by x, y, xx, xy and yy.
 
 
 @triton.jit
@@ -136,6 +156,114 @@ def quantile(d, above, below):
     return slope * d, slope, 0.0
 
 
+@triton.jit
+def kl_div(x, y, p0, p1):
+    # y log(y) - y x is 0 where y is, the limit, also at x = -inf. NaN * 0 is NaN.
+    d = tl.log(y) - x
+    value = tl.where(y == 0, tl.where(x < 0, 0.0, x * 0), y * d)
+    return value, -y, d + 1, 0.0, -1.0, divide(tl.full([], 1.0, y.dtype), y)
+
+
+@triton.jit
+def kl_div_log_target(x, y, p0, p1):
+    infinity = float("inf")
+    p = tl.exp(y)
+    d = y - x
+    # Where p is 0 so is p d, but for x = -inf and a y that only underflows. NaN is neither.
+    limit = tl.where((y > -infinity) & (d == infinity), d, 0.0)
+    value = tl.where(p > 0, p * d, tl.where(x < infinity, limit, x * 0) + p)
+    slope = value + p
+    return value, -p, slope, 0.0, -p, slope + p
+
+
+@triton.jit
+def at_least(x, bound):
+    return tl.where(x < bound, bound, x)  # lets NaN pass
+
+
+@triton.jit
+def bce(x, y, smoothing, p1):
+    # A number outside of [0, 1] is NaN. log1p divides by 1 - x.
+    y = tl.where((y >= 0) & (y <= 1), y, float("nan"))
+    keep = 1 - smoothing
+    positive = y * keep + 0.5 * smoothing
+    negative = (1 - y) * keep + 0.5 * smoothing
+    yes = at_least(tl.log(x), -100.0)
+    no = tl.where(x == 1, -100.0, at_least(log1p(-x), -100.0))
+    product = (1 - x) * x
+    bounded = tl.where(product < 0, float("nan"), at_least(product, 1e-12))
+    dx = divide(x - positive, bounded)
+    q = divide(tl.full([], 1.0, x.dtype), bounded)
+    value = -(positive * yes + negative * no)
+    return value, dx, keep * (no - yes), dx * dx + (positive * q) * (negative * q), -keep * q, 0.0
+
+
+@triton.jit
+def bce_with_logits(x, y, weight, smoothing):
+    # weight y softplus(-x) + (1 - y) softplus(x): see csrc/losses/elementwise.h.
+    keep = 1 - smoothing
+    positive = weight * (y * keep + 0.5 * smoothing)
+    negative = (1 - y) * keep + 0.5 * smoothing
+    below = x < 0
+    a = tl.abs(x)
+    e = tl.exp(-a)
+    tail = log1p(e)
+    wrong = tl.where(below, positive, negative)
+    right = tl.where(below, negative, positive)
+    value = (wrong + right) * tail + tl.where(wrong == 0, 0.0, wrong * a)
+    larger = divide(tl.full([], 1.0, x.dtype), 1 + e)
+    slope = (wrong - right * e) * larger
+    dx = tl.where(below, -slope, slope)
+    dy = keep * ((weight - 1) * tail + a * tl.where(below, weight, -1.0))
+    dxx = (wrong + right) * (larger * (larger * e))
+    dxy = -keep * (tl.where(below, weight + e, weight * e + 1) * larger)
+    return value, dx, dy, dxx, dxy, 0.0
+
+
+@triton.jit
+def sigmoid_focal(x, y, alpha, gamma):
+    # alpha_t u^gamma c, u = m D, c = log1p(e) + a wrong: see csrc/losses/elementwise.h.
+    below = x < 0
+    a = tl.abs(x)
+    e = tl.exp(-a)
+    m = divide(tl.full([], 1.0, x.dtype), 1 + e)
+    wrong = tl.where(below, y, 1 - y)
+    right = tl.where(below, 1 - y, y)
+    hard = wrong == 0
+    finite = e > 0
+    d = wrong + right * e
+    cross = log1p(e) + tl.where(hard, 0.0, wrong * a)
+    modulation = power(m * d, gamma)
+    balance = tl.where(alpha < 0, 1.0, alpha * y + (1 - alpha) * (1 - y))
+    balance_y = tl.where(alpha < 0, 0.0, 2 * alpha - 1)
+    sign = tl.where(below, -1.0, 1.0)
+    value = balance * (modulation * cross)
+
+    ratio = tl.where(hard, 1.0, divide(e, d))
+    r = (wrong - right) * m * ratio
+    s = m * (wrong - right * e)
+    rc = tl.where(finite, r * cross, 0.0)
+    by_a = modulation * (gamma * rc + s)
+    quotient = tl.where(finite, divide(cross, d), tl.where(hard, 1.0, a))
+    w = gamma * ((1 - e) * quotient) + a
+    by_wrong = tl.where(modulation == 0, 0.0, modulation * w)
+    by_y = -(sign * by_wrong)
+    dx = balance * (sign * by_a)
+    dy = balance_y * (modulation * cross) + balance * by_y
+
+    r_a = rc * m * tl.where(hard, e, divide(right * e * e - wrong, d))
+    curved = gamma * (r * (gamma * rc + 2 * s) + r_a) + m * m * e
+    s_d = tl.where(hard, -m, divide(s, d))
+    mixed = gamma * (tl.where(finite, r * w + ratio * quotient, 0.0) + (1 - e) * s_d)
+    v = tl.where(d > 0, divide(1 - e, d), 0.0)
+    bent = gamma * v * ((gamma - 1) * ((1 - e) * quotient) + 2 * a)
+    by_wrong_twice = tl.where(modulation == 0, 0.0, modulation * bent)
+    dxx = balance * (modulation * curved)
+    dxy = balance_y * (sign * by_a) - balance * (modulation * (mixed + 1))
+    dyy = 2 * balance_y * by_y + balance * by_wrong_twice
+    return value, dx, dy, dxx, dxy, dyy
+
+
 class Loss(NamedTuple):
     """A loss as the kernel takes it."""
 
@@ -156,6 +284,11 @@ LOSSES = {
     "huber": Loss(huber, 1),
     "log_cosh": Loss(log_cosh, 0, max_registers=128),
     "quantile": Loss(quantile, 2),
+    "kl_div": Loss(kl_div, 0, of_difference=False),
+    "kl_div_log_target": Loss(kl_div_log_target, 0, of_difference=False),
+    "bce": Loss(bce, 1, of_difference=False),
+    "bce_with_logits": Loss(bce_with_logits, 2, of_difference=False),
+    "sigmoid_focal": Loss(sigmoid_focal, 2, of_difference=False),
 }
 
 
