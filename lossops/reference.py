@@ -100,7 +100,7 @@ def bce(input: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, ...]:
     at_edge = input.detach()
     slope = torch.where(edge, (at_edge - yes.detach()) / 1e-12, 0.0)
     step = slope * torch.where(edge, input - at_edge, 0.0)  # 0, with that derivative
-    low, high = (torch.where(t > 0, t.log(), -100.0) for t in (at_edge, 1 - at_edge))
+    low, high = at_edge.log(), torch.log1p(-at_edge)
     log_yes = torch.where(edge, torch.where(low < -100, -100.0, low), x.log())
     log_no = torch.where(edge, torch.where(high < -100, -100.0, high), torch.log1p(-x))
     return -yes * log_yes + step, -no * log_no

@@ -88,6 +88,8 @@ class Spec:
     other_shapes: str = "warns"
     expands_weight: bool = False  # a weight of another shape is broadcast to the input's
     integers: type[Exception] = NotImplementedError  # raised for them
+    # Units in the last place that its value may be off beyond what other losses may.
+    slack: Callable[[dict[str, float]], float] = lambda kwargs: 0.0
     # The call as torch's function takes it: input, target and keyword arguments.
     for_torch: Callable[..., tuple[Tensor, Tensor, dict]] = lambda x, y, **kwargs: (x, y, kwargs)
 
@@ -295,6 +297,8 @@ SPECS: tuple[Spec, ...] = (
             {"alpha": 0.6, "gamma": 5.0},
         ),
         divides_by_weight=False,
+        # 1 - p_t is off by up to two units, and its power by γ times that.
+        slack=lambda kwargs: 2 * kwargs["gamma"],
         source="Lin et al., Focal Loss for Dense Object Detection, 2017",
         regression=False,
         inner=lambda x, y: (x, _probability(y)),

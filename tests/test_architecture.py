@@ -57,8 +57,11 @@ def test_ops_know_engines_by_their_launch_functions_only():
             assert name in allowed, f"{path.name} includes {name}"
 
 
-# Python: nn → functional → checks → autograd → backends → library. Nobody looks back up.
-LAYERS = ["library", "reference", "backends", "batching", "autograd", "checks", "functional", "nn"]
+# Python: nn → functional → probabilities → checks → autograd → backends → library. Nobody looks back up.
+LAYERS = [
+    "library", "reference", "backends", "batching", "autograd", "checks",
+    "probabilities", "functional", "nn",
+]  # fmt: skip
 READERS = {"specs", "report", "__main__"}  # of the library, never read by it
 
 

@@ -118,7 +118,9 @@ LOSSOPS_FN Simd<T> log1p(Simd<T> a) {
 }
 template <class T>
 LOSSOPS_FN Simd<T> power(Simd<T> base, Simd<T> exponent) {
-  if ((exponent.v - at::vec::Vectorized<T>(T(2))).zero_mask()) return base * base;  // in all lanes
+  T lanes[Simd<T>::width];  // all the same; Vectorized::zero_mask misleads g++ 12 with AVX-512
+  exponent.store(lanes);
+  if (lanes[0] == 2) return base * base;
   return base.v.pow(exponent.v);
 }
 

@@ -316,7 +316,7 @@ struct SigmoidFocal {
     const auto hard = wrong == zero;
     const T d = wrong + right * e;
     const T cross = log1p_upto_one(e) + select(hard, zero, wrong * a);
-    const T modulation = power(m * d, gamma);
+    const T modulation = power(d / (T(1) + e), gamma);
     const T balance = select(alpha < zero, T(1), alpha * y + (T(1) - alpha) * (T(1) - y));
     Jet<T> f{};
     f.value = balance * (modulation * cross);

@@ -233,7 +233,7 @@ def sigmoid_focal(x, y, alpha, gamma):
     finite = e > 0
     d = wrong + right * e
     cross = log1p(e) + tl.where(hard, 0.0, wrong * a)
-    modulation = power(m * d, gamma)
+    modulation = power(divide(d, 1 + e), gamma)
     balance = tl.where(alpha < 0, 1.0, alpha * y + (1 - alpha) * (1 - y))
     balance_y = tl.where(alpha < 0, 0.0, 2 * alpha - 1)
     sign = tl.where(below, -1.0, 1.0)
