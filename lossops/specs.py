@@ -88,6 +88,7 @@ class Spec:
     other_shapes: str = "warns"
     expands_weight: bool = False  # a weight of another shape is broadcast to the input's
     integers: type[Exception] = NotImplementedError  # raised for them
+    slope_without_input: bool = False  # the derivative by the input does not depend on it
     # Units in the last place that its value may be off beyond what other losses may.
     slack: Callable[[dict[str, float]], float] = lambda kwargs: 0.0
     # The call as torch's function takes it: input, target and keyword arguments.
@@ -227,6 +228,7 @@ SPECS: tuple[Spec, ...] = (
         inner=lambda x, y: (_log_probability(x), _probability(y)),
         folded=lambda x, y: (-x.abs(), _fold_into_unit(y)),
         other_shapes="broadcasts",
+        slope_without_input=True,
         integers=RuntimeError,
     ),
     Spec(
@@ -245,6 +247,7 @@ SPECS: tuple[Spec, ...] = (
         inner=lambda x, y: (_log_probability(x), _log_probability(y)),
         folded=lambda x, y: (-x.abs(), -y.abs()),
         other_shapes="broadcasts",
+        slope_without_input=True,
         integers=RuntimeError,
     ),
     Spec(

@@ -95,8 +95,15 @@ __device__ __forceinline__ T second_order(const ElementwiseProblem& p, const T* 
   return directional;
 }
 
+// How many blocks a multiprocessor should hold: what their registers are for.
 template <class Loss, class T, int order>
-__global__ void __launch_bounds__(kThreads, order == 1 && sizeof(T) == 4 ? 5 : 3)
+constexpr int blocks_at_once() {
+  if (kIsLong<Loss>) return sizeof(T) == 8 ? 2 : 3;
+  return order == 1 && sizeof(T) == 4 ? 5 : 3;
+}
+
+template <class Loss, class T, int order>
+__global__ void __launch_bounds__(kThreads, blocks_at_once<Loss, T, order>())
     strided(const __grid_constant__ ElementwiseProblem problem,
             const __grid_constant__ Schedule schedule) {
   if (order == 1 && nothing_to_do(problem, schedule)) return;

@@ -6,8 +6,6 @@
 // Joint evaluation lets the derivatives share the value's transcendental functions.
 #pragma once
 
-#include <limits>
-
 #include "losses/math.h"
 
 namespace lossops {
@@ -201,7 +199,7 @@ struct KlDivLogTarget {
 
   template <int order, class T>
   LOSSOPS_FN static Jet<T> at(T x, T y, const T*) {
-    const T infinity(std::numeric_limits<double>::infinity());
+    const T infinity(kInfinity);
     const T p = exp(y), d = y - x;
     Jet<T> f{};
     // Where p is 0 so is p d, but for x = -inf and a y that only underflows. NaN is neither.
@@ -238,7 +236,7 @@ struct Bce {
 
   template <int order, class T>
   LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
-    const T nan(std::numeric_limits<double>::quiet_NaN());
+    const T nan(kNaN);
     y = select(y >= T(0), select(y > T(1), nan, y), nan);
     const Smoothed<T> target(y, params[0]);
     const T yes = at_least(log(x), T(-100)), no = at_least(log1p(-x), T(-100));
@@ -306,6 +304,7 @@ struct BceWithLogits {
 struct SigmoidFocal {
   static constexpr const char* name = "sigmoid_focal";
   static constexpr int num_params = 2;  // alpha, or a negative number for none; gamma >= 0
+  static constexpr bool is_long = true;
 
   template <int order, class T>
   LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
@@ -363,6 +362,10 @@ using ElementwiseLosses =
     LossList<OfDifference<Mse>, OfDifference<L1>, OfDifference<SmoothL1>, OfDifference<Huber>,
              OfDifference<LogCosh>, OfDifference<Quantile>, KlDiv, KlDivLogTarget, Bce,
              BceWithLogits, SigmoidFocal>;
+
+// Whether a loss takes more registers than others: on the GPU it then gets them, and fewer threads.
+template <class Loss>
+constexpr bool kIsLong = requires { Loss::is_long; };
 
 template <class... Losses>
 constexpr int size(LossList<Losses...>) {

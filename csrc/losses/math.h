@@ -15,6 +15,10 @@
 
 namespace lossops {
 
+// As numbers of their own: device code may use those, and not the functions of <limits>.
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
 LOSSOPS_FN float abs(float x) {
   return ::fabsf(x);
 }

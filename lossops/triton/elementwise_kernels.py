@@ -286,9 +286,9 @@ LOSSES = {
     "quantile": Loss(quantile, 2),
     "kl_div": Loss(kl_div, 0, of_difference=False),
     "kl_div_log_target": Loss(kl_div_log_target, 0, of_difference=False),
-    "bce": Loss(bce, 1, of_difference=False),
-    "bce_with_logits": Loss(bce_with_logits, 2, of_difference=False),
-    "sigmoid_focal": Loss(sigmoid_focal, 2, of_difference=False),
+    "bce": Loss(bce, 1, of_difference=False, max_registers=168),
+    "bce_with_logits": Loss(bce_with_logits, 2, of_difference=False, max_registers=168),
+    "sigmoid_focal": Loss(sigmoid_focal, 2, of_difference=False, max_registers=255),
 }
 
 
