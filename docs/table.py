@@ -12,7 +12,10 @@ START, END = "<!-- losses: written by docs/table.py -->\n", "<!-- end of losses 
 
 def table() -> str:
     """One row per loss."""
-    rows = ["| loss | formula, x = input, y = target, d = x - y | module | in torch |", "|---|---|---|---|"]
+    rows = [
+        "| loss | formula, x = input, y = target, d = x - y | module | in torch |",
+        "|---|---|---|---|",
+    ]
     for row in specs.SPECS:
         formula = row.formula.replace("|", "\\|")
         name = row.public_name

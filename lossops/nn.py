@@ -182,6 +182,4 @@ class SigmoidFocalLoss(_Loss):
         self.gamma = gamma
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        return F.sigmoid_focal_loss(
-            input, target, self.alpha, self.gamma, self.reduction, weight
-        )
+        return F.sigmoid_focal_loss(input, target, self.alpha, self.gamma, self.reduction, weight)

@@ -79,11 +79,14 @@ def kl_div(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
 
 def kl_div_log_target(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
     """0 where the target's probability is, unless the input is infinite or NaN."""
-    zero = (target == -math.inf) & (input < math.inf)
+    zero = target.exp() == 0
     x, y = torch.where(zero, 0.0, input), torch.where(zero, 0.0, target)
     p = torch.where(zero, 0.0, y.exp())
-    same_infinity = (x == -math.inf) & (y == -math.inf)
-    return p * y, -p * torch.where(same_infinity, 0.0, x)
+    # Of a probability that is not 0, but rounds to it.
+    limit = torch.where((target > -math.inf) & (input == -math.inf), math.inf, 0.0)
+    limit = torch.where(zero, torch.where(input < math.inf, limit, input * 0), 0.0)
+    fixed, d = p.detach(), y - x
+    return fixed * d + limit, (p - fixed) * d  # the latter for its derivative by y alone
 
 
 def _smoothed(target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -121,12 +124,14 @@ def bce_with_logits(
     return _cross_entropy(input, pos_weight * yes, no)
 
 
-def sigmoid_focal(
-    input: Tensor, target: Tensor, alpha: float, gamma: float
-) -> tuple[Tensor, ...]:
+def sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) -> tuple[Tensor, ...]:
     """A negative alpha stands for none."""
-    wrong = target * torch.sigmoid(-input) + (1 - target) * torch.sigmoid(input)
-    factor = wrong**gamma
+    e = torch.where(input < 0, input, -input).exp()
+    larger, smaller = 1 / (1 + e), e / (1 + e)
+    p, q = (torch.where(input < 0, *pair) for pair in ((smaller, larger), (larger, smaller)))
+    wrong = target * q + (1 - target) * p
+    sure = wrong == 0
+    factor = torch.where(sure, float(gamma == 0), torch.where(sure, 1.0, wrong) ** gamma)
     if alpha >= 0:
         factor = factor * (alpha * target + (1 - alpha) * (1 - target))
     return tuple(factor * term for term in _cross_entropy(input, target, 1 - target))

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lossops import functional, nn, reference
 
-
 Domain = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -275,9 +274,7 @@ SPECS: tuple[Spec, ...] = (
         module=nn.BCEWithLogitsLoss,
         formula="p y softplus(-x) + (1 - y) softplus(x)",
         samples=({}, {"pos_weight": 3.0}, {"label_smoothing": 0.1, "pos_weight": 0.4}),
-        params=lambda kwargs: (
-            kwargs.get("pos_weight", 1.0), kwargs.get("label_smoothing", 0.0)
-        ),
+        params=lambda kwargs: (kwargs.get("pos_weight", 1.0), kwargs.get("label_smoothing", 0.0)),
         torch_function=torch_functional.binary_cross_entropy_with_logits,
         torch_module=torch.nn.BCEWithLogitsLoss,
         divides_by_weight=False,
@@ -296,16 +293,18 @@ SPECS: tuple[Spec, ...] = (
         module=nn.SigmoidFocalLoss,
         formula="α_t (1 - p_t)^γ BCE(x, y), p = sigmoid(x)",
         samples=(
-            {"alpha": 0.25, "gamma": 2.0}, {"alpha": -1.0, "gamma": 0.5},
+            {"alpha": 0.25, "gamma": 2.0},
+            {"alpha": -1.0, "gamma": 0.5},
             {"alpha": 0.6, "gamma": 5.0},
         ),
         divides_by_weight=False,
-        # 1 - p_t is off by up to two units, and its power by γ times that.
-        slack=lambda kwargs: 2 * kwargs["gamma"],
+        # 1 - p_t is off by 1.5 eps, which is up to three units, and its power by γ times that.
+        slack=lambda kwargs: 3 * kwargs["gamma"],
         source="Lin et al., Focal Loss for Dense Object Detection, 2017",
         regression=False,
         inner=lambda x, y: (x, _probability(y)),
-        folded=lambda x, y: (x, _fold_label(y)),
+        # The formula does not have the limits at infinity; tests/test_raw_ops.py does.
+        folded=lambda x, y: (torch.where(x.isinf(), x.sign() * 50, x), _fold_label(y)),
         other_shapes="raises",
         expands_weight=True,
         refused=(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import cpu_only, each_spec, expect_ops, make, pair, ran
+from conftest import cpu_only, each_spec, expect_ops, pair, ran
 
 import lossops
 from lossops import backends

@@ -18,7 +18,6 @@ from raw_ops import (
     LOSSES,
     NO_GRADIENTS,
     PARAMS,
-    SPEC,
     Backend,
     Case,
     each_pair,
@@ -250,7 +249,9 @@ def test_special_probabilities(backend, call, dtype):
     value, *_ = backend.ops.elementwise_forward(x, y, None, None, *args, dtype, NO_GRADIENTS)
     grads = backend.ops.elementwise_backward(one, x, y, None, None, *args, [True, True, False])
     for i, found in enumerate((value, *grads[:2])):
-        for row, got, right in zip(SPECIAL[call], found.tolist(), expected[i].tolist(), strict=True):
+        for row, got, right in zip(
+            SPECIAL[call], found.tolist(), expected[i].tolist(), strict=True
+        ):
             if row[2 + i] is not None:
                 assert got == pytest.approx(right, rel=1e-5, abs=1e-38, nan_ok=True), (row, i)
     # A tangent of the input alone does not meet an infinite derivative by the target.

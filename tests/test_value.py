@@ -138,7 +138,9 @@ def test_weight(spec, kwargs, reduction, dtype, shape):
     assert value.shape == true.shape
     size = size_of_terms(spec, kwargs, input, target, reduction, weight)
     assert ulps(value, true, size=size) <= 16
-    torchs_own = spec.torch_function and "weight" in inspect.signature(spec.torch_function).parameters
+    torchs_own = (
+        spec.torch_function and "weight" in inspect.signature(spec.torch_function).parameters
+    )
     if torchs_own and reduction != "sample":
         double = (t.double() for t in (input, target))
         own = spec.in_torch(*double, reduction=reduction, weight=weight.double(), **kwargs)

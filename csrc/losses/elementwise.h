@@ -165,6 +165,9 @@ struct Quantile {
   }
 };
 
+// What feeds value and first derivatives is fma by name: left to the compiler, a product is fused
+// with a sum in one kernel and not in another, and the two backward passes would differ in a bit.
+
 // The losses of two variables: targets and inputs that are probabilities, their logarithms or
 // logits.
 
@@ -241,11 +244,13 @@ struct Bce {
     const Smoothed<T> target(y, params[0]);
     const T yes = at_least(log(x), T(-100)), no = at_least(log1p(-x), T(-100));
     Jet<T> f{};
-    f.value = -(target.positive * yes + target.negative * no);
+    f.value = -fma(target.positive, yes, target.negative * no);
     if constexpr (order >= 1) {
       const T product = (T(1) - x) * x;
       const T bounded = select(product < T(0), nan, at_least(product, T(1e-12)));
-      f.dx = (x - target.positive) / bounded;
+      // Where both are near 1, by what is left to 1: a smoothed target is rounded less there.
+      const T from_one = select(x > T(0.5), target.negative - (T(1) - x), x - target.positive);
+      f.dx = select(target.positive > T(0.5), from_one, x - target.positive) / bounded;
       f.dy = target.keep * (no - yes);
       if constexpr (order >= 2) {
         const T q = T(1) / bounded;
@@ -280,12 +285,12 @@ struct BceWithLogits {
     const T right = select(negative, no, yes);
     Jet<T> f{};
     // Right and infinitely sure of it costs nothing.
-    f.value = (wrong + right) * tail + select(wrong == T(0), T(0), wrong * a);
+    f.value = fma(wrong + right, tail, select(wrong == T(0), T(0), wrong * a));
     if constexpr (order >= 1) {
       const T larger = T(1) / (T(1) + e);
-      const T slope = (wrong - right * e) * larger;
+      const T slope = fma(-right, e, wrong) * larger;
       f.dx = select(negative, -slope, slope);
-      f.dy = target.keep * ((weight - T(1)) * tail + a * select(negative, weight, T(-1)));
+      f.dy = target.keep * fma(weight - T(1), tail, a * select(negative, weight, T(-1)));
       if constexpr (order >= 2) {
         f.dxx = (wrong + right) * (larger * (larger * e));
         f.dxy = -target.keep * (select(negative, weight + e, weight * e + T(1)) * larger);
@@ -313,10 +318,10 @@ struct SigmoidFocal {
     const T a = abs(x), e = exp(-a), m = T(1) / (T(1) + e);
     const T wrong = select(negative, y, T(1) - y), right = select(negative, T(1) - y, y);
     const auto hard = wrong == zero;
-    const T d = wrong + right * e;
+    const T d = fma(right, e, wrong);
     const T cross = log1p_upto_one(e) + select(hard, zero, wrong * a);
     const T modulation = power(d / (T(1) + e), gamma);
-    const T balance = select(alpha < zero, T(1), alpha * y + (T(1) - alpha) * (T(1) - y));
+    const T balance = select(alpha < zero, T(1), fma(alpha, y, (T(1) - alpha) * (T(1) - y)));
     Jet<T> f{};
     f.value = balance * (modulation * cross);
     if constexpr (order >= 1) {
@@ -324,18 +329,18 @@ struct SigmoidFocal {
       // u'/u and c' by a; (u'/u) c, which is 0 where e is.
       const T ratio = select(hard, T(1), e / d);
       const T r = (wrong - right) * m * ratio;
-      const T s = m * (wrong - right * e);
+      const T s = m * fma(-right, e, wrong);
       const T rc = select(finite, r * cross, zero);
-      const T by_a = modulation * (gamma * rc + s);
+      const T by_a = modulation * fma(gamma, rc, s);
       // By `wrong`: (du/d wrong) c / u + dc/d wrong.
       const T quotient = select(finite, cross / d, select(hard, T(1), a));
-      const T w = gamma * ((T(1) - e) * quotient) + a;
+      const T w = fma(gamma, (T(1) - e) * quotient, a);
       const T by_wrong = select(modulation == zero, zero, modulation * w);
       const T sign = select(negative, T(-1), T(1));
       const T balance_y = select(alpha < zero, zero, alpha + alpha - T(1));
       const T by_y = -(sign * by_wrong);
       f.dx = balance * (sign * by_a);
-      f.dy = balance_y * (modulation * cross) + balance * by_y;
+      f.dy = fma(balance_y, modulation * cross, balance * by_y);
       if constexpr (order >= 2) {
         const T r_a = rc * m * select(hard, e, (right * e * e - wrong) / d);  // (u'/u)' c
         const T curved = gamma * (r * (gamma * rc + s + s) + r_a) + m * m * e;

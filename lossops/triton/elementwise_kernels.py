@@ -192,7 +192,8 @@ def bce(x, y, smoothing, p1):
     no = tl.where(x == 1, -100.0, at_least(log1p(-x), -100.0))
     product = (1 - x) * x
     bounded = tl.where(product < 0, float("nan"), at_least(product, 1e-12))
-    dx = divide(x - positive, bounded)
+    near_one = (x > 0.5) & (positive > 0.5)  # by what is left to 1
+    dx = divide(tl.where(near_one, negative - (1 - x), x - positive), bounded)
     q = divide(tl.full([], 1.0, x.dtype), bounded)
     value = -(positive * yes + negative * no)
     return value, dx, keep * (no - yes), dx * dx + (positive * q) * (negative * q), -keep * q, 0.0
