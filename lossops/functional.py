@@ -13,8 +13,8 @@ differentiate by ``input``, ``target`` and ``weight``, to any order.
 ``"sample"``  one number per sample of the batch: the mean over all dimensions but the first,
               a tensor of shape (B,)
 
-and for :func:`kl_div` also "batchmean". The losses of differences stand here, those of probabilities
-and logits in :mod:`lossops.probabilities`.
+and for :func:`kl_div` also "batchmean". The losses of differences stand here, those of
+probabilities and logits in :mod:`lossops.probabilities`.
 """
 
 from __future__ import annotations

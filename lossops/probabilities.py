@@ -1,7 +1,8 @@
-"""Losses of probabilities, their logarithms and logits; public through :mod:`lossops.functional`."""
+"""Losses of probabilities, their logarithms and logits; public as :mod:`lossops.functional`'s."""
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -172,7 +173,7 @@ def _refuse_what_is_no_probability(loss: Tensor, input: Tensor, target: Tensor) 
     total = loss.detach()
     if total.dim() > 0:
         total = total.sum()
-    if float(total) == float(total):
+    if not math.isnan(total):
         return
     for name, tensor in (("input", input), ("target", target)):
         if ((tensor < 0) | (tensor > 1)).any():

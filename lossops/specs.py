@@ -77,7 +77,7 @@ class Spec:
 
     # What it is called in lossops.functional, where rows share a function.
     called: str = ""
-    # Whether it compares a prediction with a measurement: those are trained and drawn by the report.
+    # Whether it compares a prediction with a measurement: the report trains and draws those.
     regression: bool = True
     # Makes valid inputs and targets of any numbers, as `inner` of random ones, without the borders
     # of the domain; `folded` of all there are, with them.

@@ -57,7 +57,8 @@ def test_ops_know_engines_by_their_launch_functions_only():
             assert name in allowed, f"{path.name} includes {name}"
 
 
-# Python: nn → functional → probabilities → checks → autograd → backends → library. Nobody looks back up.
+# Python: nn → functional → probabilities → checks → autograd → backends → library. Nobody looks
+# back up.
 LAYERS = [
     "library", "reference", "backends", "batching", "autograd", "checks",
     "probabilities", "functional", "nn",

@@ -70,7 +70,7 @@ def test_shapes(spec):
     x, w = pair(spec, 4)[0], make.ones(2)
     y = x[:3]
     if spec.other_shapes == "raises":
-        refuses(lambda: spec.function(x, y), ValueError, r"[tT]arget size .* the (same|input) size")
+        refuses(lambda: spec.function(x, y), ValueError, r"[tT]arget size .* input size")
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

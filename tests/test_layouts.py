@@ -75,7 +75,7 @@ def test_dense_layouts_are_processed_as_they_lie(spec, layout):
         total = spec.function(x, y, **spec.defaults)
         (grad,) = torch.autograd.grad(total, x)
     assert value.stride() == grad.stride() == x.stride()
-    look = LOOK[spec.name] if spec.name in LOOK else ()
+    look = LOOK.get(spec.name, ())
     assert set(ran(names, "aten::")) <= {"aten::ones_like", "aten::detach", *look}, names
 
 
@@ -114,11 +114,15 @@ def test_broadcast_warns_and_is_right(spec, left, right):
     for t in (x, y):
         t.requires_grad_()
     if spec.other_shapes == "raises":
-        with pytest.raises(ValueError, match=r"[tT]arget size \(.* the (same|input) size"):
+        with pytest.raises(ValueError, match=r"[tT]arget size .* input size"):
             spec.function(x, y, **spec.defaults)
         return
     words = "Using a target size .* different to the input size"
-    with pytest.warns(UserWarning) if spec.other_shapes == "warns" else no_such_warning(words):
+    with (
+        pytest.warns(UserWarning, match=words)
+        if spec.other_shapes == "warns"
+        else no_such_warning(words)
+    ):
         value = spec.function(x, y, **spec.defaults)
     wide = torch.broadcast_tensors(x, y)
     true = truth(spec, spec.defaults, *wide, "mean")

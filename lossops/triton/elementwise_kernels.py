@@ -12,68 +12,18 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-# ---------------------------------------------------------------------------------------------
-# Functions that Triton lacks. libdevice has them for CUDA alone, and not in the interpreter; these
-# are made of `exp`, which on the GPU is fast and a few units in the last place off, and of `log`,
-# which is right to one unit, also relative to its value near 1.
-
-
-@triton.jit
-def divide(x, y):
-    """x / y, correctly rounded: on float32 the operator is not."""
-    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
-
-
-@triton.jit
-def expm1(x):
-    """exp(x) - 1, without cancellation near 0.
-
-    With u = exp(x) as computed, exp(x) = u exp(x - log u), and that exponent is tiny: what u lacks
-    is u (x - log u) to first order. Far from 0 u lacks nothing, and its log may be infinite. Very
-    near 0 x may be less than the error of u (the GPU's fast exp need not even be 1 there), but
-    there two terms of the series are enough.
-    """
-    u = tl.exp(x)
-    z = tl.abs(x)
-    corrected = (u - 1) + u * (x - tl.log(u))
-    tiny = 1e-8 if x.dtype == tl.float64 else 1e-4
-    return tl.where(z < tiny, x + 0.5 * x * x, tl.where(z < 1, corrected, u - 1))
-
-
-@triton.jit
-def log1p(x):
-    """log(1 + x) for finite x > -1, without cancellation near 0.
-
-    With u = 1 + x rounded, u - 1 is exact, so log u lacks log((1 + x) / u), to first order
-    (x - (u - 1)) / u.
-    """
-    u = 1 + x
-    return tl.log(u) + (x - (u - 1)) / u
-
-
-@triton.jit
-def power(base, exponent):
-    """base^exponent for base in [0, 1] and exponent >= 0, 1 where both are 0.
-
-    With base = f 2^k, 1 <= f < 2, it is 2^(k exponent) f^exponent. exp(exponent log(base)) would be
-    off by as many units in the last place as its argument is large; here that argument is small,
-    and of k times the exponent's leading digits, which is exact, the whole part goes by itself.
-    """
-    k = tl.maximum(tl.floor(tl.log2(base)), -126.0)
-    f = base * tl.exp2(-k)
-    leading = tl.floor(exponent * 256 + 0.5) * (1.0 / 256)
-    scaled = leading * k
-    whole = tl.floor(scaled + 0.5)
-    fraction = (scaled - whole) + (exponent - leading) * k
-    rest = fraction * 0.693147180559945309417232121458 + exponent * tl.log(f)
-    result = tl.where(exponent == 2, base * base, tl.exp2(whole) * tl.exp(rest))
-    return tl.where(base > 0, result, tl.where(base == 0, tl.where(exponent > 0, 0.0, 1.0), base))
-
+from lossops.triton.elementwise_probabilities import (
+    bce,
+    bce_with_logits,
+    kl_div,
+    kl_div_log_target,
+    sigmoid_focal,
+)
+from lossops.triton.math import divide, expm1, log1p
 
 # ---------------------------------------------------------------------------------------------
 # The losses: functions of d = x - y and of two parameters. They return the value and its first and
-# second derivative by d; the compiler drops what a kernel does not use. Further down, functions of
-# x and y, that return the value and its derivatives by x, y, xx, xy and yy.
+# second derivative by d; the compiler drops what a kernel does not use.
 
 
 @triton.jit
@@ -154,115 +104,6 @@ def quantile(d, above, below):
     slope = tl.where(d > 0, above, tl.where(d < 0, -below, 0.0))
     # NaN has slope 0 and still the value NaN, which is 0 * NaN.
     return slope * d, slope, 0.0
-
-
-@triton.jit
-def kl_div(x, y, p0, p1):
-    # y log(y) - y x is 0 where y is, the limit, also at x = -inf. NaN * 0 is NaN.
-    d = tl.log(y) - x
-    value = tl.where(y == 0, tl.where(x < 0, 0.0, x * 0), y * d)
-    return value, -y, d + 1, 0.0, -1.0, divide(tl.full([], 1.0, y.dtype), y)
-
-
-@triton.jit
-def kl_div_log_target(x, y, p0, p1):
-    infinity = float("inf")
-    p = tl.exp(y)
-    d = y - x
-    # Where p is 0 so is p d, but for x = -inf and a y that only underflows. NaN is neither.
-    limit = tl.where((y > -infinity) & (d == infinity), d, 0.0)
-    value = tl.where(p > 0, p * d, tl.where(x < infinity, limit, x * 0) + p)
-    slope = value + p
-    return value, -p, slope, 0.0, -p, slope + p
-
-
-@triton.jit
-def at_least(x, bound):
-    return tl.where(x < bound, bound, x)  # lets NaN pass
-
-
-@triton.jit
-def bce(x, y, smoothing, p1):
-    # A number outside of [0, 1] is NaN. log1p divides by 1 - x.
-    y = tl.where((y >= 0) & (y <= 1), y, float("nan"))
-    keep = 1 - smoothing
-    positive = y * keep + 0.5 * smoothing
-    negative = (1 - y) * keep + 0.5 * smoothing
-    yes = at_least(tl.log(x), -100.0)
-    no = tl.where(x == 1, -100.0, at_least(log1p(-x), -100.0))
-    product = (1 - x) * x
-    bounded = tl.where(product < 0, float("nan"), at_least(product, 1e-12))
-    near_one = (x > 0.5) & (positive > 0.5)  # by what is left to 1
-    dx = divide(tl.where(near_one, negative - (1 - x), x - positive), bounded)
-    q = divide(tl.full([], 1.0, x.dtype), bounded)
-    value = -(positive * yes + negative * no)
-    return value, dx, keep * (no - yes), dx * dx + (positive * q) * (negative * q), -keep * q, 0.0
-
-
-@triton.jit
-def bce_with_logits(x, y, weight, smoothing):
-    # weight y softplus(-x) + (1 - y) softplus(x): see csrc/losses/elementwise.h.
-    keep = 1 - smoothing
-    positive = weight * (y * keep + 0.5 * smoothing)
-    negative = (1 - y) * keep + 0.5 * smoothing
-    below = x < 0
-    a = tl.abs(x)
-    e = tl.exp(-a)
-    tail = log1p(e)
-    wrong = tl.where(below, positive, negative)
-    right = tl.where(below, negative, positive)
-    value = (wrong + right) * tail + tl.where(wrong == 0, 0.0, wrong * a)
-    larger = divide(tl.full([], 1.0, x.dtype), 1 + e)
-    slope = (wrong - right * e) * larger
-    dx = tl.where(below, -slope, slope)
-    dy = keep * ((weight - 1) * tail + a * tl.where(below, weight, -1.0))
-    dxx = (wrong + right) * (larger * (larger * e))
-    dxy = -keep * (tl.where(below, weight + e, weight * e + 1) * larger)
-    return value, dx, dy, dxx, dxy, 0.0
-
-
-@triton.jit
-def sigmoid_focal(x, y, alpha, gamma):
-    # alpha_t u^gamma c, u = m D, c = log1p(e) + a wrong: see csrc/losses/elementwise.h.
-    below = x < 0
-    a = tl.abs(x)
-    e = tl.exp(-a)
-    m = divide(tl.full([], 1.0, x.dtype), 1 + e)
-    wrong = tl.where(below, y, 1 - y)
-    right = tl.where(below, 1 - y, y)
-    hard = wrong == 0
-    finite = e > 0
-    d = wrong + right * e
-    cross = log1p(e) + tl.where(hard, 0.0, wrong * a)
-    modulation = power(divide(d, 1 + e), gamma)
-    balance = tl.where(alpha < 0, 1.0, alpha * y + (1 - alpha) * (1 - y))
-    balance_y = tl.where(alpha < 0, 0.0, 2 * alpha - 1)
-    sign = tl.where(below, -1.0, 1.0)
-    value = balance * (modulation * cross)
-
-    ratio = tl.where(hard, 1.0, divide(e, d))
-    r = (wrong - right) * m * ratio
-    s = m * (wrong - right * e)
-    rc = tl.where(finite, r * cross, 0.0)
-    by_a = modulation * (gamma * rc + s)
-    quotient = tl.where(finite, divide(cross, d), tl.where(hard, 1.0, a))
-    w = gamma * ((1 - e) * quotient) + a
-    by_wrong = tl.where(modulation == 0, 0.0, modulation * w)
-    by_y = -(sign * by_wrong)
-    dx = balance * (sign * by_a)
-    dy = balance_y * (modulation * cross) + balance * by_y
-
-    r_a = rc * m * tl.where(hard, e, divide(right * e * e - wrong, d))
-    curved = gamma * (r * (gamma * rc + 2 * s) + r_a) + m * m * e
-    s_d = tl.where(hard, -m, divide(s, d))
-    mixed = gamma * (tl.where(finite, r * w + ratio * quotient, 0.0) + (1 - e) * s_d)
-    v = tl.where(d > 0, divide(1 - e, d), 0.0)
-    bent = gamma * v * ((gamma - 1) * ((1 - e) * quotient) + 2 * a)
-    by_wrong_twice = tl.where(modulation == 0, 0.0, modulation * bent)
-    dxx = balance * (modulation * curved)
-    dxy = balance_y * (sign * by_a) - balance * (modulation * (mixed + 1))
-    dyy = 2 * balance_y * by_y + balance * by_wrong_twice
-    return value, dx, dy, dxx, dxy, dyy
 
 
 class Loss(NamedTuple):
