@@ -63,6 +63,12 @@ class Dual:
     def __and__(self, other):
         return Dual(self.value & other.value)
 
+    def __or__(self, other):
+        return Dual(self.value | other.value)
+
+    def __ne__(self, other):
+        return Dual(self.value != _lift(other).value)
+
     def __eq__(self, other):
         return Dual(self.value == _lift(other).value)
 
@@ -102,18 +108,6 @@ class Dual:
         log = optional("numpy").log(self.value)
         value = optional("numpy").where(self.value == 0, 0, -self.value * log)
         return Dual(value, -self.derivative * (log + 1))
-
-    def sigmoid(self):
-        exp = optional("numpy").exp
-        falling = exp(-abs(self.value))
-        larger = 1 / (1 + falling)
-        value = optional("numpy").where(self.value < 0, falling * larger, larger)
-        return Dual(value, self.derivative * falling * larger * larger)
-
-    def log_sigmoid(self):
-        numpy = optional("numpy")
-        value = numpy.minimum(self.value, 0) - numpy.log1p(numpy.exp(-abs(self.value)))
-        return Dual(value, self.derivative * (-self).sigmoid().value)
 
     def detach(self):
         return Dual(self.value)
