@@ -48,6 +48,9 @@ class Dual:
         quotient = self.value / other.value
         return Dual(quotient, (self.derivative - quotient * other.derivative) / other.value)
 
+    def __rtruediv__(self, other):
+        return _lift(other) / self
+
     __radd__ = __add__
     __rmul__ = __mul__
 
