@@ -108,6 +108,15 @@ LOSSOPS_FN Simd<T> fma(Simd<T> a, Simd<T> b, Simd<T> c) {
 }
 
 template <class T>
+LOSSOPS_FN Simd<T> tanh(Simd<T> a) {
+  return a.v.tanh();
+}
+template <class T>
+LOSSOPS_FN Simd<T> max(Simd<T> a, Simd<T> b) {
+  return at::vec::maximum(a.v, b.v);  // NaN where one is
+}
+
+template <class T>
 LOSSOPS_FN Simd<T> log(Simd<T> a) {
   return a.v.log();
 }
@@ -116,16 +125,11 @@ LOSSOPS_FN Simd<T> log1p(Simd<T> a) {
   return a.v.log1p();
 }
 template <class T>
-LOSSOPS_FN Simd<T> pow(Simd<T> a, Simd<T> b) {
-  return a.v.pow(b.v);
-}
-template <class T>
-LOSSOPS_FN Simd<T> tanh(Simd<T> a) {
-  return a.v.tanh();
-}
-template <class T>
-LOSSOPS_FN Simd<T> max(Simd<T> a, Simd<T> b) {
-  return at::vec::maximum(a.v, b.v);  // NaN where one is
+LOSSOPS_FN Simd<T> power(Simd<T> base, Simd<T> exponent) {
+  T lanes[Simd<T>::width];  // all the same; Vectorized::zero_mask misleads g++ 12 with AVX-512
+  exponent.store(lanes);
+  if (lanes[0] == 2) return base * base;
+  return base.v.pow(exponent.v);
 }
 
 // In float64, the functions of the vector library that torch carries.
@@ -136,6 +140,9 @@ LOSSOPS_FN Simd<double> expm1(Simd<double> a) {
   return a.v.expm1();
 }
 LOSSOPS_FN Simd<double> log1p_upto_half(Simd<double> a) {
+  return a.v.log1p();
+}
+LOSSOPS_FN Simd<double> log1p_upto_one(Simd<double> a) {
   return a.v.log1p();
 }
 
@@ -205,6 +212,16 @@ LOSSOPS_FN Simd<float> log1p_upto_half(Simd<float> a) {
   constexpr float kCoefficients[] = {-0.49999952f, 0.33330813f, -0.24954501f, 0.19602135f,
                                      -0.14736344f, 0.0875161f,  -0.027852956f};
   return at::vec::fmadd(a.v * a.v, horner(a.v, kCoefficients), a.v);
+}
+
+// log(1 + x) = 2 atanh(x / (2 + x)), an odd series in an argument of at most 1/3.
+LOSSOPS_FN Simd<float> log1p_upto_one(Simd<float> a) {
+  using Vector = at::vec::Vectorized<float>;
+  constexpr float kCoefficients[] = {0.33333337f, 0.19999439f, 0.14308442f, 0.10713828f,
+                                     0.12150469f};
+  const Vector w = a.v / (a.v + Vector(2.0f)), square = w * w;
+  const Vector twice = w + w;
+  return at::vec::fmadd(twice * square, horner(square, kCoefficients), twice);
 }
 
 template <class T>
