@@ -280,6 +280,7 @@ def _reduce_splits(
     group,
     factor,
     SPAN: tl.constexpr,
+    ONE_IF_NONE: tl.constexpr = False,  # writes 1 instead of 0
 ):
     """Lets the last program of a group to arrive add up the shares and write the reduced loss.
 
@@ -296,7 +297,10 @@ def _reduce_splits(
             lanes = start + tl.arange(0, SPAN)
             # From L2: this multiprocessor's L1 knows nothing of what others have written.
             sums += tl.load(shares + lanes, mask=lanes < splits, other=0.0, cache_modifier=".cg")
-        _store(reduced + group, tl.sum(sums) * factor, None)
+        result = tl.sum(sums) * factor
+        if ONE_IF_NONE:
+            result = tl.where(result == 0, 1.0, result)
+        _store(reduced + group, result, None)
 
 
 @triton.jit
