@@ -217,6 +217,7 @@ class _Problem:
     def _run(self, input, target, grads, upstream, per_row, reduced, how, skip_one) -> None:
         outer, inner = self.outer, self.inner
         operands = [input, target, *grads]
+        contiguous = input.strides[1] == 1
         if inner == 1 or all(
             rows is None or rows.strides[0] == inner * rows.strides[2] for rows in operands
         ):
@@ -227,15 +228,17 @@ class _Problem:
                 rows and _Rows(rows.tensor, (0, rows.strides[1], rows.strides[position]))
                 for rows in operands
             ]
+        operands = [
+            rows and (rows.tensor, tuple(None if i == 1 and s == 1 else s for i, s in enumerate(rows.strides)))
+            for rows in operands
+        ]
         double = any(
             tensor is not None and tensor.dtype == torch.float64
             for tensor in (self.input, None if target is None else self.target, reduced)
         )
         divergence = self.loss in DIVERGENCES
         limit = RESIDENT >> (double + (divergence and target is not None))
-        block, lanes, resident = _tiling(
-            self.classes, inner, operands[0].strides[1] == 1, limit
-        )
+        block, lanes, resident = _tiling(self.classes, inner, contiguous, limit)
         per_outer = triton.cdiv(inner, lanes)
         tiles = outer * per_outer
         programs = min(tiles, MAX_PROGRAMS)

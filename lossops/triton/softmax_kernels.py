@@ -21,6 +21,7 @@ from lossops.triton.softmax_rows import (
     distribution,
     factors,
     labels_of,
+    load_own,
     mask_of,
     of_rows,
     online,
@@ -30,7 +31,6 @@ from lossops.triton.softmax_rows import (
     scores,
     settle,
     slope,
-    starts,
     store_rows,
 )
 
@@ -91,12 +91,12 @@ def _label_gradients(
     q, log_q = distribution(x, z, row, FORM)
     if grad_input is not None:
         by = tl.zeros_like(z)
+        if label is not None:
+            by = tl.where(classes[None, :] == label[:, None], -at_label[:, None], 0.0)
+        if FORM == "logits":
+            by = kappa[:, None] * q + by
         if DENSE:
             by -= t
-        if label is not None:
-            by -= tl.where(classes[None, :] == label[:, None], at_label[:, None], 0.0)
-        if FORM == "logits":
-            by += kappa[:, None] * q
         if FORM == "probs":
             by = tl.where(by == 0, 0.0, divide(by, x))
         change = slope(z, form, FORM)
@@ -173,8 +173,7 @@ def label_loss_kernel(
         counts, inside, label = place[2], place[2], None
         if labels is not None:
             label, counts, inside = labels_of(labels, place, ignore_index, count)
-            own = tl.load(starts(input, place) + label * input[1][1], mask=inside, other=0.0)
-            own = scores(own.to(COMPUTE), form, FORM)
+            own = scores(load_own(input, place, label, inside, COMPUTE), form, FORM)
             own_weight = zeros + 1
             if class_weight is not None:
                 own_weight = tl.load(class_weight + label, mask=inside, other=0.0).to(COMPUTE)
@@ -444,8 +443,7 @@ def divergence_kernel(
         store_rows(lse, place, q_row[3])
         store_rows(entropy, place, -state[3])
         if accuracy is not None:
-            own = tl.load(starts(input, place) + label * input[1][1], mask=inside, other=0.0)
-            own = scores(own.to(COMPUTE), form, FORM)
+            own = scores(load_own(input, place, label, inside, COMPUTE), form, FORM)
             best = (own >= q_state[0]) & (q_state[2] == 0)
             store_rows(accuracy, place, tl.where(inside & best, 1.0, 0.0))
         total += tl.sum(loss.to(tl.float64))

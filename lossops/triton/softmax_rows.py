@@ -2,8 +2,8 @@
 distribution.
 
 A tensor of rows x classes, ``numbers``, comes as (tensor, strides), the strides being (outer,
-class, inner): row r is (outer r / inner, inner r % inner). What there is one of per row is
-contiguous. ``form`` is (softcap, temperature), None where a call has none.
+class, inner): row r is (outer r / inner, inner r % inner). A class stride of None is 1. What there
+is one of per row is contiguous. ``form`` is (softcap, temperature), None where a call has none.
 
 With z the logits, m their maximum and S = sum exp(z - m): log q_c = (z_c - m) - log S, which loses
 no digits to a large m.
@@ -35,7 +35,18 @@ def starts(numbers, place):
 
 @triton.jit
 def pointers(numbers, place, classes):
-    return starts(numbers, place)[:, None] + classes.to(tl.int64)[None, :] * numbers[1][1]
+    stride = numbers[1][1]
+    if stride is not None:
+        classes = classes.to(tl.int64) * stride
+    return starts(numbers, place)[:, None] + classes[None, :]
+
+
+@triton.jit
+def load_own(numbers, place, label, inside, COMPUTE: tl.constexpr):
+    """The numbers of the labels' classes."""
+    stride = numbers[1][1]
+    at = label.to(tl.int64) if stride is None else label.to(tl.int64) * stride
+    return tl.load(starts(numbers, place) + at, mask=inside, other=0.0).to(COMPUTE)
 
 
 @triton.jit
@@ -78,10 +89,12 @@ def factors(
 
 @triton.jit
 def labels_of(labels, place, ignore_index, count):
-    """The labels, which rows count, and which of these have a class for a label."""
+    """The labels, which rows count, and which of these have a class for a label. The label of any
+    other is -1."""
     label = tl.load(labels + place[3], mask=place[2], other=0).to(tl.int64)
     counts = place[2] & (label != ignore_index)
-    return label, counts, counts & (label >= 0) & (label < count)
+    inside = counts & (label >= 0) & (label < count)
+    return tl.where(inside, label, -1).to(tl.int32), counts, inside
 
 
 @triton.jit
