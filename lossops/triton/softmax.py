@@ -249,6 +249,7 @@ class _Problem:
         temperature, softcap, smoothing, z_loss, p0, _ = self.params
         common = {
             "FORM": self.form,
+            "COOLED": temperature != 1,
             "COMPUTE": tl.float64 if double else tl.float32,
             "NORMALIZER": self._how(self.normalizer),
             "GRAD_OUTPUT": how,
@@ -260,20 +261,20 @@ class _Problem:
             "num_warps": min(max(lanes * block // (32 * PER_THREAD), 1), 32),
         }
         sizes = (tiles, per_outer, inner, self.classes, self.group_size, self.ignore_index)
-        cooled = None if temperature == 1 else temperature
         with _on(device):
             if divergence:
                 divergence_kernel[(1, programs)](
                     *operands, self.labels, self.normalizer, *upstream, *per_row, reduced,
-                    workspace, *sizes, self._scale, cooled,
+                    workspace, *sizes, self._scale, temperature,
                     LOSS=DIVERGENCES[self.loss], TARGET_FORM=self.target_form, **common,
                 )  # fmt: skip
             else:
                 label_loss_kernel[(1, programs)](
                     *operands, self.labels, self.class_weight, self.normalizer, *upstream,
-                    *per_row, reduced, workspace, *sizes, self._scale, softcap or None, cooled,
+                    *per_row, reduced, workspace, *sizes, self._scale, softcap, temperature,
                     smoothing, z_loss, p0,
-                    LOSS=LABEL_LOSSES[self.loss].function, SMOOTHED=smoothing != 0, **common,
+                    LOSS=LABEL_LOSSES[self.loss].function, CAPPED=softcap != 0,
+                    SMOOTHED=smoothing != 0, **common,
                 )  # fmt: skip
 
     @property

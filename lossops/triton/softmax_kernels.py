@@ -135,13 +135,15 @@ def label_loss_kernel(
     group_size,
     ignore_index,
     scale: tl.float64,
-    softcap: tl.float64,  # or None
-    temperature: tl.float64,  # or None
+    softcap: tl.float64,
+    temperature: tl.float64,
     smoothing: tl.float64,
     z_loss: tl.float64,
     p0: tl.float64,
     LOSS: tl.constexpr,
     FORM: tl.constexpr,
+    CAPPED: tl.constexpr,
+    COOLED: tl.constexpr,
     SMOOTHED: tl.constexpr,
     COMPUTE: tl.constexpr,
     NORMALIZER: tl.constexpr,
@@ -160,8 +162,8 @@ def label_loss_kernel(
     ACCURACY: tl.constexpr = accuracy is not None
     GRADIENTS: tl.constexpr = grad_input is not None or grad_target is not None
     form = (
-        softcap if softcap is None else tl.full([], softcap, COMPUTE),
-        temperature if temperature is None else tl.full([], temperature, COMPUTE),
+        tl.full([], softcap, COMPUTE) if CAPPED else None,
+        tl.full([], temperature, COMPUTE) if COOLED else None,
     )
     keep = (1 - tl.full([], smoothing, tl.float64)).to(COMPUTE)
     spread = (tl.full([], smoothing, tl.float64) / count).to(COMPUTE)
@@ -374,6 +376,7 @@ def divergence_kernel(
     LOSS: tl.constexpr,
     FORM: tl.constexpr,
     TARGET_FORM: tl.constexpr,
+    COOLED: tl.constexpr,
     COMPUTE: tl.constexpr,
     NORMALIZER: tl.constexpr,
     GRAD_OUTPUT: tl.constexpr,
@@ -390,7 +393,7 @@ def divergence_kernel(
     GRADIENTS: tl.constexpr = grad_input is not None or grad_target is not None
     form = (
         None,
-        temperature if temperature is None else tl.full([], temperature, COMPUTE),
+        tl.full([], temperature, COMPUTE) if COOLED else None,
     )
     zeros = tl.full([ROWS], 0.0, COMPUTE)
     total = tl.full([], 0.0, tl.float64)
