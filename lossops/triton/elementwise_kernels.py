@@ -278,6 +278,9 @@ def _reduce_splits(
     workspace,  # [groups, splits] shares, then [groups] tickets; float64, zeroed
     reduced,  # [groups]
     group,
+    groups,
+    split,
+    splits,
     factor,
     SPAN: tl.constexpr,
     ONE_IF_NONE: tl.constexpr = False,  # writes 1 instead of 0
@@ -286,9 +289,8 @@ def _reduce_splits(
 
     They are added in the same order whichever program that is.
     """
-    split, splits = tl.program_id(1), tl.num_programs(1)
     shares = workspace + group * splits
-    tickets = (workspace + tl.num_programs(0).to(tl.int64) * splits).to(tl.pointer_type(tl.int32))
+    tickets = (workspace + groups.to(tl.int64) * splits).to(tl.pointer_type(tl.int32))
     tl.store(shares + split, total)
     tl.debug_barrier()  # the share is written before the ticket is taken
     if tl.atomic_add(tickets + group, 1, sem="acq_rel", scope="gpu") == splits - 1:
@@ -378,7 +380,9 @@ def elementwise_kernel(
         if workspace is None:
             _store(reduced + group, total * factor, None)
         else:
-            _reduce_splits(total, workspace, reduced, group, factor, 1024)
+            _reduce_splits(
+                total, workspace, reduced, group, tl.num_programs(0), split, splits, factor, 1024
+            )
 
 
 @triton.jit

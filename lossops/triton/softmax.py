@@ -38,8 +38,11 @@ SHORT = 2048
 # or more of it.
 LANES = 16, 128
 PER_THREAD = 16
-# Beyond so many, programs take tiles in turns: one of them adds up what all have found.
-MAX_PROGRAMS = 1 << 14
+WARPS = 16, 8  # at most, for label losses and divergences
+REGISTERS = 1 << 16  # of a multiprocessor
+# The last program adds up what all have found, by SPAN[0] at once, of many by SPAN[1].
+SPAN = 1024, 4096
+MANY = 1 << 16
 COUNT_BLOCK, COUNT_SPLITS = 1024, 256
 
 
@@ -237,16 +240,17 @@ class _Problem:
             for tensor in (self.input, None if target is None else self.target, reduced)
         )
         divergence = self.loss in DIVERGENCES
-        limit = RESIDENT >> (double + (divergence and target is not None))
+        temperature, softcap, smoothing, z_loss, p0, _ = self.params
+        long = DIVERGENCES[self.loss].long if divergence else softcap != 0
+        limit = RESIDENT >> (double + divergence + long)
         block, lanes, resident = _tiling(self.classes, inner, contiguous, limit)
         per_outer = triton.cdiv(inner, lanes)
-        tiles = outer * per_outer
-        programs = min(tiles, MAX_PROGRAMS)
+        programs = outer * per_outer
         device = self.input.device
         workspace = None
         if reduced is not None and programs > 1:
             workspace = torch.zeros(programs + 1, dtype=torch.float64, device=device)
-        temperature, softcap, smoothing, z_loss, p0, _ = self.params
+        num_warps = min(max(lanes * block // (32 * PER_THREAD), 1), WARPS[divergence])
         common = {
             "FORM": self.form,
             "COOLED": temperature != 1,
@@ -257,19 +261,23 @@ class _Problem:
             "RESIDENT": resident,
             "ROWS": lanes,
             "BLOCK": block,
+            "SPAN": SPAN[programs > MANY],
             **OPTIONS,
-            "num_warps": min(max(lanes * block // (32 * PER_THREAD), 1), 32),
+            "num_warps": num_warps,
         }
-        sizes = (tiles, per_outer, inner, self.classes, self.group_size, self.ignore_index)
+        if not torch.version.hip:
+            # All that there are: left alone, ptxas would spill to get another program running.
+            common["maxnreg"] = min(REGISTERS // (32 * num_warps), 255)
+        sizes = (per_outer, inner, self.classes, self.group_size, self.ignore_index)
         with _on(device):
             if divergence:
-                divergence_kernel[(1, programs)](
+                divergence_kernel[(programs,)](
                     *operands, self.labels, self.normalizer, *upstream, *per_row, reduced,
                     workspace, *sizes, self._scale, temperature,
-                    LOSS=DIVERGENCES[self.loss], TARGET_FORM=self.target_form, **common,
+                    LOSS=DIVERGENCES[self.loss].function, TARGET_FORM=self.target_form, **common,
                 )  # fmt: skip
             else:
-                label_loss_kernel[(1, programs)](
+                label_loss_kernel[(programs,)](
                     *operands, self.labels, self.class_weight, self.normalizer, *upstream,
                     *per_row, reduced, workspace, *sizes, self._scale, softcap, temperature,
                     smoothing, z_loss, p0,

@@ -1,6 +1,6 @@
 """The kernels of the losses over rows of class scores.
 
-A program takes tiles of ROWS rows in turns. Where a row fits into registers (RESIDENT), it is read
+A program takes a tile of ROWS rows. Where a row fits into registers (RESIDENT), it is read
 once: its log-sum-exp, its loss and its gradient come of the same numbers. A longer row is walked
 through by blocks of classes, and again for its gradient, which reads it again; a divergence has a
 walk in between, for the sums in its gradient.
@@ -128,7 +128,6 @@ def label_loss_kernel(
     accuracy,
     reduced,  # [1]
     workspace,  # see _reduce_splits; None for a single program
-    tiles,
     tiles_per_outer,
     inner,
     count,  # of classes
@@ -152,6 +151,7 @@ def label_loss_kernel(
     RESIDENT: tl.constexpr,  # a row is one block
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,  # programs whose sums are added up at once
 ):
     """Evaluates a label loss, its reduction and its gradients."""
     if SKIP_ONE:
@@ -169,93 +169,91 @@ def label_loss_kernel(
     spread = (tl.full([], smoothing, tl.float64) / count).to(COMPUTE)
     z_loss = tl.full([], z_loss, COMPUTE)
     zeros = tl.full([ROWS], 0.0, COMPUTE)
-    total = tl.full([], 0.0, tl.float64)
-    for tile in range(tl.program_id(1).to(tl.int64), tiles, tl.num_programs(1)):
-        place = place_of(tile, tiles_per_outer, inner, ROWS)
-        counts, inside, label = place[2], place[2], None
-        if labels is not None:
-            label, counts, inside = labels_of(labels, place, ignore_index, count)
-            own = scores(load_own(input, place, label, inside, COMPUTE), form, FORM)
-            own_weight = zeros + 1
-            if class_weight is not None:
-                own_weight = tl.load(class_weight + label, mask=inside, other=0.0).to(COMPUTE)
+    place = place_of(tiles_per_outer, inner, ROWS)
+    counts, inside, label = place[2], place[2], None
+    if labels is not None:
+        label, counts, inside = labels_of(labels, place, ignore_index, count)
+        own = scores(load_own(input, place, label, inside, COMPUTE), form, FORM)
+        own_weight = zeros + 1
+        if class_weight is not None:
+            own_weight = tl.load(class_weight + label, mask=inside, other=0.0).to(COMPUTE)
 
-        # What the classes add up to.
-        state = (zeros + float("-inf"), zeros, zeros, zeros, zeros, tl.full([ROWS], 0, tl.int32))
-        classes = tl.arange(0, BLOCK)
-        mask = mask_of(place, classes, count)
-        if RESIDENT:
-            x, z = read(input, place, classes, mask, form, FORM, COMPUTE)
+    # What the classes add up to.
+    state = (zeros + float("-inf"), zeros, zeros, zeros, zeros, tl.full([ROWS], 0, tl.int32))
+    classes = tl.arange(0, BLOCK)
+    mask = mask_of(place, classes, count)
+    if RESIDENT:
+        x, z = read(input, place, classes, mask, form, FORM, COMPUTE)
+        t, w = _shares(
+            target, class_weight, place, classes, mask, keep, spread, count, SMOOTHED, COMPUTE
+        )
+        state = _label_walk(state, z, t, FORM, DENSE, ENTROPY, ACCURACY)
+    else:
+        for start in range(0, count, BLOCK):
+            at = start + classes
+            mask = mask_of(place, at, count)
+            x, z = read(input, place, at, mask, form, FORM, COMPUTE)
             t, w = _shares(
-                target, class_weight, place, classes, mask, keep, spread, count, SMOOTHED, COMPUTE
+                target, class_weight, place, at, mask, keep, spread, count, SMOOTHED, COMPUTE
             )
             state = _label_walk(state, z, t, FORM, DENSE, ENTROPY, ACCURACY)
+    m, s, a, dot, energy, broken = state
+
+    # The row.
+    row = settle(m, s, FORM)
+    rows_entropy = row[1] - energy * row[2]
+    loss = zeros
+    at_label = zeros
+    if DENSE:
+        loss += a * row[1] - dot
+    if labels is not None:
+        # Both terms are at least 0, and so is their sum.
+        f, slope_of_f = LOSS(row[1] - (own - row[0]), tl.full([], p0, COMPUTE))
+        loss += keep * own_weight * f
+        at_label = keep * own_weight * slope_of_f
+    kappa = a + at_label + 2 * z_loss * row[3]
+    loss += z_loss * row[3] * row[3]
+    loss = tl.where(counts, tl.where(inside, loss, float("nan")), 0.0)
+    store_rows(value, place, loss)
+    store_rows(lse, place, row[3])
+    store_rows(entropy, place, rows_entropy)
+    if ACCURACY:
+        store_rows(accuracy, place, tl.where(inside & (own >= m) & (broken == 0), 1.0, 0.0))
+    total = tl.sum(loss.to(tl.float64))
+
+    # The gradient.
+    if GRADIENTS:
+        factor, upstream = factors(
+            normalizer, grad_output, scale, place, group_size,
+            NORMALIZER, GRAD_OUTPUT, COMPUTE, ROWS,
+        )  # fmt: skip
+        by_lse, by_entropy = None, None
+        if grad_lse is not None:
+            by_lse = of_rows(grad_lse, place, "row", group_size).to(COMPUTE)
+        if grad_entropy is not None:
+            by_entropy = of_rows(grad_entropy, place, "row", group_size).to(COMPUTE)
+        if RESIDENT:
+            _label_gradients(
+                grad_input, grad_target, x, z, t, w, place, classes, mask, row, rows_entropy,
+                label, inside, kappa, at_label, keep, factor, upstream, by_lse, by_entropy,
+                form, FORM, DENSE,
+            )  # fmt: skip
         else:
             for start in range(0, count, BLOCK):
                 at = start + classes
                 mask = mask_of(place, at, count)
                 x, z = read(input, place, at, mask, form, FORM, COMPUTE)
                 t, w = _shares(
-                    target, class_weight, place, at, mask, keep, spread, count, SMOOTHED, COMPUTE
-                )
-                state = _label_walk(state, z, t, FORM, DENSE, ENTROPY, ACCURACY)
-        m, s, a, dot, energy, broken = state
-
-        # The row.
-        row = settle(m, s, FORM)
-        rows_entropy = row[1] - energy * row[2]
-        loss = zeros
-        at_label = zeros
-        if DENSE:
-            loss += a * row[1] - dot
-        if labels is not None:
-            # Both terms are at least 0, and so is their sum.
-            f, slope_of_f = LOSS(row[1] - (own - row[0]), tl.full([], p0, COMPUTE))
-            loss += keep * own_weight * f
-            at_label = keep * own_weight * slope_of_f
-        kappa = a + at_label + 2 * z_loss * row[3]
-        loss += z_loss * row[3] * row[3]
-        loss = tl.where(counts, tl.where(inside, loss, float("nan")), 0.0)
-        store_rows(value, place, loss)
-        store_rows(lse, place, row[3])
-        store_rows(entropy, place, rows_entropy)
-        if ACCURACY:
-            store_rows(accuracy, place, tl.where(inside & (own >= m) & (broken == 0), 1.0, 0.0))
-        total += tl.sum(loss.to(tl.float64))
-
-        # The gradient.
-        if GRADIENTS:
-            factor, upstream = factors(
-                normalizer, grad_output, scale, place, group_size,
-                NORMALIZER, GRAD_OUTPUT, COMPUTE, ROWS,
-            )  # fmt: skip
-            by_lse, by_entropy = None, None
-            if grad_lse is not None:
-                by_lse = of_rows(grad_lse, place, "row", group_size).to(COMPUTE)
-            if grad_entropy is not None:
-                by_entropy = of_rows(grad_entropy, place, "row", group_size).to(COMPUTE)
-            if RESIDENT:
+                    target, class_weight, place, at, mask, keep, spread, count, SMOOTHED,
+                    COMPUTE,
+                )  # fmt: skip
                 _label_gradients(
-                    grad_input, grad_target, x, z, t, w, place, classes, mask, row, rows_entropy,
+                    grad_input, grad_target, x, z, t, w, place, at, mask, row, rows_entropy,
                     label, inside, kappa, at_label, keep, factor, upstream, by_lse, by_entropy,
                     form, FORM, DENSE,
                 )  # fmt: skip
-            else:
-                for start in range(0, count, BLOCK):
-                    at = start + classes
-                    mask = mask_of(place, at, count)
-                    x, z = read(input, place, at, mask, form, FORM, COMPUTE)
-                    t, w = _shares(
-                        target, class_weight, place, at, mask, keep, spread, count, SMOOTHED,
-                        COMPUTE,
-                    )  # fmt: skip
-                    _label_gradients(
-                        grad_input, grad_target, x, z, t, w, place, at, mask, row, rows_entropy,
-                        label, inside, kappa, at_label, keep, factor, upstream, by_lse, by_entropy,
-                        form, FORM, DENSE,
-                    )  # fmt: skip
 
-    conclude(total, reduced, workspace, normalizer, scale)
+    conclude(total, reduced, workspace, normalizer, scale, SPAN)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -365,7 +363,6 @@ def divergence_kernel(
     accuracy,
     reduced,
     workspace,
-    tiles,
     tiles_per_outer,
     inner,
     count,
@@ -384,6 +381,7 @@ def divergence_kernel(
     RESIDENT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
     """Evaluates a divergence, its reduction and its gradients."""
     if SKIP_ONE:
@@ -396,90 +394,88 @@ def divergence_kernel(
         tl.full([], temperature, COMPUTE) if COOLED else None,
     )
     zeros = tl.full([ROWS], 0.0, COMPUTE)
-    total = tl.full([], 0.0, tl.float64)
-    for tile in range(tl.program_id(1).to(tl.int64), tiles, tl.num_programs(1)):
-        place = place_of(tile, tiles_per_outer, inner, ROWS)
-        counts, inside, label = place[2], place[2], None
-        if labels is not None:
-            label, counts, inside = labels_of(labels, place, ignore_index, count)
+    place = place_of(tiles_per_outer, inner, ROWS)
+    counts, inside, label = place[2], place[2], None
+    if labels is not None:
+        label, counts, inside = labels_of(labels, place, ignore_index, count)
 
-        # The distributions.
-        q_state = (zeros + float("-inf"), zeros, tl.full([ROWS], 0, tl.int32))
-        p_state = (zeros + float("-inf"), zeros, tl.full([ROWS], 0, tl.int32))
-        classes = tl.arange(0, BLOCK)
-        mask = mask_of(place, classes, count)
-        if RESIDENT:
-            q_side = _side(input, label, place, classes, mask, form, FORM, COMPUTE)
-            p_side = _side(target, label, place, classes, mask, form, TARGET_FORM, COMPUTE)
-            q_state = _normalize(q_state, q_side[1], FORM, accuracy is not None)
-            p_state = _normalize(p_state, p_side[1], TARGET_FORM, False)
-        elif FORM == "logits" or TARGET_FORM == "logits" or accuracy is not None:
-            for start in range(0, count, BLOCK):
-                at = start + classes
-                mask = mask_of(place, at, count)
-                if FORM == "logits" or accuracy is not None:
-                    q_side = _side(input, label, place, at, mask, form, FORM, COMPUTE)
-                    q_state = _normalize(q_state, q_side[1], FORM, accuracy is not None)
-                if TARGET_FORM == "logits":
-                    p_side = _side(target, label, place, at, mask, form, TARGET_FORM, COMPUTE)
-                    p_state = _normalize(p_state, p_side[1], TARGET_FORM, False)
-        q_row = settle(q_state[0], q_state[1], FORM)
-        p_row = settle(p_state[0], p_state[1], TARGET_FORM)
+    # The distributions.
+    q_state = (zeros + float("-inf"), zeros, tl.full([ROWS], 0, tl.int32))
+    p_state = (zeros + float("-inf"), zeros, tl.full([ROWS], 0, tl.int32))
+    classes = tl.arange(0, BLOCK)
+    mask = mask_of(place, classes, count)
+    if RESIDENT:
+        q_side = _side(input, label, place, classes, mask, form, FORM, COMPUTE)
+        p_side = _side(target, label, place, classes, mask, form, TARGET_FORM, COMPUTE)
+        q_state = _normalize(q_state, q_side[1], FORM, accuracy is not None)
+        p_state = _normalize(p_state, p_side[1], TARGET_FORM, False)
+    elif FORM == "logits" or TARGET_FORM == "logits" or accuracy is not None:
+        for start in range(0, count, BLOCK):
+            at = start + classes
+            mask = mask_of(place, at, count)
+            if FORM == "logits" or accuracy is not None:
+                q_side = _side(input, label, place, at, mask, form, FORM, COMPUTE)
+                q_state = _normalize(q_state, q_side[1], FORM, accuracy is not None)
+            if TARGET_FORM == "logits":
+                p_side = _side(target, label, place, at, mask, form, TARGET_FORM, COMPUTE)
+                p_state = _normalize(p_state, p_side[1], TARGET_FORM, False)
+    q_row = settle(q_state[0], q_state[1], FORM)
+    p_row = settle(p_state[0], p_state[1], TARGET_FORM)
 
-        # What the classes add up to.
-        state = (zeros, zeros, zeros, zeros)
-        if RESIDENT:
+    # What the classes add up to.
+    state = (zeros, zeros, zeros, zeros)
+    if RESIDENT:
+        state = _divergence_walk(
+            state, q_side, p_side, q_row, p_row, LOSS, FORM, TARGET_FORM, ENTROPY
+        )
+    else:
+        for start in range(0, count, BLOCK):
+            at = start + classes
+            mask = mask_of(place, at, count)
+            q_side = _side(input, label, place, at, mask, form, FORM, COMPUTE)
+            p_side = _side(target, label, place, at, mask, form, TARGET_FORM, COMPUTE)
             state = _divergence_walk(
                 state, q_side, p_side, q_row, p_row, LOSS, FORM, TARGET_FORM, ENTROPY
             )
+    loss = tl.where(counts, tl.where(inside, state[0], float("nan")), 0.0)
+    store_rows(value, place, loss)
+    store_rows(lse, place, q_row[3])
+    store_rows(entropy, place, -state[3])
+    if accuracy is not None:
+        own = scores(load_own(input, place, label, inside, COMPUTE), form, FORM)
+        best = (own >= q_state[0]) & (q_state[2] == 0)
+        store_rows(accuracy, place, tl.where(inside & best, 1.0, 0.0))
+    total = tl.sum(loss.to(tl.float64))
+
+    # The gradients.
+    if GRADIENTS:
+        factor, upstream = factors(
+            normalizer, grad_output, scale, place, group_size,
+            NORMALIZER, GRAD_OUTPUT, COMPUTE, ROWS,
+        )  # fmt: skip
+        by_lse, by_entropy = None, None
+        if grad_lse is not None:
+            by_lse = of_rows(grad_lse, place, "row", group_size).to(COMPUTE)
+        if grad_entropy is not None:
+            by_entropy = of_rows(grad_entropy, place, "row", group_size).to(COMPUTE)
+        if RESIDENT:
+            _divergence_gradients(
+                grad_input, grad_target, q_side, p_side, q_row, p_row, place, classes, mask,
+                inside, state, factor, upstream, by_lse, by_entropy, form,
+                LOSS, FORM, TARGET_FORM,
+            )  # fmt: skip
         else:
             for start in range(0, count, BLOCK):
                 at = start + classes
                 mask = mask_of(place, at, count)
                 q_side = _side(input, label, place, at, mask, form, FORM, COMPUTE)
                 p_side = _side(target, label, place, at, mask, form, TARGET_FORM, COMPUTE)
-                state = _divergence_walk(
-                    state, q_side, p_side, q_row, p_row, LOSS, FORM, TARGET_FORM, ENTROPY
-                )
-        loss = tl.where(counts, tl.where(inside, state[0], float("nan")), 0.0)
-        store_rows(value, place, loss)
-        store_rows(lse, place, q_row[3])
-        store_rows(entropy, place, -state[3])
-        if accuracy is not None:
-            own = scores(load_own(input, place, label, inside, COMPUTE), form, FORM)
-            best = (own >= q_state[0]) & (q_state[2] == 0)
-            store_rows(accuracy, place, tl.where(inside & best, 1.0, 0.0))
-        total += tl.sum(loss.to(tl.float64))
-
-        # The gradients.
-        if GRADIENTS:
-            factor, upstream = factors(
-                normalizer, grad_output, scale, place, group_size,
-                NORMALIZER, GRAD_OUTPUT, COMPUTE, ROWS,
-            )  # fmt: skip
-            by_lse, by_entropy = None, None
-            if grad_lse is not None:
-                by_lse = of_rows(grad_lse, place, "row", group_size).to(COMPUTE)
-            if grad_entropy is not None:
-                by_entropy = of_rows(grad_entropy, place, "row", group_size).to(COMPUTE)
-            if RESIDENT:
                 _divergence_gradients(
-                    grad_input, grad_target, q_side, p_side, q_row, p_row, place, classes, mask,
+                    grad_input, grad_target, q_side, p_side, q_row, p_row, place, at, mask,
                     inside, state, factor, upstream, by_lse, by_entropy, form,
                     LOSS, FORM, TARGET_FORM,
                 )  # fmt: skip
-            else:
-                for start in range(0, count, BLOCK):
-                    at = start + classes
-                    mask = mask_of(place, at, count)
-                    q_side = _side(input, label, place, at, mask, form, FORM, COMPUTE)
-                    p_side = _side(target, label, place, at, mask, form, TARGET_FORM, COMPUTE)
-                    _divergence_gradients(
-                        grad_input, grad_target, q_side, p_side, q_row, p_row, place, at, mask,
-                        inside, state, factor, upstream, by_lse, by_entropy, form,
-                        LOSS, FORM, TARGET_FORM,
-                    )  # fmt: skip
-    conclude(total, reduced, workspace, normalizer, scale)
+    conclude(total, reduced, workspace, normalizer, scale, SPAN)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -517,7 +513,10 @@ def count_kernel(
             total = tl.where(total == 0, 1.0, total)
         _store(normalizer + group, total, None)
     else:
-        _reduce_splits(total, workspace, normalizer, group, 1.0, 1024, ONE_IF_NONE)
+        _reduce_splits(
+            total, workspace, normalizer, group, tl.num_programs(0), split, splits, 1.0, 1024,
+            ONE_IF_NONE,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -100,11 +100,20 @@ LABEL_LOSSES = {
     "focal": LabelLoss(focal, 1),
     "poly": LabelLoss(poly, 1, divides_by_weight=True),
 }
+
+
+class Divergence(NamedTuple):
+    """A divergence as the kernel takes it."""
+
+    function: object
+    long: bool = False  # a formula that needs the registers of twice as many numbers
+
+
 DIVERGENCES = {
-    "kl": kl,
-    "reverse_kl": reverse_kl,
-    "jensen_shannon": jensen_shannon,
-    "l1_distribution": l1_distribution,
-    "total_variation": total_variation,
-    "soft_cross_entropy": soft_cross_entropy,
+    "kl": Divergence(kl),
+    "reverse_kl": Divergence(reverse_kl),
+    "jensen_shannon": Divergence(jensen_shannon, long=True),
+    "l1_distribution": Divergence(l1_distribution),
+    "total_variation": Divergence(total_variation),
+    "soft_cross_entropy": Divergence(soft_cross_entropy),
 }

@@ -19,8 +19,9 @@ from lossops.triton.softmax_losses import times
 
 
 @triton.jit
-def place_of(tile, tiles_per_outer, inner, ROWS: tl.constexpr):
-    """The rows of a tile: their outer index, inner indices, which of them exist, and numbers."""
+def place_of(tiles_per_outer, inner, ROWS: tl.constexpr):
+    """The rows of a program: their outer index, inner indices, which of them exist, and numbers."""
+    tile = tl.program_id(0).to(tl.int64)
     outer_at = tile // tiles_per_outer
     inner_at = tile % tiles_per_outer * ROWS + tl.arange(0, ROWS)
     return outer_at, inner_at, inner_at < inner, outer_at * inner + inner_at
@@ -203,7 +204,7 @@ def by_rows(q, log_q, grad_lse, grad_entropy, entropy, FORM: tl.constexpr):
 
 
 @triton.jit
-def conclude(total, reduced, workspace, normalizer, scale):
+def conclude(total, reduced, workspace, normalizer, scale, SPAN: tl.constexpr):
     """Reduces what the programs have added up, of a call that keeps nothing."""
     if reduced is not None:
         factor = tl.full([], scale, tl.float64)
@@ -212,4 +213,6 @@ def conclude(total, reduced, workspace, normalizer, scale):
         if workspace is None:
             _store(reduced, total * factor, None)
         else:
-            _reduce_splits(total, workspace, reduced, 0, factor, 1024)
+            one = tl.full([], 1, tl.int32)
+            program, programs = tl.program_id(0), tl.num_programs(0)
+            _reduce_splits(total, workspace, reduced, 0, one, program, programs, factor, SPAN)
