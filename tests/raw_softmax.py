@@ -265,7 +265,7 @@ class Case:
         output = torch.finfo(got.dtype)
         rounding = self.backend.bfloat16_rounding if got.dtype == BFLOAT16 else 0.5
         bound = output.eps * (rounding * expected.abs() + output.smallest_normal)
-        bound = bound + 16 * (compute.eps * (expected.abs() + error) + compute.tiny)
+        bound = bound + 8 * (compute.eps * (expected.abs() + error) + compute.tiny)
         overflow = expected.abs() > output.max  # in float16 a gradient may
         got = torch.where(overflow & got.isinf(), expected, got.double())
         off = (got - expected).abs()
