@@ -82,7 +82,7 @@ class Case:
         """The rows that have a label."""
         classes = self.input.shape[self.dim]
         inside = (self.target >= 0) & (self.target < classes)
-        return inside & (self.target != self.options["ignore_index"])
+        return inside & (self.target.long() != self.options["ignore_index"])
 
     @property
     def params(self):

@@ -18,13 +18,10 @@ from torch import Tensor
 
 from lossops.library import accumulator, rows_shape
 from lossops.triton.elementwise import DTYPES, OPTIONS, _check_single, _dims, _on
-from lossops.triton.softmax_kernels import (
-    count_kernel,
-    divergence_kernel,
-    label_loss_kernel,
-    reduce_kernel,
-)
+from lossops.triton.softmax_divergences import divergence_kernel
+from lossops.triton.softmax_labels import label_loss_kernel
 from lossops.triton.softmax_losses import DIVERGENCES, LABEL_LOSSES
+from lossops.triton.softmax_sums import count_kernel, reduce_kernel
 
 OPS = ("softmax_forward", "softmax_forward_", "softmax_backward", "softmax_backward_")
 
@@ -232,7 +229,11 @@ class _Problem:
                 for rows in operands
             ]
         operands = [
-            rows and (rows.tensor, tuple(None if i == 1 and s == 1 else s for i, s in enumerate(rows.strides)))
+            rows
+            and (
+                rows.tensor,
+                tuple(None if i == 1 and s == 1 else s for i, s in enumerate(rows.strides)),
+            )
             for rows in operands
         ]
         double = any(
@@ -334,9 +335,11 @@ class _Problem:
             return None
         strides = _collapsed(tensor, self.dim)
         if strides is None:
-            tensor = torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(
-                tensor
-            ) if copy else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            tensor = (
+                torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(tensor)
+                if copy
+                else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            )
             strides = _collapsed(tensor, self.dim)
         return _Rows(tensor, strides)
 
