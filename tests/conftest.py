@@ -187,6 +187,15 @@ def expect_kernels(*names: str) -> Iterator[list[str]]:
     assert NAMESPACE or not ran(found, "lossops"), found
 
 
+@contextlib.contextmanager
+def expect_softmax_kernels(*names: str) -> Iterator[list[str]]:
+    """The same of the kernels over rows."""
+    wanted = [f"{NAMESPACE}::softmax_{name}" for name in names] if NAMESPACE else []
+    with expect_ops(*wanted) as found:
+        yield found
+    assert NAMESPACE or not ran(found, "lossops"), found
+
+
 def raw_ops():
     """The raw ops of the backend under test."""
     return getattr(torch.ops, NAMESPACE)

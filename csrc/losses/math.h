@@ -45,6 +45,18 @@ LOSSOPS_FN float expm1(float x) {
 LOSSOPS_FN double expm1(double x) {
   return ::expm1(x);
 }
+LOSSOPS_FN float log(float x) {
+  return ::logf(x);
+}
+LOSSOPS_FN double log(double x) {
+  return ::log(x);
+}
+LOSSOPS_FN float pow(float x, float y) {
+  return ::powf(x, y);
+}
+LOSSOPS_FN double pow(double x, double y) {
+  return ::pow(x, y);
+}
 LOSSOPS_FN float log1p(float x) {
   return ::log1pf(x);
 }
