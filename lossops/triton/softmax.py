@@ -7,6 +7,7 @@ first copied.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -368,7 +369,7 @@ def _collapsed(tensor: Tensor, dim: int) -> tuple[int, int, int] | None:
 def _collapse(dims: Sequence[tuple[int, int]]) -> int | None:
     """The one stride of dimensions that run through memory like one."""
     dims = [(size, stride) for size, stride in dims if size != 1]
-    for (_, wide), (size, narrow) in zip(dims, dims[1:], strict=False):
+    for (_, wide), (size, narrow) in itertools.pairwise(dims):
         if wide != size * narrow:
             return None
     return dims[-1][1] if dims else 0

@@ -52,10 +52,10 @@ def _side_distribution(x, z, row, FORM: tl.constexpr):
 
 @triton.jit
 def _normalize(state, z, FORM: tl.constexpr, ACCURACY: tl.constexpr):
-    """Takes more scores into account: their maximum m, the sum of exp(z - m), whether one is NaN."""
+    """Takes more scores into account: their maximum m, sum of exp(z - m), and whether one is NaN."""
     m, s, broken = state
     if FORM == "logits":
-        m, s, rescale, shift, e = online(m, s, z)
+        m, s, _rescale, _shift, _e = online(m, s, z)
     if ACCURACY:
         m = tl.maximum(m, tl.max(z, axis=1))
         broken = tl.maximum(broken, tl.max((z != z).to(tl.int32), axis=1))
@@ -71,7 +71,7 @@ def _divergence_walk(
     value, by_q_sum, by_p_sum, energy = state
     q, log_q = distribution(q_side[0], q_side[1], q_row, FORM)
     p, log_p = _side_distribution(p_side[0], p_side[1], p_row, TARGET_FORM)
-    f, by_q, by_log_q, by_p, by_log_p = LOSS(p, log_p, q, log_q)
+    f, _by_q, by_log_q, _by_p, by_log_p = LOSS(p, log_p, q, log_q)
     if ENTROPY:
         energy += tl.sum(times(q, log_q), axis=1)
     return (
@@ -101,7 +101,7 @@ def _divergence_gradients(
 ):  # fmt: skip
     q, log_q = distribution(q_side[0], q_side[1], q_row, FORM)
     p, log_p = _side_distribution(p_side[0], p_side[1], p_row, TARGET_FORM)
-    f, by_q, by_log_q, by_p, by_log_p = LOSS(p, log_p, q, log_q)
+    _f, by_q, by_log_q, by_p, by_log_p = LOSS(p, log_p, q, log_q)
     if grad_input is not None:
         change = slope(q_side[1], form, FORM)
         by = _by_side(q, by_q, by_log_q, state[1], FORM) * change

@@ -1,5 +1,5 @@
-"""The kernels around those of the softmax losses: what a mean over labels divides by, and the sums of
-calls that keep dimensions."""
+"""The kernels around those of the softmax losses: what a mean over labels divides by, and the sums
+of calls that keep dimensions."""
 
 # Triton's constants are written in capitals, and a branch on one is static.
 import triton
