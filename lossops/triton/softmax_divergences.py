@@ -52,7 +52,7 @@ def _side_distribution(x, z, row, FORM: tl.constexpr):
 
 @triton.jit
 def _normalize(state, z, FORM: tl.constexpr, ACCURACY: tl.constexpr):
-    """Takes more scores into account: their maximum m, sum of exp(z - m), and whether one is NaN."""
+    """Takes more scores into account: maximum m, sum of exp(z - m), and whether one is NaN."""
     m, s, broken = state
     if FORM == "logits":
         m, s, _rescale, _shift, _e = online(m, s, z)
