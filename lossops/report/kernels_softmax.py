@@ -14,17 +14,19 @@ LOSSES = (*LABEL_LOSSES, *DIVERGENCES)
 KERNELS = ("label_loss_kernel", "divergence_kernel", "count_kernel", "reduce_kernel")
 # These two stand for all, to save time, in what differs little from loss to loss.
 TYPICAL = ("cross_entropy", "kl")
-ROW, LONG_ROW = (1000, 16384), (1000, 128256)
+ROW, LONG_ROW = (1000, 16384), (1000, 128256)  # the longest kept in registers; one read again
+PAIR_OF_ROWS = (1000, 4096)  # a divergence keeps two rows
 IMAGES = (8, 19, 128, 128)
 
 
 def launches(loss: str, ops) -> Iterator[tuple[str, tuple[torch.dtype, ...], str, Callable]]:
     """The kernel, its dtypes, the pass, and the call."""
     template = "divergence" if loss in DIVERGENCES else "label_loss"
+    row = PAIR_OF_ROWS if loss in DIVERGENCES else ROW
     for dtype in (BFLOAT16, FLOAT32, FLOAT64):
         pair = (dtype,) * (1 + (loss in DIVERGENCES))
 
-        def call(op="forward", shape=ROW, dtype=dtype, grad=True, **options):
+        def call(op="forward", shape=row, dtype=dtype, grad=True, **options):
             return lambda: _call(ops, op, loss, shape, dtype, grad, **options)
 
         passes: dict[str, Any] = {"step": call()}
