@@ -35,7 +35,7 @@ SHORT = 2048
 # Rows whose classes are not contiguous are neighbours in memory: so many fill a sector of 32 bytes
 # or more of it.
 LANES = 16, 128
-PER_THREAD = 16
+PER_THREAD = 16  # numbers of a tile, or fewer where they or the formula take more registers
 WARPS = 16, 8  # at most, for label losses and divergences
 REGISTERS = 1 << 16  # of a multiprocessor
 # The last program adds up what all have found, by SPAN[0] at once, of many by SPAN[1].
@@ -252,7 +252,9 @@ class _Problem:
         workspace = None
         if reduced is not None and programs > 1:
             workspace = torch.zeros(programs + 1, dtype=torch.float64, device=device)
-        num_warps = min(max(lanes * block // (32 * PER_THREAD), 1), WARPS[divergence])
+        num_warps = min(
+            max(lanes * block // (32 * (PER_THREAD >> (double + long))), 1), WARPS[divergence]
+        )
         common = {
             "FORM": self.form,
             "COOLED": temperature != 1,
