@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lossops.report import kernels_cuda, kernels_triton
+from lossops.report import kernels_cuda, kernels_softmax, kernels_triton
 from lossops.report.kernel_cache import Progress, silence
 from lossops.report.kernel_rows import CompileError, Row
 from lossops.report.occupancy import ARCHITECTURES
@@ -44,6 +44,17 @@ MAIN_PATHS = {
     ("triton", "elementwise", "weighted backward"): MainPath("xyx", "x"),
     ("triton", "elementwise", "weighted double"): MainPath("xyxxyx", "xyx"),
     ("triton", "rescale", ""): MainPath("x", "x"),
+    ("triton", "label_loss", "value"): MainPath("x", ""),
+    ("triton", "label_loss", "step"): MainPath("x", "x"),
+    ("triton", "label_loss", "backward"): MainPath("x", "x"),
+    ("triton", "label_loss", "step of images"): MainPath("x", "x"),
+    ("triton", "label_loss", "step of soft targets"): MainPath("xx", "x"),
+    ("triton", "label_loss", "long step"): MainPath("xx", "x"),  # which reads twice
+    ("triton", "divergence", "value"): MainPath("xy", ""),
+    ("triton", "divergence", "step"): MainPath("xy", "x"),
+    ("triton", "divergence", "backward"): MainPath("xy", "x"),
+    ("triton", "divergence", "step of images"): MainPath("xy", "x"),
+    ("triton", "divergence", "long step"): MainPath("xyxyxy", "x"),  # which reads thrice
 }
 
 
@@ -67,7 +78,7 @@ def survey(
         kernel and architecture, and ``problems``: sentences.
     """
     result = {"compilers": {}, "missing": {}, "kernels": [], "problems": []}
-    losses = {"", *(spec.kernel for spec in wanted)}
+    losses = {"", *(spec.kernel for spec in wanted), *kernels_softmax.LOSSES}
     for name, engine in ENGINES.items():
         if reason := engine.missing():
             result["missing"][name] = reason
