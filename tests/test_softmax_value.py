@@ -146,9 +146,7 @@ def test_what_else_comes_out(dtype):
             assert torch.equal(got[0], loss)
             for name, tensor in zip(wanted, got[1:], strict=True):
                 assert tensor.shape == (6, 4)
-                assert tensor.dtype == (
-                    torch.float64 if dtype == torch.float64 else torch.float32
-                )
+                assert tensor.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
                 assert scaled_ulps(tensor, true[name], 1.0) <= 8.0
                 if name == "accuracy":
                     assert tensor.min() == 0
