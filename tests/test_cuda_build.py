@@ -107,7 +107,10 @@ def test_launch_bounds_hold(rows):
     assert {row["threads"] for row in rows} == {256}
     least = {"dense": 4, "strided": 3, "rescale": 1}
     for row in rows:
-        assert row["blocks"] >= (3 if row["pass"] == "any" else least[row["template"]]), row["name"]
+        blocks = 3 if row["pass"] == "any" else least[row["template"]]
+        if row["loss"] == "sigmoid_focal" and row["dtypes"][0] == "float64":
+            blocks = min(blocks, 2)  # kIsLong
+        assert row["blocks"] >= blocks, row["name"]
 
 
 # ---------------------------------------------------------------------------------------------

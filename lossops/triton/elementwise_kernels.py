@@ -12,44 +12,14 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-# ---------------------------------------------------------------------------------------------
-# Functions that Triton lacks. libdevice has them for CUDA alone, and not in the interpreter; these
-# are made of `exp`, which on the GPU is fast and a few units in the last place off, and of `log`,
-# which is right to one unit, also relative to its value near 1.
-
-
-@triton.jit
-def divide(x, y):
-    """x / y, correctly rounded: on float32 the operator is not."""
-    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
-
-
-@triton.jit
-def expm1(x):
-    """exp(x) - 1, without cancellation near 0.
-
-    With u = exp(x) as computed, exp(x) = u exp(x - log u), and that exponent is tiny: what u lacks
-    is u (x - log u) to first order. Far from 0 u lacks nothing, and its log may be infinite. Very
-    near 0 x may be less than the error of u (the GPU's fast exp need not even be 1 there), but
-    there two terms of the series are enough.
-    """
-    u = tl.exp(x)
-    z = tl.abs(x)
-    corrected = (u - 1) + u * (x - tl.log(u))
-    tiny = 1e-8 if x.dtype == tl.float64 else 1e-4
-    return tl.where(z < tiny, x + 0.5 * x * x, tl.where(z < 1, corrected, u - 1))
-
-
-@triton.jit
-def log1p(x):
-    """log(1 + x) for finite x > -1, without cancellation near 0.
-
-    With u = 1 + x rounded, u - 1 is exact, so log u lacks log((1 + x) / u), to first order
-    (x - (u - 1)) / u.
-    """
-    u = 1 + x
-    return tl.log(u) + (x - (u - 1)) / u
-
+from lossops.triton.elementwise_probabilities import (
+    bce,
+    bce_with_logits,
+    kl_div,
+    kl_div_log_target,
+    sigmoid_focal,
+)
+from lossops.triton.math import divide, expm1, log1p
 
 # ---------------------------------------------------------------------------------------------
 # The losses: functions of d = x - y and of two parameters. They return the value and its first and
@@ -156,6 +126,11 @@ LOSSES = {
     "huber": Loss(huber, 1),
     "log_cosh": Loss(log_cosh, 0, max_registers=128),
     "quantile": Loss(quantile, 2),
+    "kl_div": Loss(kl_div, 0, of_difference=False),
+    "kl_div_log_target": Loss(kl_div_log_target, 0, of_difference=False),
+    "bce": Loss(bce, 1, of_difference=False, max_registers=168),
+    "bce_with_logits": Loss(bce_with_logits, 2, of_difference=False, max_registers=168),
+    "sigmoid_focal": Loss(sigmoid_focal, 2, of_difference=False, max_registers=255),
 }
 
 
