@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, order == 1 && sizeof(T) == 4 ? 5 : 3
       sum += order == 1 ? first_order<Loss>(problem, params, scale, position)
                         : second_order<Loss>(problem, params, scale, position);
     }
-    if (problem.reduced.defined()) reduce_group(problem, schedule, group, sum);
+    if (problem.reduced.defined()) reduce_group(problem, schedule, group, split, sum);
   }
 }
 

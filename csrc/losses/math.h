@@ -15,6 +15,10 @@
 
 namespace lossops {
 
+// As constants: functions of the standard library may not be called on a GPU.
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
 LOSSOPS_FN float abs(float x) {
   return ::fabsf(x);
 }
@@ -45,6 +49,12 @@ LOSSOPS_FN float expm1(float x) {
 LOSSOPS_FN double expm1(double x) {
   return ::expm1(x);
 }
+LOSSOPS_FN float log(float x) {
+  return ::logf(x);
+}
+LOSSOPS_FN double log(double x) {
+  return ::log(x);
+}
 LOSSOPS_FN float log1p(float x) {
   return ::log1pf(x);
 }
@@ -57,6 +67,18 @@ LOSSOPS_FN float log1p_upto_half(float x) {
 }
 LOSSOPS_FN double log1p_upto_half(double x) {
   return log1p(x);
+}
+LOSSOPS_FN float pow(float base, float exponent) {
+  return ::powf(base, exponent);
+}
+LOSSOPS_FN double pow(double base, double exponent) {
+  return ::pow(base, exponent);
+}
+LOSSOPS_FN float tanh(float x) {
+  return ::tanhf(x);
+}
+LOSSOPS_FN double tanh(double x) {
+  return ::tanh(x);
 }
 LOSSOPS_FN float copysign(float magnitude, float sign) {
   return ::copysignf(magnitude, sign);
