@@ -2,14 +2,13 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 
 #include <algorithm>
 #include <string>
 #include <vector>
 
 #include "cpu/elementwise_kernels.h"
+#include "cpu/numbers.h"
 
 namespace lossops::cpu {
 namespace {
@@ -32,46 +31,6 @@ const ElementwiseKernels& choose_kernels() {
 const ElementwiseKernels& kernels() {
   static const ElementwiseKernels& chosen = choose_kernels();
   return chosen;
-}
-
-double read_number(const void* data, DType dtype) {
-  switch (dtype) {
-    case DType::float64:
-      return *static_cast<const double*>(data);
-    case DType::float32:
-      return *static_cast<const float*>(data);
-    case DType::bfloat16:
-      return *static_cast<const c10::BFloat16*>(data);
-    case DType::float16:
-      return *static_cast<const c10::Half*>(data);
-  }
-  return 0;
-}
-
-void write_number(void* data, DType dtype, int64_t i, double number) {
-  switch (dtype) {
-    case DType::float64:
-      static_cast<double*>(data)[i] = number;
-      return;
-    case DType::float32:
-      static_cast<float*>(data)[i] = static_cast<float>(number);
-      return;
-    case DType::bfloat16:
-      static_cast<c10::BFloat16*>(data)[i] = static_cast<float>(number);
-      return;
-    case DType::float16:
-      static_cast<c10::Half*>(data)[i] = static_cast<float>(number);
-      return;
-  }
-}
-
-double pairwise_sum(const double* values, int64_t n) {
-  if (n <= 8) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += values[i];
-    return sum;
-  }
-  return pairwise_sum(values, n / 2) + pairwise_sum(values + n / 2, n - n / 2);
 }
 
 // Cuts the problem into pieces and calls run(begin, end, sums) for each, on all threads. A piece
@@ -117,10 +76,8 @@ void run_and_reduce(const ElementwiseProblem& problem, const F& run) {
     for (int64_t group = begin; group < end; ++group) {
       double sum = pairwise_sum(sums.data() + group * per_group, per_group) * problem.scale;
       if (problem.normalizer.defined()) {
-        const int64_t size = size_of(problem.normalizer.dtype);
-        const auto* data = static_cast<const char*>(problem.normalizer.data);
-        const int64_t offset = group * problem.normalizer_stride * size;
-        sum /= read_number(data + offset, problem.normalizer.dtype);
+        sum /= read_number(problem.normalizer.data, problem.normalizer.dtype,
+                           group * problem.normalizer_stride);
       }
       write_number(problem.reduced.data, problem.reduced.dtype, group, sum);
     }

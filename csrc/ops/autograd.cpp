@@ -6,8 +6,8 @@
 namespace {
 
 void refuse_derivatives(torch::Library& library) {
-  for (const char* op :
-       {"elementwise_forward", "elementwise_backward", "elementwise_double_backward"}) {
+  for (const char* op : {"elementwise_forward", "elementwise_backward",
+                         "elementwise_double_backward", "softmax_forward", "softmax_backward"}) {
     library.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

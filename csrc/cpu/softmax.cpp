@@ -1,0 +1,140 @@
+#include "cpu/softmax.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include "cpu/numbers.h"
+#include "cpu/softmax_kernels.h"
+
+namespace lossops::cpu {
+namespace {
+
+// Elements a thread takes at a time. The sum of a piece does not depend on who computes it, so
+// results are the same bit for bit whatever the number of threads.
+constexpr int64_t kPiece = 32 * 1024;
+
+const SoftmaxKernels& choose_kernels() {
+#if defined(LOSSOPS_X86_64)
+  const std::string capability = at::get_cpu_capability();
+  if (capability == "AVX512") return softmax_kernels_avx512();
+  if (capability == "AVX2") return softmax_kernels_avx2();
+#endif
+  return softmax_kernels_default();
+}
+
+const SoftmaxKernels& kernels() {
+  static const SoftmaxKernels& chosen = choose_kernels();
+  return chosen;
+}
+
+auto run_on(const SoftmaxProblem& problem) {
+  return
+      [&](int64_t begin, int64_t end, double* sums) { kernels().run(problem, begin, end, sums); };
+}
+
+// Rows that a thread takes at a time.
+int64_t rows_per_piece(const SoftmaxProblem& problem) {
+  const int64_t at_once = rows_at_once(problem);
+  return at_once * std::max<int64_t>(1, kPiece / (at_once * problem.classes));
+}
+
+// Cuts the rows into pieces and calls run(begin, end, sums) for each, on all threads. A piece is
+// part of one group or, where groups are small, several whole ones. Returns a sum per group.
+template <class F>
+std::vector<double> sum_over_pieces(const SoftmaxProblem& problem, int64_t piece, const F& run) {
+  const int64_t group = problem.group_size;
+  if (group <= piece / 2) {
+    const int64_t groups_per_piece = piece / group;
+    const int64_t pieces = (problem.groups + groups_per_piece - 1) / groups_per_piece;
+    std::vector<double> sums(problem.groups);
+    at::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i * groups_per_piece;
+        const int64_t last = std::min(first + groups_per_piece, problem.groups);
+        run(first * group, last * group, sums.data() + first);
+      }
+    });
+    return sums;
+  }
+  const int64_t pieces = (group + piece - 1) / piece;  // per group
+  std::vector<double> shares(problem.groups * pieces), sums(problem.groups);
+  at::parallel_for(0, problem.groups * pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t start = (i / pieces) * group;
+      const int64_t from = start + (i % pieces) * piece;
+      run(from, std::min(from + piece, start + group), shares.data() + i);
+    }
+  });
+  for (int64_t g = 0; g < problem.groups; ++g) {
+    sums[g] = pairwise_sum(shares.data() + g * pieces, pieces);
+  }
+  return sums;
+}
+
+// The label of row r, and whether it counts.
+bool counts(const SoftmaxProblem& problem, int64_t r, int64_t& label) {
+  label = read_label(problem.labels, r / problem.inner, r % problem.inner);
+  return label != problem.ignore_index && label >= 0 && label < problem.classes;
+}
+
+// The mean's denominator, per group.
+void count(const SoftmaxProblem& problem) {
+  const Operand& weight = problem.class_weight;
+  const auto sums = sum_over_pieces(problem, kPiece, [&](int64_t begin, int64_t end, double* sum) {
+    for (int64_t r = begin, label; r < end; ++r) {
+      if (!counts(problem, r, label)) continue;
+      sum[r / problem.group_size - begin / problem.group_size] +=
+          problem.count_weights ? read_number(weight.data, weight.dtype, label * weight.stride[0])
+                                : 1;
+    }
+  });
+  for (int64_t g = 0; g < problem.groups; ++g) {
+    const double sum = sums[g] == 0 && problem.one_if_none ? 1 : sums[g];
+    write_number(problem.normalizer.data, problem.normalizer.dtype, g, sum);
+  }
+}
+
+}  // namespace
+
+void softmax_forward(const SoftmaxProblem& problem) {
+  if (problem.count) count(problem);
+  const auto sums = sum_over_pieces(problem, rows_per_piece(problem), run_on(problem));
+  if (!problem.reduced.defined()) return;
+  for (int64_t g = 0; g < problem.groups; ++g) {
+    double sum = sums[g] * problem.scale;
+    if (problem.normalizer.defined()) {
+      sum /= read_number(problem.normalizer.data, problem.normalizer.dtype,
+                         g * problem.normalizer_stride);
+    }
+    write_number(problem.reduced.data, problem.reduced.dtype, g, sum);
+  }
+}
+
+void softmax_backward(const SoftmaxProblem& problem, bool skip_if_one) {
+  const RowNumbers& grad_output = problem.grad_output;
+  if (skip_if_one && read_number(grad_output.data, grad_output.dtype) == 1) return;
+  sum_over_pieces(problem, rows_per_piece(problem), run_on(problem));
+}
+
+std::optional<int64_t> bad_label(const SoftmaxProblem& problem) {
+  if (!problem.labels.defined()) return std::nullopt;
+  // The first one, so that the message is the same whatever the number of threads.
+  std::atomic<int64_t> first{problem.rows()};
+  at::parallel_for(0, problem.rows(), kPiece, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin, label; r < end; ++r) {
+      if (counts(problem, r, label) || label == problem.ignore_index) continue;
+      for (int64_t seen = first; r < seen && !first.compare_exchange_weak(seen, r);) {
+      }
+      return;
+    }
+  });
+  if (first == problem.rows()) return std::nullopt;
+  return read_label(problem.labels, first / problem.inner, first % problem.inner);
+}
+
+}  // namespace lossops::cpu
