@@ -10,7 +10,9 @@ import secrets
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import cuda_on_cpu
 import pytest
+import raw_ops as contract
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -122,6 +124,28 @@ def gpu(request) -> Iterator[torch.device]:
 def anywhere(request) -> Iterator[torch.device]:
     """The same, and the CPU where that is under test."""
     yield from _place(request.param)
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda_on_cpu", "cuda-native", "cuda-triton"])
+def backend(request):
+    """The raw ops of every engine, to be held to one contract."""
+    if request.param == "cuda_on_cpu":
+        return contract.Backend(cuda_on_cpu.ops())
+    if request.param == "cuda-triton":
+        triton = pytest.importorskip("triton")
+        interpreted = triton.knobs.runtime.interpret
+        if not interpreted and not torch.cuda.is_available():
+            pytest.skip("needs a GPU or the interpreter, in which test_triton.py runs this file")
+        # The interpreter converts to bfloat16 by cutting bits off.
+        device, rounding = ("cpu", 1.0) if interpreted else ("cuda:0", 0.5)
+        backends.kernel_ops("triton")  # registers them
+        return contract.Backend(torch.ops.lossops_triton, device, rounding)
+    device = "cuda" if request.param == "cuda-native" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    if "native" not in backends.backends_for(device):
+        pytest.skip(f"the extension is built without {device}")
+    return contract.Backend(torch.ops.lossops, device, raises_index_errors=device == "cpu")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -30,10 +30,12 @@ def each_pair(pairs):
 class Backend:
     """Where the raw ops of a namespace run."""
 
-    def __init__(self, ops, device="cpu", bfloat16_rounding=0.5):
+    def __init__(self, ops, device="cpu", bfloat16_rounding=0.5, raises_index_errors=False):
         self.ops = ops
         self.device = torch.device(device)
         self.bfloat16_rounding = bfloat16_rounding  # in units of the last place
+        # Labels can be looked at where they lie in the host's memory.
+        self.raises_index_errors = raises_index_errors
 
 
 # ---------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import itertools
 import math
 import random
 
-import cuda_on_cpu
 import pytest
 import torch
 from conftest import each_spec
@@ -18,13 +17,12 @@ from raw_ops import (
     LOSSES,
     NO_GRADIENTS,
     PARAMS,
-    Backend,
     Case,
     each_pair,
     formula,
 )  # fmt: skip
 
-from lossops import backends, specs
+from lossops import specs
 
 DTYPES = [
     (FLOAT64, FLOAT64),
@@ -40,27 +38,6 @@ REDUCTIONS = [("none", 0), ("mean", 0), ("sum", 0), ("mean", 1), ("sum", 2), ("s
 
 # The branch not taken may divide by zero, which numpy, behind Triton's interpreter, reports.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
-
-
-@pytest.fixture(scope="module", params=["cpu", "cuda_on_cpu", "cuda-native", "cuda-triton"])
-def backend(request):
-    if request.param == "cuda_on_cpu":
-        return Backend(cuda_on_cpu.ops())
-    if request.param == "cuda-triton":
-        triton = pytest.importorskip("triton")
-        interpreted = triton.knobs.runtime.interpret
-        if not interpreted and not torch.cuda.is_available():
-            pytest.skip("needs a GPU or the interpreter, in which test_triton.py runs this file")
-        # The interpreter converts to bfloat16 by cutting bits off.
-        device, rounding = ("cpu", 1.0) if interpreted else ("cuda:0", 0.5)
-        backends.kernel_ops("triton")  # registers them
-        return Backend(torch.ops.lossops_triton, device, rounding)
-    device = "cuda" if request.param == "cuda-native" else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
-    if "native" not in backends.backends_for(device):
-        pytest.skip(f"the extension is built without {device}")
-    return Backend(torch.ops.lossops, device)
 
 
 @each_pair(DTYPES)

@@ -24,7 +24,7 @@ each_loss = pytest.mark.parametrize("loss", [row.kernel for row in SPECS])
 
 
 def test_under_the_interpreter():
-    files = [f"test_{name}.py" for name in ("triton_kernels", "raw_ops")]
+    files = [f"test_{name}.py" for name in ("triton_kernels", "raw_ops", "raw_softmax")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run(
