@@ -7,7 +7,7 @@
 namespace lossops::cuda {
 namespace {
 
-constexpr int64_t kReducingBlocks = 8, kPlainBlocks = 32;  // per multiprocessor
+constexpr int64_t kCountingBlocks = 8;   // per multiprocessor
 constexpr int64_t kRowsPerBlock = 2048;  // labels to count: fewer are not worth another block
 constexpr int kTile = 40 * 1024;         // bytes of shared memory to keep numbers in
 
@@ -54,13 +54,34 @@ struct Plan {
 Plan plan_count(const SoftmaxProblem& problem) {
   Plan plan;
   plan.threads = problem.groups > 1 && problem.group_size <= kThreads ? kWarp : kThreads;
-  const int64_t blocks = quotient(multiprocessors() * kReducingBlocks, problem.groups);
+  const int64_t blocks = quotient(multiprocessors() * kCountingBlocks, problem.groups);
   plan.splits = std::min(blocks, quotient(problem.group_size, kRowsPerBlock));
   plan.groups_at_once = std::clamp<int64_t>(most_blocks() / plan.splits, 1, problem.groups);
   return plan;
 }
 
 // ---- Rows
+
+struct RowPlan : Plan {
+  enum { thread, warp, block } kernel = thread;
+  RowSchedule schedule;
+  int vectors = 0;  // of a lane
+  int dynamic_shared = 0;
+};
+
+// Spreads rows over blocks, which hold `rows_at_once` each, `resident` of them on a multiprocessor
+// at a time. A reduction takes no more than those, so that there are few partial sums; without one,
+// more blocks even out the end.
+void spread(const SoftmaxProblem& problem, RowPlan& plan, int64_t rows_at_once, int64_t resident) {
+  const int64_t cluster = plan.schedule.cluster;
+  const int64_t rounds = problem.reduced.defined() ? 1 : 4;
+  const int64_t blocks = quotient(multiprocessors() * resident * rounds, cluster);
+  plan.splits = std::min(quotient(blocks, problem.groups),
+                         quotient(problem.group_size, rows_at_once));
+  plan.groups_at_once =
+      std::clamp<int64_t>(most_blocks() / cluster / plan.splits, 1, problem.groups);
+  plan.schedule.splits = static_cast<int>(plan.splits);
+}
 
 // Threads that share a row of a layout that only the general kernel takes.
 int general_width(const SoftmaxProblem& problem) {
@@ -73,37 +94,85 @@ int general_width(const SoftmaxProblem& problem) {
   return width;
 }
 
-struct RowPlan : Plan {
-  RowSchedule schedule;
-  int dynamic_shared = 0;
-};
+// Blocks of a warp where groups are too small for more.
+int threads_for(const SoftmaxProblem& problem, int width) {
+  const bool small = problem.groups > 1 && problem.group_size * width <= kThreads;
+  return small && width <= kWarp ? kWarp : kThreads;
+}
 
-// Depends on the problem's size and the device alone, as results do in their last bits.
-RowPlan plan_rows(const SoftmaxProblem& problem) {
-  RowPlan plan;
-  RowSchedule& schedule = plan.schedule;
-  schedule.width = general_width(problem);
-  const bool small = problem.groups > 1 && problem.group_size * schedule.width <= kThreads;
-  if (small && schedule.width <= kWarp) plan.threads = kWarp;
+void plan_thread(const SoftmaxProblem& problem, RowPlan& plan) {
+  const int width = plan.schedule.width = general_width(problem);
+  plan.threads = threads_for(problem, width);
   const int64_t numbers = problem.target_form == Form::labels && !problem.divergence ? 1 : 2;
   const int64_t bytes = numbers * plan.threads * (problem.double_precision ? 8 : 4);
-  schedule.kept = static_cast<int>(
-      std::min(quotient(problem.classes, schedule.width), kTile / bytes));
-  plan.dynamic_shared = static_cast<int>(schedule.kept * bytes);
-  const int64_t rows_at_once = std::max(1, plan.threads / schedule.width);
-  const int64_t blocks =
-      multiprocessors() * (problem.reduced.defined() ? kReducingBlocks : kPlainBlocks);
-  plan.splits = std::min(quotient(blocks, problem.groups),
-                         quotient(problem.group_size, rows_at_once));
-  plan.groups_at_once = std::clamp<int64_t>(most_blocks() / plan.splits, 1, problem.groups);
-  schedule.splits = static_cast<int>(plan.splits);
+  plan.schedule.kept =
+      static_cast<int>(std::min(quotient(problem.classes, width), kTile / bytes));
+  plan.dynamic_shared = static_cast<int>(plan.schedule.kept * bytes);
+  spread(problem, plan, std::max(1, plan.threads / width), kThreads * 4 / plan.threads);
+}
+
+void plan_warp(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
+  plan.kernel = RowPlan::warp;
+  int& width = plan.schedule.width;
+  while (width < kWarp && width < packs) width *= 2;
+  plan.vectors = 1;
+  while (plan.vectors * kWarp < packs) plan.vectors *= 2;
+  plan.threads = threads_for(problem, width);
+  spread(problem, plan, plan.threads / width, kThreads * 4 / plan.threads);
+}
+
+void plan_block(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
+  constexpr int64_t pack = 16, own = 4096, few = 512;  // bytes; what a kernel declares; packs
+  plan.kernel = RowPlan::block;
+  const Operands operands = operands_of(problem);
+  const bool labels = operands == Operands::labels;
+  const int64_t tensors = labels || operands == Operands::others ? 1 : 2;
+  const int64_t capacity = device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>() - own;
+  // Two blocks on a multiprocessor, so that one reads while the other writes; and every
+  // multiprocessor with something to do, where rows are few and long.
+  int& cluster = plan.schedule.cluster;
+  const int most = device_attribute<cudaDevAttrComputeCapabilityMajor>() >= 9 ? 8 : 1;
+  const auto share = [&] { return quotient(packs, cluster); };
+  while (cluster < most &&
+         (share() * pack * tensors > capacity / 2 - own ||
+          (share() >= 2 * few && problem.rows() * cluster * 2 <= multiprocessors()))) {
+    cluster *= 2;
+  }
+  const bool alone = share() * pack * tensors > capacity / 2 - own;
+  const int most_threads = labels && alone ? kLabelThreads : kPairThreads;
+  plan.threads = 2 * kWarp;
+  while (plan.threads < most_threads && plan.threads * 4 < share()) plan.threads *= 2;
+  plan.schedule.width = plan.threads * cluster;
+  const int64_t step = plan.threads * pack * tensors;
+  plan.schedule.kept =
+      static_cast<int>(std::min(quotient(packs, plan.schedule.width), capacity / step));
+  plan.dynamic_shared = static_cast<int>(plan.schedule.kept * step);
+  const int64_t fitting = capacity / (plan.dynamic_shared + own);
+  spread(problem, plan, 1, std::clamp<int64_t>(fitting, 1, kLabelThreads / plan.threads));
+}
+
+// Depends on the problem and the device alone, as results do in their last bits.
+RowPlan plan_rows(const SoftmaxProblem& problem) {
+  RowPlan plan;
+  const Operands operands = operands_of(problem);
+  if (operands == Operands::none) {
+    plan_thread(problem, plan);
+    return plan;
+  }
+  const int64_t in_pack = 16 / size_of(problem.input.dtype);
+  const bool whole = aligned(problem.input.data, 16) && problem.input.outer_stride % in_pack == 0 &&
+                     problem.input.inner_stride % in_pack == 0;
+  const int64_t packs = quotient(problem.classes, in_pack) + (whole ? 0 : 1);
+  const bool label = operands == Operands::labels || operands == Operands::others;
+  const int most = label ? kMostVectors : kMostPairs;
+  packs <= most * kWarp ? plan_warp(problem, plan, packs) : plan_block(problem, plan, packs);
   return plan;
 }
 
-// Groups make no difference where nothing is reduced and one number normalizes all of them.
+// Groups make no difference where nothing is reduced.
 SoftmaxProblem with_few_groups(const SoftmaxProblem& problem) {
   SoftmaxProblem whole = problem;
-  if (!problem.reduced.defined() && problem.normalizer_stride == 0 && !problem.count) {
+  if (!problem.reduced.defined()) {
     whole.groups = 1;
     whole.group_size = problem.rows();
   }
@@ -115,43 +184,81 @@ int64_t count_bytes(const SoftmaxProblem& problem) {
   return quotient(schedule_bytes(problem.groups, plan_count(problem).splits), 16) * 16;
 }
 
-void run(const SoftmaxProblem& problem, RowPlan& plan, cudaStream_t stream) {
-  const Grid grid{plan.groups_at_once * plan.splits, plan.threads, stream, 1, plan.dynamic_shared};
-  softmax_thread(problem, plan.schedule, grid);
+// Counts where that is asked for; returns the workspace that is left.
+void* count(const SoftmaxProblem& problem, void* workspace, cudaStream_t stream) {
+  if (!problem.count) return workspace;
+  const Plan plan = plan_count(problem);
+  Schedule schedule;
+  schedule.splits = static_cast<int>(plan.splits);
+  place(schedule, workspace, problem.groups, stream);
+  launch("kernel softmax count_labels", "", count_labels,
+         Grid{plan.groups_at_once * plan.splits, plan.threads, stream}, problem, schedule);
+  return static_cast<unsigned char*>(workspace) + count_bytes(problem);
+}
+
+void run(const SoftmaxProblem& given, bool forward, bool skip_if_one, void* workspace,
+         cudaStream_t stream) {
+  workspace = count(given, workspace, stream);
+  const SoftmaxProblem problem = with_few_groups(given);
+  RowPlan plan = plan_rows(problem);
+  plan.schedule.forward = forward;
+  plan.schedule.skip_if_one = skip_if_one;
+  plan.schedule.rows_per_scale = given.group_size;
+  if (problem.reduced.defined()) place(plan.schedule, workspace, problem.groups, stream);
+  const int cluster = plan.schedule.cluster;
+  const Grid grid{plan.groups_at_once * plan.splits * cluster, plan.threads, stream, cluster,
+                  plan.dynamic_shared};
+  switch (plan.kernel) {
+    case RowPlan::thread:
+      return softmax_thread(problem, plan.schedule, grid);
+    case RowPlan::warp:
+      return softmax_warp(problem, plan.schedule, plan.vectors, grid);
+    case RowPlan::block:
+      return softmax_block(problem, plan.schedule, grid);
+  }
 }
 
 }  // namespace
+
+Operands operands_of(const SoftmaxProblem& problem) {
+  const auto fits = [&](const RowsOperand& rows) {
+    return !rows.defined() ||
+           (rows.dtype == problem.input.dtype && (rows.class_stride == 1 || problem.classes == 1));
+  };
+  if (problem.double_precision || problem.classes > kMostClasses || !fits(problem.input) ||
+      !fits(problem.target) || !fits(problem.grad_input) || !fits(problem.grad_target)) {
+    return Operands::none;
+  }
+  const Form input = problem.form, target = problem.target_form;
+  const bool logits = input == Form::logits;
+  if (!problem.divergence) {
+    if (!logits) return Operands::none;
+    if (target != Form::labels) return Operands::soft;
+    const bool plain = problem.softcap == 0 && problem.label_smoothing == 0 &&
+                       !problem.entropy.defined() && !problem.grad_lse.defined() &&
+                       !problem.grad_entropy.defined();
+    return plain ? Operands::labels : Operands::others;
+  }
+  const bool kl = problem.loss == 0, jensen_shannon = problem.loss == 2;
+  if ((kl || jensen_shannon) && logits && target == Form::logits) return Operands::logits;
+  if (kl && input == Form::log_probs && target == Form::probs) return Operands::probs;
+  return Operands::none;
+}
 
 int64_t softmax_workspace_bytes(const SoftmaxProblem& given) {
   const SoftmaxProblem problem = with_few_groups(given);
   const int64_t reducing =
       problem.reduced.defined() ? schedule_bytes(problem.groups, plan_rows(problem).splits) : 0;
-  return count_bytes(problem) + reducing;
+  return count_bytes(given) + reducing;
 }
 
-void softmax_forward(const SoftmaxProblem& given, void* workspace, cudaStream_t stream) {
-  const SoftmaxProblem problem = with_few_groups(given);
-  auto* memory = static_cast<unsigned char*>(workspace);
-  if (problem.count) {
-    const Plan plan = plan_count(problem);
-    Schedule schedule;
-    schedule.splits = static_cast<int>(plan.splits);
-    place(schedule, memory, problem.groups, stream);
-    launch("kernel softmax count_labels", "", count_labels,
-           Grid{plan.groups_at_once * plan.splits, plan.threads, stream}, problem, schedule);
-    memory += count_bytes(problem);
-  }
-  RowPlan plan = plan_rows(problem);
-  plan.schedule.forward = true;
-  if (problem.reduced.defined()) place(plan.schedule, memory, problem.groups, stream);
-  run(problem, plan, stream);
+void softmax_forward(const SoftmaxProblem& problem, void* workspace, cudaStream_t stream) {
+  run(problem, /*forward=*/true, /*skip_if_one=*/false, workspace, stream);
 }
 
-void softmax_backward(const SoftmaxProblem& given, bool skip_if_one, cudaStream_t stream) {
-  const SoftmaxProblem problem = with_few_groups(given);
-  RowPlan plan = plan_rows(problem);
-  plan.schedule.skip_if_one = skip_if_one;
-  run(problem, plan, stream);
+void softmax_backward(const SoftmaxProblem& problem, bool skip_if_one, void* workspace,
+                      cudaStream_t stream) {
+  run(problem, /*forward=*/false, skip_if_one, workspace, stream);
 }
 
 }  // namespace lossops::cuda

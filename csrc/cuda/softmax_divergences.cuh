@@ -6,18 +6,6 @@
 
 namespace lossops::cuda {
 
-// Forms that are known at compile time, for the layouts that must be fast; -1: not known.
-template <int input, int target>
-struct Forms {
-  __device__ __forceinline__ static Form of_input(const SoftmaxProblem& p) {
-    return input < 0 ? p.form : static_cast<Form>(input);
-  }
-  __device__ __forceinline__ static Form of_target(const SoftmaxProblem& p) {
-    if (target >= 0) return static_cast<Form>(target);
-    return p.target_form == Form::labels ? Form::probs : p.target_form;
-  }
-};
-
 // The target of cross entropy: the given numbers, smoothed and weighted. Else, as it is.
 template <class T>
 struct Weighting {

@@ -13,11 +13,11 @@ struct Statistics {
   bool wanted;
   Form form;
 
-  __device__ __forceinline__ Statistics(const Row<T>& row, Form form)
+  __device__ __forceinline__ Statistics(const Row<T>& row, Form form, bool plain = false)
       : grad_lse(row.grad_lse),
         grad_entropy(row.grad_entropy),
         entropy(1),
-        wanted(row.grad_lse != T(0) || row.grad_entropy != T(0)),
+        wanted(!plain && (row.grad_lse != T(0) || row.grad_entropy != T(0))),
         form(form) {}
   // Only a softmax keeps the sum of the probabilities, which is what the entropy is there for.
   __device__ __forceinline__ void settle(T of_row) {
@@ -92,8 +92,23 @@ __device__ __forceinline__ T load_logits(const Scores<T>& scores, Distribution<T
   return numbers[0];
 }
 
+// Forms that are known at compile time, for the layouts that must be fast; -1: not known.
+// Rows that are `plain` have no softcap, no smoothing, no entropy and no derivatives by lse.
+template <int input, int target, bool plain = false>
+struct Forms {
+  static constexpr bool kPlain = plain;
+
+  __device__ __forceinline__ static Form of_input(const SoftmaxProblem& p) {
+    return input < 0 ? p.form : static_cast<Form>(input);
+  }
+  __device__ __forceinline__ static Form of_target(const SoftmaxProblem& p) {
+    if (target >= 0) return static_cast<Form>(target);
+    return p.target_form == Form::labels ? Form::probs : p.target_form;
+  }
+};
+
 // A loss of a label. Of a row that gives nothing but its label's log-probability, it reads that.
-template <class T, class Cells, class Team>
+template <class Forms, class T, class Cells, class Team>
 __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& row, Cells& cells,
                                        Team& team) {
   constexpr int N = Cells::N;
@@ -101,12 +116,14 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
     cells.clear();
     return finish_row(p, row, team, T(0), T(0), T(0), false);
   }
-  const Scores<T> scores(p, p.form);
-  Distribution<T> q(p.form, scores.inverse_temperature);
-  Statistics<T> statistics(row, p.form);
-  const bool smooth = p.label_smoothing != 0;
-  const bool measures = p.entropy.defined() || row.grad_entropy != T(0);
-  const bool reads = p.form == Form::logits || p.accuracy.defined() || smooth || measures;
+  const Form form = Forms::of_input(p);
+  constexpr bool plain = Forms::kPlain;
+  const Scores<T> scores(p, form, plain);
+  Distribution<T> q(form, scores.inverse_temperature);
+  Statistics<T> statistics(row, form, plain);
+  const bool smooth = !plain && p.label_smoothing != 0;
+  const bool measures = !plain && (p.entropy.defined() || row.grad_entropy != T(0));
+  const bool reads = form != Form::log_probs || p.accuracy.defined() || smooth || measures;
 
   T score[1] = {};
   if (row.counts) {
@@ -152,7 +169,7 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
   const T factor = row.counts ? row.factor * scores.inverse_temperature : T(0);
   // The derivative is share * exp(d), less `hit` at the label and less `missed` times the weights.
   T share = 0;
-  if (p.form == Form::logits) {
+  if (form == Form::logits) {
     share = factor * (f.first * (weight + on_all * sums[1]) + T(2) * z_loss * lse) * q.inverse_sum;
   }
   const T hit = factor * f.first * weight, missed = factor * f.first * on_all;
@@ -161,7 +178,7 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
     scores.of(x, y);
 #pragma unroll
     for (int v = 0; v < N; ++v) {
-      dx[v] = p.form == Form::logits ? share * exp(q.above(y[v])) : T(0);
+      dx[v] = form == Form::logits ? share * exp(q.above(y[v])) : T(0);
     }
     if (smooth) {
 #pragma unroll
@@ -174,6 +191,7 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
 #pragma unroll
     for (int v = 0; v < N; ++v) {
       if (scores.capped) dx[v] *= scores.slope(y[v]);
+      if (form == Form::probs && dx[v] != T(0)) dx[v] /= y[v];
       dx[v] *= row.upstream;
     }
     if (statistics.wanted) {

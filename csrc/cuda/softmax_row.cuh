@@ -9,7 +9,8 @@ namespace lossops::cuda {
 
 // How rows are spread over threads; `splits` counts clusters where there are any.
 struct RowSchedule : Schedule {
-  bool forward = false;  // gradients are those for grad_output == 1
+  int64_t rows_per_scale = 1;  // that one number normalizes
+  bool forward = false;        // gradients are those for grad_output == 1
   int width = 1;         // threads that share a row
   int cluster = 1;       // blocks that do
   int kept = 0;          // steps of a thread along its row that fit into shared memory
@@ -56,11 +57,14 @@ __device__ __forceinline__ T number(const RowNumbers& numbers, const Row<T>& row
 
 template <class T, class Team>
 __device__ __forceinline__ Row<T> read_row(const SoftmaxProblem& p, const RowSchedule& schedule,
-                                           const Team& team, int64_t index, T factor) {
+                                           const Team& team, int64_t index) {
   Row<T> row;
   row.outer = p.inner == 1 ? index : index / p.inner;
   row.inner = index - row.outer * p.inner;
-  row.factor = factor;
+  row.factor = team.once([&] {
+    const int64_t group = p.normalizer_stride == 0 ? 0 : index / schedule.rows_per_scale;
+    return static_cast<T>(scale_of(p, group));
+  });
   if (p.labels.defined()) {
     row.label = team.once([&] { return load_label(p.labels, row.in(p.labels)); });
     row.counts = row.label >= 0 && row.label < p.classes && row.label != p.ignore_index;
@@ -85,12 +89,11 @@ __device__ __forceinline__ void for_rows(const SoftmaxProblem& problem,
   const int64_t step = int64_t(schedule.splits) * team.per_block();
   for (int64_t group = cluster / schedule.splits; group < problem.groups;
        group += gridDim.x / schedule.cluster / schedule.splits) {
-    const T factor = static_cast<T>(scale_of(problem, group));
     const int64_t end = (group + 1) * problem.group_size;
     double sum = 0;
     for (int64_t r = group * problem.group_size + int64_t(split) * team.per_block() + team.number();
          r < end; r += step) {
-      const T loss = f(read_row(problem, schedule, team, r, factor));
+      const T loss = f(read_row<T>(problem, schedule, team, r));
       if (team.index() == 0) sum += loss;
     }
     if (problem.reduced.defined() && team.in_first_block()) {
@@ -107,8 +110,8 @@ struct Scores {
   bool capped;
   T cap, inverse_cap, inverse_temperature;
 
-  __device__ __forceinline__ explicit Scores(const SoftmaxProblem& p, Form form)
-      : capped(p.softcap != 0 && form == Form::logits),
+  __device__ __forceinline__ Scores(const SoftmaxProblem& p, Form form, bool plain = false)
+      : capped(!plain && p.softcap != 0 && form == Form::logits),
         cap(static_cast<T>(p.softcap)),
         inverse_cap(static_cast<T>(1 / p.softcap)),
         inverse_temperature(form == Form::logits ? static_cast<T>(1 / p.temperature) : T(1)) {}
@@ -149,16 +152,15 @@ struct Distribution {
   __device__ __forceinline__ bool reached(T score, T highest) const {
     return score >= highest && (inverse_sum == inverse_sum || highest == T(kInfinity));
   }
-  __device__ __forceinline__ T above(T y) const { return (y - maximum) * inverse_temperature; }
+  // The logarithm relative to the maximum; of what is a probability already, as it is.
+  __device__ __forceinline__ T above(T y) const {
+    if (form == Form::probs) return y > T(0) ? log(y) : -T(kInfinity);
+    return (y - maximum) * inverse_temperature;
+  }
   __device__ __forceinline__ void at(T y, T& p, T& log_p) const {
-    if (form == Form::probs) {
-      p = y;
-      log_p = y > T(0) ? log(y) : -T(kInfinity);
-    } else {
-      const T d = above(y);
-      log_p = d - log_sum;
-      p = exp(d) * inverse_sum;
-    }
+    const T d = above(y);
+    log_p = d - log_sum;
+    p = form == Form::probs ? y : exp(d) * inverse_sum;
   }
 };
 

@@ -9,17 +9,18 @@ namespace lossops::cuda {
 namespace {
 
 template <class Loss, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     rows_thread(const __grid_constant__ SoftmaxProblem problem,
                 const __grid_constant__ RowSchedule schedule) {
   LOSSOPS_DYNAMIC_SHARED(memory);
   if (nothing_to_do(problem, schedule)) return;
-  constexpr bool labels = std::is_same_v<Loss, CrossEntropy>;  // and the other losses of a label
+  // CrossEntropy stands for all losses of a label.
+  using Cells = StridedCells<T, !std::is_same_v<Loss, CrossEntropy>>;
   LanesOrBlock team(schedule.width);
   for_rows<T>(problem, schedule, team, [&](const Row<T>& row) {
-    StridedCells<T, !labels> cells(problem, schedule, team, row, reinterpret_cast<T*>(memory));
-    if constexpr (labels) {
-      return label_row(problem, row, cells, team);
+    Cells cells(problem, schedule, team, row, reinterpret_cast<T*>(memory));
+    if constexpr (!Cells::kHasTarget) {
+      return label_row<Forms<-1, -1>>(problem, row, cells, team);
     } else {
       return divergence_row<Loss, Forms<-1, -1>>(problem, row, cells, team);
     }
