@@ -42,7 +42,7 @@ X86_SOURCES = {
         "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c"
     ),
 }
-CUDA_OP_SOURCES = ("csrc/ops/elementwise_cuda.cpp",)
+CUDA_OP_SOURCES = ("csrc/ops/elementwise_cuda.cpp", "csrc/ops/softmax_cuda.cpp")
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0")
 WARNINGS = (
     "-Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter -Wno-maybe-uninitialized -Wno-psabi"

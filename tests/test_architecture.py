@@ -51,7 +51,9 @@ def test_no_cuda_outside_its_folder(folder):
 
 
 def test_ops_know_engines_by_their_launch_functions_only():
-    allowed = {"cpu/elementwise.h", "cuda/elementwise.h"}
+    allowed = {
+        f"{where}/{family}.h" for where in ("cpu", "cuda") for family in ("elementwise", "softmax")
+    }
     for path in sources("ops"):
         for name in re.findall(r'#include\s*"((?:cpu|cuda)/[^"]+)"', path.read_text()):
             assert name in allowed, f"{path.name} includes {name}"

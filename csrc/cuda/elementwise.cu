@@ -70,9 +70,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 int64_t elementwise_workspace_bytes(const ElementwiseProblem& problem) {
-  return problem.reduced.defined()
-             ? schedule_bytes(problem.groups, cuda::plan(problem).splits)
-             : 0;
+  return problem.reduced.defined() ? schedule_bytes(problem.groups, cuda::plan(problem).splits) : 0;
 }
 
 void elementwise_forward(const ElementwiseProblem& problem, void* workspace, cudaStream_t stream) {

@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(kThreads)
          r < end; r += step) {
       const int64_t outer = problem.inner == 1 ? r : r / problem.inner;
       const RowLabels& labels = problem.labels;
-      const int64_t label = load_label(labels, outer * labels.outer_stride +
-                                                   (r - outer * problem.inner) * labels.inner_stride);
+      const int64_t label = load_label(
+          labels, outer * labels.outer_stride + (r - outer * problem.inner) * labels.inner_stride);
       if (label == problem.ignore_index || label < 0 || label >= problem.classes) continue;
       const Operand& weight = problem.class_weight;
       sum += problem.count_weights
@@ -76,8 +76,8 @@ void spread(const SoftmaxProblem& problem, RowPlan& plan, int64_t rows_at_once, 
   const int64_t cluster = plan.schedule.cluster;
   const int64_t rounds = problem.reduced.defined() ? 1 : 4;
   const int64_t blocks = quotient(multiprocessors() * resident * rounds, cluster);
-  plan.splits = std::min(quotient(blocks, problem.groups),
-                         quotient(problem.group_size, rows_at_once));
+  plan.splits =
+      std::min(quotient(blocks, problem.groups), quotient(problem.group_size, rows_at_once));
   plan.groups_at_once =
       std::clamp<int64_t>(most_blocks() / cluster / plan.splits, 1, problem.groups);
   plan.schedule.splits = static_cast<int>(plan.splits);
@@ -105,8 +105,7 @@ void plan_thread(const SoftmaxProblem& problem, RowPlan& plan) {
   plan.threads = threads_for(problem, width);
   const int64_t numbers = problem.target_form == Form::labels && !problem.divergence ? 1 : 2;
   const int64_t bytes = numbers * plan.threads * (problem.double_precision ? 8 : 4);
-  plan.schedule.kept =
-      static_cast<int>(std::min(quotient(problem.classes, width), kTile / bytes));
+  plan.schedule.kept = static_cast<int>(std::min(quotient(problem.classes, width), kTile / bytes));
   plan.dynamic_shared = static_cast<int>(plan.schedule.kept * bytes);
   spread(problem, plan, std::max(1, plan.threads / width), kThreads * 4 / plan.threads);
 }
@@ -125,8 +124,7 @@ void plan_block(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
   constexpr int64_t pack = 16, own = 4096, few = 512;  // bytes; what a kernel declares; packs
   plan.kernel = RowPlan::block;
   const Operands operands = operands_of(problem);
-  const bool labels = operands == Operands::labels;
-  const int64_t tensors = labels || operands == Operands::others ? 1 : 2;
+  const int64_t tensors = has_label(operands) ? 1 : 2;
   const int64_t capacity = device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>() - own;
   // Two blocks on a multiprocessor, so that one reads while the other writes; and every
   // multiprocessor with something to do, where rows are few and long.
@@ -139,8 +137,9 @@ void plan_block(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
     cluster *= 2;
   }
   const bool alone = share() * pack * tensors > capacity / 2 - own;
-  const int most_threads = labels && alone ? kLabelThreads : kPairThreads;
-  plan.threads = 2 * kWarp;
+  const int most_threads =
+      (operands == Operands::labels ? kLabelThreads : kOtherThreads) / (alone ? 1 : 2);
+  plan.threads = most_threads / 4;
   while (plan.threads < most_threads && plan.threads * 4 < share()) plan.threads *= 2;
   plan.schedule.width = plan.threads * cluster;
   const int64_t step = plan.threads * pack * tensors;
@@ -148,7 +147,8 @@ void plan_block(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
       static_cast<int>(std::min(quotient(packs, plan.schedule.width), capacity / step));
   plan.dynamic_shared = static_cast<int>(plan.schedule.kept * step);
   const int64_t fitting = capacity / (plan.dynamic_shared + own);
-  spread(problem, plan, 1, std::clamp<int64_t>(fitting, 1, kLabelThreads / plan.threads));
+  spread(problem, plan, 1,
+         std::clamp<int64_t>(fitting, 1, most_threads / plan.threads * (alone ? 1 : 2)));
 }
 
 // Depends on the problem and the device alone, as results do in their last bits.
@@ -163,9 +163,8 @@ RowPlan plan_rows(const SoftmaxProblem& problem) {
   const bool whole = aligned(problem.input.data, 16) && problem.input.outer_stride % in_pack == 0 &&
                      problem.input.inner_stride % in_pack == 0;
   const int64_t packs = quotient(problem.classes, in_pack) + (whole ? 0 : 1);
-  const bool label = operands == Operands::labels || operands == Operands::others;
-  const int most = label ? kMostVectors : kMostPairs;
-  packs <= most * kWarp ? plan_warp(problem, plan, packs) : plan_block(problem, plan, packs);
+  const int most = has_label(operands) ? kMostVectors : kMostPairs;
+  packs <= most* kWarp ? plan_warp(problem, plan, packs) : plan_block(problem, plan, packs);
   return plan;
 }
 
@@ -208,13 +207,17 @@ void run(const SoftmaxProblem& given, bool forward, bool skip_if_one, void* work
   const int cluster = plan.schedule.cluster;
   const Grid grid{plan.groups_at_once * plan.splits * cluster, plan.threads, stream, cluster,
                   plan.dynamic_shared};
+  const bool label = has_label(operands_of(problem));
   switch (plan.kernel) {
     case RowPlan::thread:
-      return softmax_thread(problem, plan.schedule, grid);
+      return problem.double_precision ? softmax_thread_double(problem, plan.schedule, grid)
+                                      : softmax_thread(problem, plan.schedule, grid);
     case RowPlan::warp:
-      return softmax_warp(problem, plan.schedule, plan.vectors, grid);
+      return label ? softmax_warp_labels(problem, plan.schedule, plan.vectors, grid)
+                   : softmax_warp_pairs(problem, plan.schedule, plan.vectors, grid);
     case RowPlan::block:
-      return softmax_block(problem, plan.schedule, grid);
+      return label ? softmax_block_labels(problem, plan.schedule, grid)
+                   : softmax_block_pairs(problem, plan.schedule, grid);
   }
 }
 
@@ -239,7 +242,8 @@ Operands operands_of(const SoftmaxProblem& problem) {
                        !problem.grad_entropy.defined();
     return plain ? Operands::labels : Operands::others;
   }
-  const bool kl = problem.loss == 0, jensen_shannon = problem.loss == 2;
+  const bool kl = problem.loss == position<Kl>(Divergences{});
+  const bool jensen_shannon = problem.loss == position<JensenShannon>(Divergences{});
   if ((kl || jensen_shannon) && logits && target == Form::logits) return Operands::logits;
   if (kl && input == Form::log_probs && target == Form::probs) return Operands::probs;
   return Operands::none;

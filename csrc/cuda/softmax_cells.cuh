@@ -1,5 +1,5 @@
-// The numbers of a row as its threads hold them. A thread owns every width-th step along the row; it
-// reads a step from global memory once and keeps it where there is room, so that nothing but the
+// The numbers of a row as its threads hold them. A thread owns every width-th step along the row;
+// it reads a step from global memory once and keeps it where there is room, so that nothing but the
 // thread itself ever waits for it.
 //
 // load(f), each(f): f(c, x, t) for all steps; c is the class of x[0] and t[0], of input and target.

@@ -34,17 +34,17 @@ __device__ __forceinline__ T load_pair(const Scores<T>& scores, Distribution<T>&
                                        Distribution<T>& p, Cells& cells, Team& team) {
   constexpr int N = Cells::N;
   Seen<T> input, target;
-  cells.load([&](int64_t, const T(&x)[N], const T(&t)[N]) {
+  cells.load([&](int64_t c, const T(&x)[N], const T(&t)[N]) {
     T y[N];
-    scores.of(x, y);
+    scores.of(c, x, y);
     input.look(y);
     target.look(t);
   });
   const bool logits = q.form == Form::logits, target_logits = p.form == Form::logits;
   if (logits || target_logits) {
-    cells.each([&](int64_t, const T(&x)[N], const T(&t)[N]) {
+    cells.each([&](int64_t c, const T(&x)[N], const T(&t)[N]) {
       T y[N];
-      scores.of(x, y);
+      scores.of(c, x, y);
       if (logits) input.add(y, q.inverse_temperature);
       if (target_logits) target.add(t, p.inverse_temperature);
     });
@@ -73,12 +73,12 @@ __device__ __forceinline__ T divergence_row(const SoftmaxProblem& problem, const
   Statistics<T> statistics(row, input_form);
   const Weighting<T> weighting(problem);
 
-  T score[1] = {};
-  if (problem.labels.defined() && row.counts) {
-    const T x[1] = {team.once([&] { return cells.input_at(row.label); })};
-    scores.of(x, score);
-  }
+  const bool has_label = problem.labels.defined() && row.counts;
+  const T fetched = team.fetch([&] { return has_label ? cells.input_at(row.label) : T(0); });
   const T highest = load_pair(scores, input, target, cells, team);
+  const T own[1] = {team.share(fetched)};
+  T score[1];
+  scores.of(row.label, own, score);
   const auto at = [&](T y, T t, int64_t c, T& q, T& log_q) {
     T p, log_p;
     input.at(y, q, log_q);
@@ -88,7 +88,7 @@ __device__ __forceinline__ T divergence_row(const SoftmaxProblem& problem, const
   T sums[4] = {};  // of f, of its derivatives by log q and log p, and of q log q
   cells.each([&](int64_t c, const T(&x)[N], const T(&t)[N]) {
     T y[N];
-    scores.of(x, y);
+    scores.of(c, x, y);
 #pragma unroll
     for (int v = 0; v < N; ++v) {
       T q, log_q;
@@ -117,7 +117,7 @@ __device__ __forceinline__ T divergence_row(const SoftmaxProblem& problem, const
   const T by_all = sums[1] - T(2) * z_loss * lse;
   cells.write([&](int64_t c, const T(&x)[N], const T(&t)[N], T(&dx)[N], T(&dt)[N]) {
     T y[N];
-    scores.of(x, y);
+    scores.of(c, x, y);
 #pragma unroll
     for (int v = 0; v < N; ++v) {
       T q, log_q;

@@ -6,6 +6,14 @@
 
 namespace lossops::cuda {
 
+// The position of a loss in a list.
+template <class Loss, class... Losses>
+constexpr int position(LossList<Losses...>) {
+  int i = 0, found = -1;
+  ((found = std::is_same_v<Loss, Losses> ? i : found, ++i), ...);
+  return found;
+}
+
 // What a row consists of, where its classes lie side by side and all tensors are of one type.
 enum class Operands {
   none,    // none of these: the general kernel's
@@ -24,18 +32,29 @@ using FormsOf = Forms<operands == Operands::probs ? 1 : 0, operands == Operands:
 
 template <Operands operands>
 constexpr bool of_label = operands == Operands::labels || operands == Operands::others;
+inline bool has_label(Operands operands) {
+  return operands == Operands::labels || operands == Operands::others;
+}
 
 // Any problem: threads share rows as the schedule says.
 void softmax_thread(const SoftmaxProblem& problem, const RowSchedule& schedule, const Grid& grid);
-// Short rows: up to `vectors` of 16 bytes in the registers of each lane.
-void softmax_warp(const SoftmaxProblem& problem, const RowSchedule& schedule, int vectors,
-                  const Grid& grid);
-constexpr int kMostVectors = 8, kMostPairs = 4;  // of a label's row, of two rows
+void softmax_thread_double(const SoftmaxProblem& problem, const RowSchedule& schedule,
+                           const Grid& grid);
+// Short rows: up to `vectors` of 16 bytes of each tensor in the registers of a lane, 1, 2, 4 or 8.
+void softmax_warp_labels(const SoftmaxProblem& problem, const RowSchedule& schedule, int vectors,
+                         const Grid& grid);
+void softmax_warp_pairs(const SoftmaxProblem& problem, const RowSchedule& schedule, int vectors,
+                        const Grid& grid);
+constexpr int kMostVectors = 8, kMostPairs = 4;
 // Long rows, of up to `kMostClasses`.
-void softmax_block(const SoftmaxProblem& problem, const RowSchedule& schedule, const Grid& grid);
+void softmax_block_labels(const SoftmaxProblem& problem, const RowSchedule& schedule,
+                          const Grid& grid);
+void softmax_block_pairs(const SoftmaxProblem& problem, const RowSchedule& schedule,
+                         const Grid& grid);
 constexpr int64_t kMostClasses = int64_t(1) << 30;
-// Threads of a block, at most; a pair of rows needs more registers.
-constexpr int kLabelThreads = 1024, kPairThreads = 512;
+// Threads of a block, at most: as many as have the registers that they need. The first are those of
+// Operands::labels.
+constexpr int kLabelThreads = 768, kOtherThreads = 512;
 
 // Calls f.operator()<Loss, S>() for the loss and the type of a problem of some operands.
 template <Operands operands, class F>
@@ -48,8 +67,8 @@ void visit_type(const SoftmaxProblem& problem, const F& f) {
     } else if constexpr (operands == Operands::probs) {
       f.template operator()<Kl, S>();
     } else {
-      problem.loss == 0 ? f.template operator()<Kl, S>()
-                        : f.template operator()<JensenShannon, S>();
+      problem.loss == position<Kl>(Divergences{}) ? f.template operator()<Kl, S>()
+                                                  : f.template operator()<JensenShannon, S>();
     }
   };
   switch (problem.input.dtype) {

@@ -57,7 +57,8 @@ __device__ __forceinline__ LabelJet<T> label_loss(LossList<Losses...>, const Sof
 
 template <class T, class Team>
 __device__ __forceinline__ T finish_row(const SoftmaxProblem& p, const Row<T>& row,
-                                        const Team& team, T value, T lse, T entropy, bool accurate) {
+                                        const Team& team, T value, T lse, T entropy,
+                                        bool accurate) {
   if (!row.counts) value = row.outside ? T(kNaN) : T(0);
   if (team.index() == 0) {
     write(p.value, row, value);
@@ -74,15 +75,15 @@ __device__ __forceinline__ T load_logits(const Scores<T>& scores, Distribution<T
                                          Team& team) {
   constexpr int N = Cells::N;
   Seen<T> seen;
-  cells.load([&](int64_t, const T(&x)[N], const T(&)[N]) {
+  cells.load([&](int64_t c, const T(&x)[N], const T(&)[N]) {
     T y[N];
-    scores.of(x, y);
+    scores.of(c, x, y);
     seen.look(y);
   });
   if (q.form == Form::logits) {
-    cells.each([&](int64_t, const T(&x)[N], const T(&)[N]) {
+    cells.each([&](int64_t c, const T(&x)[N], const T(&)[N]) {
       T y[N];
-      scores.of(x, y);
+      scores.of(c, x, y);
       seen.add(y, scores.inverse_temperature);
     });
   }
@@ -125,17 +126,16 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
   const bool measures = !plain && (p.entropy.defined() || row.grad_entropy != T(0));
   const bool reads = form != Form::log_probs || p.accuracy.defined() || smooth || measures;
 
-  T score[1] = {};
-  if (row.counts) {
-    const T x[1] = {team.once([&] { return cells.input_at(row.label); })};
-    scores.of(x, score);
-  }
+  const T fetched = team.fetch([&] { return row.counts ? cells.input_at(row.label) : T(0); });
   const T highest = reads ? load_logits(scores, q, cells, team) : T(0);
+  const T own[1] = {team.share(fetched)};
+  T score[1];
+  scores.of(row.label, own, score);
   T sums[3] = {};  // of q log q, of the weights, and of the weights times log q
   if (measures || smooth) {
     cells.each([&](int64_t c, const T(&x)[N], const T(&)[N]) {
       T y[N];
-      scores.of(x, y);
+      scores.of(c, x, y);
 #pragma unroll
       for (int v = 0; v < N; ++v) {
         const T d = q.above(y[v]);
@@ -175,7 +175,7 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
   const T hit = factor * f.first * weight, missed = factor * f.first * on_all;
   const auto gradient = [&](int64_t c, const T(&x)[N], const T(&)[N], T(&dx)[N], T(&)[N]) {
     T y[N];
-    scores.of(x, y);
+    scores.of(c, x, y);
 #pragma unroll
     for (int v = 0; v < N; ++v) {
       dx[v] = form == Form::logits ? share * exp(q.above(y[v])) : T(0);

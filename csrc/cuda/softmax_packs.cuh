@@ -1,6 +1,7 @@
 // The numbers of a row in vectors of 16 bytes, for rows whose classes lie side by side. The vectors
-// stand on boundaries of 16 bytes wherever the row begins: its first and last vector may be there in
-// part, and are then read and written number by number. Cells as softmax_cells.cuh describes them.
+// stand on boundaries of 16 bytes wherever the row begins: its first and last vector may be there
+// in part, and are then read and written number by number. Cells as softmax_cells.cuh describes
+// them.
 #pragma once
 
 #include "cuda/softmax_row.cuh"
@@ -110,8 +111,7 @@ class PackCells {
     f(class_of(k), x, t);
   }
   template <class F>
-  __device__ __forceinline__ void store(const F& f, int k, const T (&x)[N],
-                                        const T (&t)[N]) const {
+  __device__ __forceinline__ void store(const F& f, int k, const T (&x)[N], const T (&t)[N]) const {
     T dx[N] = {}, dt[N] = {};
     f(class_of(k), x, t, dx, dt);
     if (writes_input_) grad_input_.store(class_of(k), dx);

@@ -11,9 +11,9 @@ namespace lossops::cuda {
 struct RowSchedule : Schedule {
   int64_t rows_per_scale = 1;  // that one number normalizes
   bool forward = false;        // gradients are those for grad_output == 1
-  int width = 1;         // threads that share a row
-  int cluster = 1;       // blocks that do
-  int kept = 0;          // steps of a thread along its row that fit into shared memory
+  int width = 1;               // threads that share a row
+  int cluster = 1;             // blocks that do
+  int kept = 0;                // steps of a thread along its row that fit into shared memory
 };
 
 // A row, with what is multiplied to its derivatives.
@@ -51,8 +51,7 @@ template <class T, class Team>
 __device__ __forceinline__ T number(const RowNumbers& numbers, const Row<T>& row, const Team& team,
                                     T if_absent) {
   if (!numbers.defined()) return if_absent;
-  return team.once(
-      [&] { return load_number<T>(numbers.data, numbers.dtype, row.in(numbers)); });
+  return team.once([&] { return load_number<T>(numbers.data, numbers.dtype, row.in(numbers)); });
 }
 
 template <class T, class Team>
@@ -81,9 +80,8 @@ __device__ __forceinline__ Row<T> read_row(const SoftmaxProblem& p, const RowSch
 
 // Calls f(row), which returns the row's loss, for all rows of this team, and adds up the losses.
 template <class T, class Team, class F>
-__device__ __forceinline__ void for_rows(const SoftmaxProblem& problem,
-                                         const RowSchedule& schedule, const Team& team,
-                                         const F& f) {
+__device__ __forceinline__ void for_rows(const SoftmaxProblem& problem, const RowSchedule& schedule,
+                                         const Team& team, const F& f) {
   const int cluster = blockIdx.x / schedule.cluster;
   const int split = cluster % schedule.splits;
   const int64_t step = int64_t(schedule.splits) * team.per_block();
@@ -108,21 +106,26 @@ __device__ __forceinline__ void for_rows(const SoftmaxProblem& problem,
 template <class T>
 struct Scores {
   bool capped;
+  int64_t classes;
   T cap, inverse_cap, inverse_temperature;
 
   __device__ __forceinline__ Scores(const SoftmaxProblem& p, Form form, bool plain = false)
       : capped(!plain && p.softcap != 0 && form == Form::logits),
+        classes(p.classes),
         cap(static_cast<T>(p.softcap)),
         inverse_cap(static_cast<T>(1 / p.softcap)),
         inverse_temperature(form == Form::logits ? static_cast<T>(1 / p.temperature) : T(1)) {}
 
   template <int N>
-  __device__ __forceinline__ void of(const T (&x)[N], T (&y)[N]) const {
+  __device__ __forceinline__ void of(int64_t c, const T (&x)[N], T (&y)[N]) const {
 #pragma unroll
     for (int v = 0; v < N; ++v) y[v] = x[v];
     if (!capped) return;
 #pragma unroll
-    for (int v = 0; v < N; ++v) y[v] = cap * tanh(x[v] * inverse_cap);
+    for (int v = 0; v < N; ++v) {
+      const bool there = c + v >= 0 && c + v < classes;  // a cap would make numbers of what is not
+      y[v] = there ? cap * tanh(x[v] * inverse_cap) : -T(kInfinity);
+    }
   }
   // dy/dx
   __device__ __forceinline__ T slope(T y) const {
@@ -164,7 +167,8 @@ struct Distribution {
   }
 };
 
-// What a thread has seen of a row's scores: the highest, and the sum of exponentials relative to it.
+// What a thread has seen of a row's scores: the highest, and the sum of exponentials relative to
+// it.
 template <class T>
 struct Seen {
   T highest = -T(kInfinity), sum = 0;

@@ -1,5 +1,5 @@
-// The threads that share a row: some lanes of a warp, a block, or a cluster of blocks. Whatever they
-// reduce, all of them get, to the same bits.
+// The threads that share a row: some lanes of a warp, a block, or a cluster of blocks. Whatever
+// they reduce, all of them get, to the same bits.
 #pragma once
 
 #include "cuda/common/reduce.cuh"
@@ -81,12 +81,21 @@ class Lanes {
   __device__ __forceinline__ int per_block() const { return blockDim.x / width_; }
   __device__ __forceinline__ bool in_first_block() const { return true; }
 
-  // What f returns, called by one lane only.
+  // What f returns, called by one lane only. Whoever has other work meanwhile fetches first and
+  // shares later, so that nobody waits for memory in between.
   template <class F>
   __device__ __forceinline__ auto once(const F& f) const {
+    return share(fetch(f));
+  }
+  template <class F>
+  __device__ __forceinline__ auto fetch(const F& f) const {
     decltype(f()) result{};
     if (index() == 0) result = f();
-    return width_ == 1 ? result : __shfl_sync(mask_, result, 0, width_);
+    return result;
+  }
+  template <class T>
+  __device__ __forceinline__ T share(T fetched) const {
+    return width_ == 1 ? fetched : __shfl_sync(mask_, fetched, 0, width_);
   }
   template <class How, class T, int n>
   __device__ __forceinline__ void reduce(const How& how, T (&numbers)[n]) {
@@ -119,11 +128,20 @@ class Blocks {
   __device__ __forceinline__ int per_block() const { return 1; }
   __device__ __forceinline__ bool in_first_block() const { return rank_ == 0; }
 
+  // By a lane of each warp.
   template <class F>
-  __device__ __forceinline__ auto once(const F& f) const {  // by a lane of each warp
+  __device__ __forceinline__ auto once(const F& f) const {
+    return share(fetch(f));
+  }
+  template <class F>
+  __device__ __forceinline__ auto fetch(const F& f) const {
     decltype(f()) result{};
     if (threadIdx.x % kWarp == 0) result = f();
-    return __shfl_sync(0xffffffffu, result, 0);
+    return result;
+  }
+  template <class T>
+  __device__ __forceinline__ T share(T fetched) const {
+    return __shfl_sync(0xffffffffu, fetched, 0);
   }
 
   // The memory that numbers meet in changes from one call to the next: a thread that writes for the
@@ -199,6 +217,14 @@ class LanesOrBlock {
   template <class F>
   __device__ __forceinline__ auto once(const F& f) const {
     return lanes_.once(f);
+  }
+  template <class F>
+  __device__ __forceinline__ auto fetch(const F& f) const {
+    return lanes_.fetch(f);
+  }
+  template <class T>
+  __device__ __forceinline__ T share(T fetched) const {
+    return lanes_.share(fetched);
   }
   template <class How, class T, int n>
   __device__ __forceinline__ void reduce(const How& how, T (&numbers)[n]) {

@@ -37,6 +37,20 @@ MAIN_PATHS = {
     ("cuda", "dense", "step"): MainPath("xy", "x", unroll=2),
     ("cuda", "dense", "backward"): MainPath("xyy", "x"),
     ("cuda", "rescale", ""): MainPath("x", "x"),
+    **{
+        ("cuda", "rows_warp", f"{rows} {n} vectors"): MainPath(tensors, tensors, unroll=n)
+        for rows, tensors, numbers in (
+            ("labels", "x", (1, 2, 4, 8)),
+            ("logits", "xx", (1, 4)),
+            ("probs", "xx", (1, 4)),
+            ("soft", "xx", (1, 4)),
+        )
+        for n in numbers
+    },
+    ("cuda", "rows_block", "labels"): MainPath("xxxx", "x"),
+    **{
+        ("cuda", "rows_block", rows): MainPath("xxxx", "xx") for rows in ("logits", "probs", "soft")
+    },
     ("triton", "elementwise", "value"): MainPath("xy", ""),
     ("triton", "elementwise", "step"): MainPath("xy", "x"),
     ("triton", "elementwise", "backward"): MainPath("xyy", "x"),
@@ -63,7 +77,7 @@ def survey(
         kernel and architecture, and ``problems``: sentences.
     """
     result = {"compilers": {}, "missing": {}, "kernels": [], "problems": []}
-    losses = {"", *(spec.kernel for spec in wanted)}
+    others = {spec.kernel for spec in SPECS} - {spec.kernel for spec in wanted}
     for name, engine in ENGINES.items():
         if reason := engine.missing():
             result["missing"][name] = reason
@@ -75,7 +89,7 @@ def survey(
             result["problems"].append(str(error))
             continue
         for unit in found:
-            result["kernels"] += [row for row in unit["rows"] if row["loss"] in losses]
+            result["kernels"] += [row for row in unit["rows"] if row["loss"] not in others]
             result["problems"] += unit["warnings"]
     result["problems"] += problems(result["kernels"])
     return result

@@ -390,12 +390,16 @@ cudaError_t cudaGetDevice(int* number) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  const char* const processors = getenv("LOSSOPS_TEST_MULTIPROCESSORS");
-  *value = attribute == cudaDevAttrMultiProcessorCount      ? (processors ? atoi(processors) : 2)
-           : attribute == cudaDevAttrMaxGridDimX            ? 24  // few: many groups take turns
-           : attribute == cudaDevAttrComputeCapabilityMajor ? 9
-           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 * 1024
-                                                                  : 0;
+  const auto chosen = [](const char* name, int otherwise) {
+    const char* const text = getenv(name);
+    return text ? atoi(text) : otherwise;
+  };
+  *value = attribute == cudaDevAttrMultiProcessorCount ? chosen("LOSSOPS_TEST_MULTIPROCESSORS", 2)
+           : attribute == cudaDevAttrMaxGridDimX       ? 24  // few: many groups take turns
+           : attribute == cudaDevAttrComputeCapabilityMajor ? chosen("LOSSOPS_TEST_CAPABILITY", 9)
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin
+               ? chosen("LOSSOPS_TEST_SHARED", 227 * 1024)
+               : 0;
   return cudaSuccess;
 }
 

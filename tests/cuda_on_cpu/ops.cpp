@@ -168,9 +168,8 @@ struct SoftmaxOnCpuEngine {
         [&](void* workspace) { cuda::softmax_forward(problem, workspace, nullptr); });
   }
   static void backward(const SoftmaxProblem& problem, const Tensor&, bool skip_if_one) {
-    run(problem, skip_if_one ? Role::in_place : Role::output, [&](void* workspace) {
-      cuda::softmax_backward(problem, skip_if_one, workspace, nullptr);
-    });
+    run(problem, skip_if_one ? Role::in_place : Role::output,
+        [&](void* workspace) { cuda::softmax_backward(problem, skip_if_one, workspace, nullptr); });
   }
 };
 
