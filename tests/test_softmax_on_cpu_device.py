@@ -10,7 +10,7 @@ import planting
 import pytest
 import torch
 from raw_ops import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Backend
-from raw_softmax import Case
+from raw_softmax import Case, Errors
 
 # Around a vector of 4 and 8, the lanes of a part of a warp and of a warp with 1, 2, 4 and 8 vectors
 # each, the first row of a block, and a block's steps.
@@ -54,8 +54,6 @@ def test_sizes(backend, classes, dtypes):
 
 def check_step(case):
     """The passes of training with nothing but labels: of the plain kernels."""
-    from raw_softmax import Errors
-
     case.to_device()
     one = torch.ones_like(case.grad_output)
     rows, grad, _ = case.truth(one)
@@ -173,7 +171,8 @@ def examine() -> None:
         case = Case(backend, (6,), classes, form=form)
         case.target[3] = classes
         loss, *_, grad, _ = case.forward([False, False, False, True, False])
-        assert loss.isnan() and not grad[3].any(), "a label outside should be"
+        assert loss.isnan(), "a label outside should be NaN"
+        assert not grad[3].any(), "its gradient should be 0"
 
 
 DEVICES = {
@@ -212,7 +211,8 @@ PLANTED = {
         TEAM, "{\n    for (int distance = width / 2;", "{\n    for (int distance = width / 4;",
         NUMBERS),
     "a maximum of some lanes": (
-        TEAM, "{\n        const T other", "{\n        if (distance == 1) break;\n        const T other",
+        TEAM, "{\n        const T other",
+        "{\n        if (distance == 1) break;\n        const T other",
         NUMBERS),
     "a mask of too few lanes": (
         TEAM, "(1u << width) - 1)", "(1u << (width - 1)) - 1)", "its own mask leaves out"),

@@ -38,18 +38,17 @@ MAIN_PATHS = {
     ("cuda", "dense", "backward"): MainPath("xyy", "x"),
     ("cuda", "rescale", ""): MainPath("x", "x"),
     **{
-        ("cuda", "rows_warp", f"{rows} {n} vectors"): MainPath(tensors, tensors, unroll=n)
-        for rows, tensors, numbers in (
-            ("labels", "x", (1, 2, 4, 8)),
-            ("logits", "xx", (1, 4)),
-            ("probs", "xx", (1, 4)),
-            ("soft", "xx", (1, 4)),
-        )
-        for n in numbers
+        ("cuda", "rows_warp", f"labels {n} vectors"): MainPath("x", "x", unroll=n)
+        for n in (1, 2, 4, 8)
+    },
+    **{
+        ("cuda", "rows_warp", f"{pair} {n} vectors"): MainPath("xx", "xx", unroll=n)
+        for pair in ("logits", "probs", "soft")
+        for n in (1, 4)
     },
     ("cuda", "rows_block", "labels"): MainPath("xxxx", "x"),
     **{
-        ("cuda", "rows_block", rows): MainPath("xxxx", "xx") for rows in ("logits", "probs", "soft")
+        ("cuda", "rows_block", pair): MainPath("xxxx", "xx") for pair in ("logits", "probs", "soft")
     },
     ("triton", "elementwise", "value"): MainPath("xy", ""),
     ("triton", "elementwise", "step"): MainPath("xy", "x"),
