@@ -153,6 +153,8 @@ OBJECTIONS = {
     "output_unwritten": "where nothing has been written yet",
     "misaligned": "a misaligned access",
     "same_place": "a race: this write",
+    "read_by_a_warp_only": "a race: this write and an earlier read",
+    "read_by_two_warps": "a race: this write and an earlier read",
     "local_beyond": "an index beyond a local array",
     "last_block_no_release": "a race: this read and an earlier write",
     "last_block_no_acquire": "a race: this read and an earlier write",
@@ -230,6 +232,9 @@ def test_what_is_right_passes(faults):
     objection, numbers = faults("reverse", blocks=1)
     assert objection == ""
     assert numbers[:64] == list(range(63, -1, -1))
+    objection, numbers = faults("read_by_a_warp", blocks=1)
+    assert objection == ""
+    assert numbers[:64] == [i // 32 * 32 + i for i in range(64)]
     objection, numbers = faults("neighbours", cluster=4)
     assert objection == ""
     assert numbers[:256] == [(i // 64 + 1) % 4 * 100 + i % 64 for i in range(256)]

@@ -12,7 +12,6 @@ void softmax_warp_labels(const SoftmaxProblem& problem, const RowSchedule& sched
     case 1:
       return launch_warp<Operands::labels, 1>(problem, schedule, grid);
     case 2:
-      return launch_warp<Operands::labels, 2>(problem, schedule, grid);
     case 4:
       return launch_warp<Operands::labels, 4>(problem, schedule, grid);
     default:

@@ -39,7 +39,7 @@ MAIN_PATHS = {
     ("cuda", "rescale", ""): MainPath("x", "x"),
     **{
         ("cuda", "rows_warp", f"labels {n} vectors"): MainPath("x", "x", unroll=n)
-        for n in (1, 2, 4, 8)
+        for n in (1, 4, 8)
     },
     **{
         ("cuda", "rows_warp", f"{pair} {n} vectors"): MainPath("xx", "xx", unroll=n)

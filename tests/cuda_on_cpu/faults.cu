@@ -57,7 +57,24 @@ __global__ void count(unsigned* total, int* is_last) {
   if (threadIdx.x == 0) is_last[blockIdx.x] = atomicAdd(total, 1u) == gridDim.x - 1;
 }
 
+__global__ void read_by_a_warp(int* data) {  // and written by one of its lanes
+  const int sum = data[threadIdx.x / 32 * 32] + static_cast<int>(threadIdx.x);
+  __syncwarp();
+  data[threadIdx.x] = sum;
+}
+
 // ---- Wrong
+
+__global__ void read_by_a_warp_only(int* data) {
+  const int sum = data[threadIdx.x / 32 * 32] + static_cast<int>(threadIdx.x);
+  data[threadIdx.x] = __shfl_sync(kAll, sum, threadIdx.x % 32);  // fault: read_by_a_warp_only
+}
+
+__global__ void read_by_two_warps(int* data) {
+  const int sum = data[0] + static_cast<int>(threadIdx.x);
+  __syncwarp();
+  data[threadIdx.x] = sum;  // fault: read_by_two_warps
+}
 
 __global__ void no_barrier(int* data) {
   __shared__ int copy[64];
@@ -221,6 +238,9 @@ extern "C" const char* run(const char* kernel, int* data, unsigned* ticket, int 
     RUN(half_warps);
     RUN(reverse);
     RUN(neighbours);
+    RUN(read_by_a_warp);
+    RUN(read_by_a_warp_only);
+    RUN(read_by_two_warps);
     RUN(no_barrier);
     RUN(no_second_barrier);
     RUN(no_warp_barrier);

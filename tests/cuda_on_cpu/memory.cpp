@@ -91,6 +91,8 @@ std::string size_text(size_t size) {
 
 enum class Kind { read, write, atomic };
 
+constexpr uint8_t kSeveral = Byte::readers | Byte::blocks | Byte::warps;
+
 [[noreturn]] void race(const char* earlier, MomentId moment, uint32_t code, Kind kind,
                        const void* now) {
   fail(std::string("a race: this ") + (kind == Kind::read ? "read" : "write") + " and an earlier " +
@@ -114,7 +116,7 @@ void touch(Byte& byte, Kind kind, size_t size, const void* code) {
   if (byte.launch != device.launches) {
     byte.launch = device.launches;
     byte.writer = byte.reader = 0;
-    byte.flags &= ~(Byte::atomic | Byte::readers | Byte::blocks);
+    byte.flags &= ~(Byte::atomic | kSeveral);
   }
   const bool both_atomic = kind == Kind::atomic && (byte.flags & Byte::atomic);
   if (!both_atomic && !ordered(byte.writer))
@@ -122,18 +124,23 @@ void touch(Byte& byte, Kind kind, size_t size, const void* code) {
   const MomentId now = device.thread->moment;
   const auto offset = static_cast<uint32_t>(static_cast<const char*>(code) - __ehdr_start);
   if (kind == Kind::read) {
+    const Moment &before = at(byte.reader), &here = at(now);
     if (!ordered(byte.reader)) {
-      byte.flags |= at(byte.reader).block == at(now).block ? Byte::readers : Byte::blocks;
-    } else if (at(byte.reader).interval < at(now).interval) {
-      byte.flags &= ~Byte::readers;
+      byte.flags |= before.block == here.block ? Byte::readers : Byte::blocks;
+      if (before.thread / 32 != here.thread / 32) byte.flags |= Byte::warps;
+    } else if (before.interval < here.interval) {
+      byte.flags &= ~(Byte::readers | Byte::warps);
     }
     byte.reader = now;
     byte.reader_code = offset;
     return;
   }
   if (byte.reader) {
+    // Of several readers the last one stands for all: of one warp, __syncwarp has ordered them.
+    const Moment &before = at(byte.reader), &here = at(now);
     const bool shared_interval =
-        (byte.flags & Byte::readers) && at(byte.reader).interval == at(now).interval;
+        (byte.flags & Byte::readers) && before.interval == here.interval &&
+        ((byte.flags & Byte::warps) || before.warp_interval >= here.warp_interval);
     if (!ordered(byte.reader) || shared_interval || (byte.flags & Byte::blocks)) {
       race("read", byte.reader, byte.reader_code, kind, code);
     }
@@ -141,7 +148,7 @@ void touch(Byte& byte, Kind kind, size_t size, const void* code) {
   byte.writer = now;
   byte.writer_code = offset;
   byte.reader = 0;
-  byte.flags = (byte.flags & ~(Byte::atomic | Byte::readers | Byte::blocks)) | Byte::written |
+  byte.flags = (byte.flags & ~(Byte::atomic | kSeveral)) | Byte::written |
                (kind == Kind::atomic ? Byte::atomic : 0);
 }
 
