@@ -100,7 +100,7 @@ class FusedElementwise(Function):
         grads, ctx.grads = ctx.grads, None
         inputs = ctx.saved_tensors
         ops = kernel_ops(call.backend)
-        if torch.is_grad_enabled() or _is_transformed(grad_output):
+        if torch.is_grad_enabled() or is_transformed(grad_output):
             found = ElementwiseBackward.apply(grad_output, *inputs, call.asking_for(*mask))
             grads = _place(found, mask)
         elif grads is None or not call.gives_a_number:
@@ -116,7 +116,7 @@ class FusedElementwise(Function):
         return *grads, None, None
 
 
-def _is_transformed(grad_output: Tensor) -> bool:
+def is_transformed(grad_output: Tensor) -> bool:
     """Whether what comes of it will be differentiated, or is a batch: under torch.func, forward
     mode, or the older vmap behind ``torch.autograd.grad(is_grads_batched=True)``."""
     return transforms_active() or torch._C._functorch.is_legacy_batchedtensor(grad_output)

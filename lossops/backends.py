@@ -165,6 +165,10 @@ class KernelOps:
         self.backward_ = ops.elementwise_backward_.default
         self.rescale_ = ops.elementwise_rescale_.default
         self.double_backward = ops.elementwise_double_backward.default
+        self.softmax_forward = ops.softmax_forward.default
+        self.softmax_forward_ = ops.softmax_forward_.default
+        self.softmax_backward = ops.softmax_backward.default
+        self.softmax_backward_ = ops.softmax_backward_.default
 
 
 _kernel_ops = {

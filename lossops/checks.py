@@ -17,10 +17,10 @@ from torch.nn import _reduction as _torch_reduction
 from lossops import backends
 from lossops.autograd import Call, elementwise, transforms_active
 
-_HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
-_KERNEL_DTYPES = _HALF_DTYPES | {torch.float64, torch.float32}
+HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
+KERNEL_DTYPES = HALF_DTYPES | {torch.float64, torch.float32}
 # What a reduction is to the kernels: how they reduce, and the leading dimensions they keep.
-_REDUCTIONS = {"none": ("none", 0), "mean": ("mean", 0), "sum": ("sum", 0), "sample": ("mean", 1)}
+REDUCTIONS = {"none": ("none", 0), "mean": ("mean", 0), "sum": ("sum", 0), "sample": ("mean", 1)}
 
 
 def legacy_reduction(size_average, reduce, reduction: str) -> str:
@@ -76,11 +76,11 @@ def elementwise_loss(
     divides_by_weight: bool = True,
 ) -> Tensor:
     """Checks a call, settles shapes and dtypes, and runs it."""
-    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{reduction} is not a valid value for reduction")
     _check_tensors(loss, input, target, weight)
     input, target, weight, dtype = _settle_dtypes(input, target, weight)
-    mode, keep_dims = _REDUCTIONS[reduction]
+    mode, keep_dims = REDUCTIONS[reduction]
     sum_of_weights = None
     if weight is not None:
         if weight.shape != input.shape:
@@ -100,7 +100,7 @@ def elementwise_loss(
             f"{loss}: reduction='sample' needs a batch dimension, got an input of shape ()"
         )
 
-    if dtype in _HALF_DTYPES and _autocasts(input.device.type):
+    if dtype in HALF_DTYPES and autocasts(input.device.type):
         dtype = torch.float32
     call = Call(backends.resolve(input), loss, params, mode, keep_dims, dtype)
     if sum_of_weights is None:
@@ -123,7 +123,7 @@ def _warn_of_broadcast(input: Tensor, target: Tensor) -> None:
     )
 
 
-def _autocasts(device: str) -> bool:
+def autocasts(device: str) -> bool:
     # Asking about a device that autocast does not know, as the meta device, is an error.
     return device != "meta" and torch.is_autocast_enabled(device)
 
@@ -177,7 +177,7 @@ def _settle_dtypes(input: Tensor, target: Tensor, weight: Tensor | None):
         dtype = _promoted(input, target)
     if weight is not None and weight.dtype != dtype:
         dtype = torch.promote_types(dtype, weight.dtype)
-    if dtype not in _KERNEL_DTYPES:
+    if dtype not in KERNEL_DTYPES:
         raise NotImplementedError(
             "input and target should be float64, float32, bfloat16 or float16 tensors, "
             f"got {input.dtype} and {target.dtype}"
@@ -186,7 +186,7 @@ def _settle_dtypes(input: Tensor, target: Tensor, weight: Tensor | None):
     def settle(tensor):
         # Kernels compute in the widest dtype they are given: a float64 number does not make the
         # loss float64, so it must not arrive as one.
-        fits = tensor.dtype in _KERNEL_DTYPES and (
+        fits = tensor.dtype in KERNEL_DTYPES and (
             dtype == torch.float64 or tensor.dtype != torch.float64
         )
         return tensor if fits else tensor.to(dtype)

@@ -26,14 +26,32 @@ from lossops.checks import (
     legacy_reduction,
     number,
 )
+from lossops.classification import cross_entropy, focal_loss, log_prob_of, nll_loss, poly_loss
+from lossops.divergences import (
+    js_divergence,
+    kl_divergence,
+    l1_distribution_loss,
+    soft_cross_entropy,
+    total_variation,
+)
 
 __all__ = [
+    "cross_entropy",
+    "focal_loss",
     "huber_loss",
+    "js_divergence",
+    "kl_divergence",
+    "l1_distribution_loss",
     "l1_loss",
     "log_cosh_loss",
+    "log_prob_of",
     "mse_loss",
+    "nll_loss",
+    "poly_loss",
     "quantile_loss",
     "smooth_l1_loss",
+    "soft_cross_entropy",
+    "total_variation",
 ]
 
 

@@ -37,27 +37,28 @@ counts the leading dimensions of the rows' shape that a reduction keeps, none of
 classes. ``params`` are (temperature, softcap, label_smoothing, z_loss, p0, p1), the last two being
 the loss's own; a softcap of 0 is none.
 
-Logits are first made z = cap tanh(input / cap) / temperature, and from these lse = log sum_c exp z_c,
-log q_c = z_c - lse, and the entropy H = -sum_c q_c log q_c. Of a target, so log p_c. Log-probabilities
-and probabilities are taken as they are. With w the class weights:
+Logits are first made z = cap tanh(input / cap) / temperature, and from these
+lse = log sum_c exp z_c, log q_c = z_c - lse, and the entropy H = -sum_c q_c log q_c; of a target,
+so log p_c. Log-probabilities and probabilities are taken as they are. With w the class weights:
 
-*Label losses* ("cross_entropy", "focal", "poly") of a label y: w_y f(-log q_y); for the linear one
--sum_c t_c log q_c, with t_c = w_c ((1 - label_smoothing) p_c + label_smoothing / C) and p the target,
-or 1 for the label and 0 for the others. To that z_loss lse² is added. *Divergences* ("kl",
-"reverse_kl", "jensen_shannon", "l1_distribution", "total_variation", "soft_cross_entropy"): sum_c
-f(p_c, q_c), a label being p = 1 for its class.
+*Label losses* ("cross_entropy", "focal", "poly") of a label y: w_y f(-log q_y). The linear one:
+-sum_c t_c log q_c, with t_c = w_c ((1 - label_smoothing) p_c + label_smoothing / C), where p is the
+target ("probs"), or 1 for the label and 0 for the others. To that z_loss lse² is added.
+*Divergences* ("kl", "reverse_kl", "jensen_shannon", "l1_distribution", "total_variation",
+"soft_cross_entropy"): sum_c f(p_c, q_c), a label being p = 1 for its class.
 
-A row whose label is ``ignore_index`` has loss and gradients 0 and does not count. A label out of range
-raises IndexError on the CPU; on a GPU its row's loss is NaN and its gradients are 0. A mean over labels
-divides by the sum of their weights (for "focal", their number) unless ``normalizer`` (0-d, or of the
-kept dimensions' shape) is given; over other targets by the number of rows. ``one_if_none``: by 1
-where that is 0.
+A row whose label is ``ignore_index`` has loss 0, of which the gradients are 0, and does not count;
+its lse and entropy are those of any row. A label out of range raises IndexError on the CPU; on a
+GPU its row's loss is NaN and the gradients of that are 0. A mean over labels divides by the sum of
+their weights (for "focal", their number) unless ``normalizer`` (0-d, or of the kept dimensions'
+shape) is given; over other targets by the number of rows. ``one_if_none``: by 1 where that is 0.
 
 ``softmax_forward``
-    the reduced loss; per row, where ``output_mask`` asks for them, lse, H and whether no class has a
-    higher logit than the label (1 or 0; 0 for rows that do not count); the denominator of the mean
-    over labels, for the other ops to be given as ``normalizer``; and the gradients by input and
-    target for ``grad_output == 1`` (only where nothing is kept).
+    the reduced loss; per row, where ``output_mask`` asks for them (label losses of logits only),
+    lse, H and whether no class has a higher logit than the label (1 or 0; 0 for rows that do not
+    count); the denominator of the mean over labels, for the other ops to be given as
+    ``normalizer``; and the gradients by input and target for ``grad_output == 1`` (only where
+    nothing is kept).
 ``softmax_forward_``
     the same, with the gradient by input written over ``input``; none by target.
 ``softmax_backward``

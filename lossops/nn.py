@@ -6,13 +6,31 @@ Every ``forward`` takes the optional ``weight`` of its function in :mod:`lossops
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
+from torch.nn.modules.loss import _Loss, _WeightedLoss
 
 from lossops import functional as F
 
-__all__ = ["HuberLoss", "L1Loss", "LogCoshLoss", "MSELoss", "QuantileLoss", "SmoothL1Loss"]
+__all__ = [
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "HuberLoss",
+    "JSDivergenceLoss",
+    "KLDivergenceLoss",
+    "L1DistributionLoss",
+    "L1Loss",
+    "LogCoshLoss",
+    "MSELoss",
+    "NLLLoss",
+    "PolyLoss",
+    "QuantileLoss",
+    "SmoothL1Loss",
+    "SoftCrossEntropyLoss",
+    "TotalVariationLoss",
+]
 
 
 class MSELoss(torch.nn.MSELoss):
@@ -77,3 +95,214 @@ class QuantileLoss(_Loss):
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.quantile_loss(input, target, self.quantile, self.reduction, weight)
+
+
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+    """Cross entropy; see :func:`lossops.functional.cross_entropy`.
+
+    Args:
+        weight, size_average, ignore_index, reduce, reduction, label_smoothing: as torch's.
+        z_loss, softcap, temperature, empty, inplace: as the function's.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        temperature: float = 1.0,
+        empty: str = "nan",
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        self.z_loss = z_loss
+        self.softcap = softcap
+        self.temperature = temperature
+        self.empty = empty
+        self.inplace = inplace
+
+    def forward(
+        self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None
+    ) -> Tensor:
+        return F.cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            softcap=self.softcap,
+            temperature=self.temperature,
+            normalizer=normalizer,
+            empty=self.empty,
+            inplace=self.inplace,
+        )
+
+
+class NLLLoss(torch.nn.NLLLoss):
+    """Negative log-likelihood; see :func:`lossops.functional.nll_loss`."""
+
+    def forward(
+        self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None
+    ) -> Tensor:
+        return F.nll_loss(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            normalizer=normalizer,
+        )
+
+
+class FocalLoss(_WeightedLoss):
+    """Focal loss of a softmax; see :func:`lossops.functional.focal_loss`.
+
+    Args:
+        alpha: one number for all classes or a tensor of shape (C).
+        gamma: γ ≥ 0.
+        ignore_index: a label that does not count.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    __constants__ = ["gamma", "ignore_index", "reduction"]
+
+    def __init__(
+        self,
+        alpha: float | Tensor | None = None,
+        gamma: float = 2.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(alpha if isinstance(alpha, Tensor) else None, reduction=reduction)
+        self.alpha = None if isinstance(alpha, Tensor) else alpha
+        self.gamma = gamma
+        self.ignore_index = ignore_index
+
+    def forward(
+        self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None
+    ) -> Tensor:
+        alpha = self.alpha if self.weight is None else self.weight
+        return F.focal_loss(
+            input, target, alpha, self.gamma, self.ignore_index, self.reduction,
+            normalizer=normalizer,
+        )  # fmt: skip
+
+
+class PolyLoss(_WeightedLoss):
+    """Poly-1 loss; see :func:`lossops.functional.poly_loss`.
+
+    Args:
+        epsilon: ε.
+        weight: a number per class.
+        ignore_index: a label that does not count.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    __constants__ = ["epsilon", "ignore_index", "reduction"]
+
+    def __init__(
+        self,
+        epsilon: float = 1.0,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(weight, reduction=reduction)
+        self.epsilon = epsilon
+        self.ignore_index = ignore_index
+
+    def forward(
+        self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None
+    ) -> Tensor:
+        return F.poly_loss(
+            input, target, self.epsilon, self.weight, self.ignore_index, self.reduction,
+            normalizer=normalizer,
+        )  # fmt: skip
+
+
+class _DivergenceLoss(_Loss):
+    """A loss between two distributions per row.
+
+    Args:
+        input_form, target_form, dim, temperature, ignore_index: as the function's.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    _function: Callable[..., Tensor]
+
+    def __init__(
+        self,
+        *,
+        input_form: str = "logits",
+        target_form: str | None = None,
+        dim: int | None = None,
+        temperature: float = 1.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction=reduction)
+        self.input_form = input_form
+        self.target_form = target_form
+        self.dim = dim
+        self.temperature = temperature
+        self.ignore_index = ignore_index
+
+    def _options(self) -> dict[str, object]:
+        names = ("input_form", "target_form", "dim", "temperature", "ignore_index", "reduction")
+        return {name: getattr(self, name) for name in names}
+
+    def forward(
+        self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None
+    ) -> Tensor:
+        return type(self)._function(input, target, normalizer=normalizer, **self._options())
+
+
+class KLDivergenceLoss(_DivergenceLoss):
+    """Kullback-Leibler divergence; see :func:`lossops.functional.kl_divergence`.
+
+    Args:
+        reverse: KL(Q ‖ P), Q being the input.
+        input_form, target_form, dim, temperature, ignore_index: as the function's.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    _function = staticmethod(F.kl_divergence)
+
+    def __init__(self, *, reverse: bool = False, **options) -> None:
+        super().__init__(**options)
+        self.reverse = reverse
+
+    def _options(self) -> dict[str, object]:
+        return super()._options() | {"reverse": self.reverse}
+
+
+class JSDivergenceLoss(_DivergenceLoss):
+    """Jensen-Shannon divergence; see :func:`lossops.functional.js_divergence`."""
+
+    _function = staticmethod(F.js_divergence)
+
+
+class TotalVariationLoss(_DivergenceLoss):
+    """Total variation distance; see :func:`lossops.functional.total_variation`."""
+
+    _function = staticmethod(F.total_variation)
+
+
+class L1DistributionLoss(_DivergenceLoss):
+    """L1 distance of distributions; see :func:`lossops.functional.l1_distribution_loss`."""
+
+    _function = staticmethod(F.l1_distribution_loss)
+
+
+class SoftCrossEntropyLoss(_DivergenceLoss):
+    """Cross entropy of two distributions; see :func:`lossops.functional.soft_cross_entropy`."""
+
+    _function = staticmethod(F.soft_cross_entropy)

@@ -105,7 +105,7 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
 def _distribution(
     numbers: Tensor, dim: int, form: str, temperature: float, softcap: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log p, p, the capped and cooled logits, and their log-sum-exp, the last two of logits only."""
+    """log p, p, and of logits also their capped and cooled form and its log-sum-exp."""
     if form == "probs":
         positive = numbers > 0
         log_p = torch.where(positive, torch.where(positive, numbers, 1.0).log(), -math.inf)
@@ -169,7 +169,7 @@ def softmax(
     else:
         target = target.to(compute)
 
-    # A ignored row is computed from harmless numbers, so that its derivatives are 0, not NaN.
+    # An ignored row is computed from harmless numbers, so that its derivatives are 0, not NaN.
     def counted(values: Tensor) -> Tensor:
         return torch.where(counts, values, 0.0) if counts is not None else values
 

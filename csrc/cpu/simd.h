@@ -6,6 +6,9 @@
 
 #include "losses/math.h"
 
+// A lambda that must be part of the loop it is called from.
+#define LOSSOPS_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace lossops {
 inline namespace CPU_CAPABILITY {
 
@@ -106,6 +109,27 @@ LOSSOPS_FN Simd<T> fma(Simd<T> a, Simd<T> b, Simd<T> c) {
 template <class T>
 LOSSOPS_FN Simd<T> exp(Simd<T> a) {
   return a.v.exp();
+}
+
+template <class T>
+LOSSOPS_FN Simd<T> log(Simd<T> a) {
+  return a.v.log();
+}
+template <class T>
+LOSSOPS_FN Simd<T> log1p(Simd<T> a) {
+  return a.v.log1p();
+}
+template <class T>
+LOSSOPS_FN Simd<T> pow(Simd<T> a, Simd<T> b) {
+  return a.v.pow(b.v);
+}
+template <class T>
+LOSSOPS_FN Simd<T> tanh(Simd<T> a) {
+  return a.v.tanh();
+}
+template <class T>
+LOSSOPS_FN Simd<T> max(Simd<T> a, Simd<T> b) {
+  return at::vec::maximum(a.v, b.v);  // NaN where one is
 }
 
 // In float64, the functions of the vector library that torch carries.

@@ -55,6 +55,12 @@ LOSSOPS_FN float log(float x) {
 LOSSOPS_FN double log(double x) {
   return ::log(x);
 }
+LOSSOPS_FN float pow(float x, float y) {
+  return ::powf(x, y);
+}
+LOSSOPS_FN double pow(double x, double y) {
+  return ::pow(x, y);
+}
 LOSSOPS_FN float log1p(float x) {
   return ::log1pf(x);
 }
@@ -67,12 +73,6 @@ LOSSOPS_FN float log1p_upto_half(float x) {
 }
 LOSSOPS_FN double log1p_upto_half(double x) {
   return log1p(x);
-}
-LOSSOPS_FN float pow(float base, float exponent) {
-  return ::powf(base, exponent);
-}
-LOSSOPS_FN double pow(double base, double exponent) {
-  return ::pow(base, exponent);
 }
 LOSSOPS_FN float tanh(float x) {
   return ::tanhf(x);

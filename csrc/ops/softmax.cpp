@@ -256,6 +256,8 @@ std::pair<Tensor, Tensor> SoftmaxTask::add_loss(at::ScalarType dtype) {
 
 Tensor SoftmaxTask::add_row_output(RowNumbers& numbers, bool wanted) {
   if (!wanted) return {};
+  TORCH_CHECK(!problem.divergence && problem.form == Form::logits,
+              "lse, entropy and accuracy are those of a label loss of logits");
   const auto dtype = is_double(call_.input) ? at::kDouble : at::kFloat;
   Tensor tensor = at::empty(call_.rows_shape(), call_.input.options().dtype(dtype));
   numbers = this->numbers(tensor);

@@ -144,6 +144,8 @@ std::tuple<Tensor, Tensor> softmax_backward(
   Tensor grad_input, grad_target;
   if (output_mask[0]) grad_input = task.add_gradient(problem.grad_input, input);
   if (output_mask[1]) grad_target = task.add_gradient(problem.grad_target, target);
+  const bool any = grad_output.has_value() || grad_lse.has_value() || grad_entropy.has_value();
+  TORCH_CHECK(any, "softmax_backward needs a gradient of the loss, of lse or of the entropy");
   if (!task.empty()) Engine::backward(problem, input, false);
   task.finish();
   return {grad_input, grad_target};

@@ -25,12 +25,19 @@ using MomentId = uint32_t;  // 0: before this launch
 
 // What is known of one byte.
 struct Byte {
-  enum : uint8_t { exists = 1, written = 2, constant = 4, atomic = 8, readers = 16, blocks = 32,
-                 warps = 64 };
+  enum : uint8_t {
+    exists = 1,
+    written = 2,
+    constant = 4,
+    atomic = 8,
+    readers = 16,
+    blocks = 32,
+    warps = 64
+  };
   MomentId writer, reader;            // the last ones
   uint32_t writer_code, reader_code;  // where
   uint32_t launch;                    // of the last access
-  uint8_t flags;                      // `readers`: several threads read it; of several warps, blocks
+  uint8_t flags;  // `readers`: several threads read it; of several warps, blocks
 };
 
 enum class Status : uint8_t { ready, warp, barrier, cluster, done };

@@ -1,0 +1,248 @@
+// How the softmax engine sees memory: tiles of one row, or of several rows side by side, in the
+// compute type. Class c of lane l lies at c * stride + l.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+
+#include "cpu/blocks.h"
+#include "cpu/simd.h"
+#include "cpu/softmax_kernels.h"
+
+namespace lossops {
+inline namespace CPU_CAPABILITY {
+
+constexpr int64_t kMostLanes = 256;
+// Classes that are computed in one go: with one row, what the L1 cache holds.
+constexpr int64_t kRowBlock = 2048, kLaneBlock = 64;
+
+// Memory of a thread that is kept from call to call: fresh pages cost more than what is computed.
+template <class T>
+class Scratch {
+ public:
+  T* reserve(int64_t n) {
+    if (n > size_) {
+      const size_t bytes = (n * sizeof(T) + 63) / 64 * 64;
+      memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+      if (!memory_) throw std::bad_alloc();
+      size_ = n;
+    }
+    return memory_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> memory_;
+  int64_t size_ = 0;
+};
+
+// One thread's buffer number `slot`.
+template <class T>
+T* scratch(int slot, int64_t n) {
+  thread_local Scratch<T> buffers[6];
+  return buffers[slot].reserve(n);
+}
+
+// The rows [first, first + lanes) of a problem.
+template <class T, bool across>
+class Tile {
+ public:
+  using V = Simd<T>;
+  static constexpr int64_t width = V::width;
+
+  Tile(const SoftmaxProblem& problem, int64_t stride)
+      : problem_(problem), stride_(across ? 1 : stride) {}
+
+  void move_to(int64_t first, int64_t lanes) {
+    first_ = first;
+    lanes_ = lanes;
+    for (int64_t l = 0, r = first; l < lanes; ++l, ++r) {
+      outer_[l] = r / problem_.inner;
+      inner_[l] = r % problem_.inner;
+    }
+  }
+
+  int64_t lanes() const { return lanes_; }
+  int64_t row(int64_t lane) const { return first_ + lane; }
+
+  // Vectors of lanes: one, of which every element stands for the row, or as many as there are.
+  int64_t vectors() const { return across ? 1 : stride_ / width; }
+  // Where a vector of lanes finds its i-th numbers in a block of n classes, and how many there are.
+  int64_t at(int64_t vector, int64_t i) const {
+    return across ? i * width : i * stride_ + vector * width;
+  }
+  static int64_t steps(int64_t n) { return across ? (n + width - 1) / width : n; }
+  static int64_t padded(int64_t n) { return across ? (n + width - 1) / width * width : n; }
+  static int64_t block() { return across ? kRowBlock : kLaneBlock; }
+  int64_t blocks() const { return (problem_.classes + block() - 1) / block(); }
+  int64_t in_block(int64_t b) const { return std::min(block(), problem_.classes - b * block()); }
+  int64_t start(int64_t b) const { return b * block() * stride_; }  // of a block in a whole tile
+  int64_t numbers() const { return padded(problem_.classes) * stride_; }
+
+  // One number per lane, as a vector.
+  static V lane(const T* numbers, int64_t vector) {
+    return across ? V(static_cast<double>(numbers[0])) : V::load(numbers + vector * width);
+  }
+  static void put(V value, T* numbers, int64_t vector) {
+    if constexpr (across) {
+      alignas(64) T all[width];
+      value.store(all);
+      numbers[0] = all[0];
+    } else {
+      value.store(numbers + vector * width);
+    }
+  }
+
+  // What a row's numbers add up to, or the largest of them, in every element that stands for it.
+  static V sum(V value) {
+    if constexpr (!across) return value;
+    alignas(64) T all[width];
+    value.store(all);
+    for (int64_t n = width / 2; n > 0; n /= 2) {
+      for (int64_t i = 0; i < n; ++i) all[i] += all[i + n];
+    }
+    return V(static_cast<double>(all[0]));
+  }
+  static V largest(V value) {
+    if constexpr (!across) return value;
+    alignas(64) T all[width];
+    value.store(all);
+    T most = all[0];
+    for (int64_t i = 1; i < width; ++i) {
+      if (all[i] > most || all[i] != all[i]) most = all[i];
+    }
+    return V(static_cast<double>(most));
+  }
+
+  // The n numbers of an operand from class `c` on: where they lie, or converted into `buffer`,
+  // whose padding becomes `pad`.
+  const T* read(const RowsOperand& operand, int64_t c, int64_t n, T* buffer, T pad) const {
+    if (across && operand.dtype == dtype_of<T> && operand.class_stride == 1 && n % width == 0) {
+      return static_cast<const T*>(operand.data) + offset(operand, 0) + c;
+    }
+    load(operand, c, n, buffer, pad);
+    return buffer;
+  }
+
+  void load(const RowsOperand& operand, int64_t c, int64_t n, T* buffer, T pad) const {
+    with_dtype(operand.dtype, [&]<class S>(S*) {
+      const S* data = static_cast<const S*>(operand.data) + c * operand.class_stride;
+      each_line(operand, n, [&](Line from, Line to, int64_t count) {
+        if (from.step == 1 && to.step == 1) {
+          return convert(data + from.start, buffer + to.start, count);
+        }
+        for (int64_t i = 0; i < count; ++i) {
+          buffer[to.start + i * to.step] = static_cast<T>(data[from.start + i * from.step]);
+        }
+      });
+    });
+    pad_block(n, buffer, pad);
+  }
+
+  void store(const RowsOperand& operand, int64_t c, int64_t n, const T* buffer) const {
+    with_dtype(operand.dtype, [&]<class S>(S*) {
+      S* data = static_cast<S*>(operand.data) + c * operand.class_stride;
+      each_line(operand, n, [&](Line to, Line from, int64_t count) {
+        if (from.step == 1 && to.step == 1) {
+          return convert(buffer + from.start, data + to.start, count);
+        }
+        for (int64_t i = 0; i < count; ++i) {
+          data[to.start + i * to.step] = static_cast<S>(buffer[from.start + i * from.step]);
+        }
+      });
+    });
+  }
+
+  void pad_block(int64_t n, T* buffer, T pad) const {
+    if constexpr (across) {
+      std::fill(buffer + n, buffer + padded(n), pad);
+    } else if (lanes_ < stride_) {
+      for (int64_t c = 0; c < n; ++c) {
+        std::fill(buffer + c * stride_ + lanes_, buffer + (c + 1) * stride_, T(0));
+      }
+    }
+  }
+
+  T number(const RowsOperand& operand, int64_t lane, int64_t c) const {
+    T result{};
+    with_dtype(operand.dtype, [&]<class S>(S*) {
+      const auto* data = static_cast<const S*>(operand.data);
+      result = static_cast<T>(data[offset(operand, lane) + c * operand.class_stride]);
+    });
+    return result;
+  }
+
+  int64_t label(int64_t lane) const {
+    return cpu::read_label(problem_.labels, outer_[lane], inner_[lane]);
+  }
+
+  // The rows' numbers, or `absent` where there are none.
+  void read(const RowNumbers& numbers, T absent, T* out) const {
+    std::fill_n(out, stride_, absent);
+    if (!numbers.defined()) return;
+    with_dtype(numbers.dtype, [&]<class S>(S*) {
+      const auto* data = static_cast<const S*>(numbers.data);
+      for (int64_t l = 0; l < lanes_; ++l) out[l] = static_cast<T>(data[offset(numbers, l)]);
+    });
+  }
+  template <class U>
+  void write(const RowNumbers& numbers, const U* from) const {
+    if (!numbers.defined()) return;
+    with_dtype(numbers.dtype, [&]<class S>(S*) {
+      auto* data = static_cast<S*>(numbers.data);
+      for (int64_t l = 0; l < lanes_; ++l) data[offset(numbers, l)] = static_cast<S>(from[l]);
+    });
+  }
+
+  // The reduction's factor divided by the normalizer.
+  void read_scale(T* out) const {
+    const Operand& normalizer = problem_.normalizer;
+    std::fill_n(out, stride_, static_cast<T>(problem_.scale));
+    if (!normalizer.defined()) return;
+    with_dtype(normalizer.dtype, [&]<class S>(S*) {
+      const auto* data = static_cast<const S*>(normalizer.data);
+      for (int64_t l = 0; l < lanes_; ++l) {
+        const int64_t group = row(l) / problem_.group_size;
+        const auto number = static_cast<double>(data[group * problem_.normalizer_stride]);
+        out[l] = static_cast<T>(problem_.scale / number);
+      }
+    });
+  }
+
+ private:
+  template <class O>
+  int64_t offset(const O& operand, int64_t lane) const {
+    return outer_[lane] * operand.outer_stride + inner_[lane] * operand.inner_stride;
+  }
+
+  struct Line {
+    int64_t start, step;
+  };
+
+  // Walks a block along whatever lies side by side in memory: calls
+  // f(line in the operand, line in the block, count).
+  template <class F>
+  void each_line(const RowsOperand& operand, int64_t n, const F& f) const {
+    const int64_t first = offset(operand, 0), by_class = operand.class_stride;
+    if constexpr (across) {
+      f(Line{first, by_class}, Line{0, 1}, n);
+    } else if (operand.inner_stride == 1 && outer_[0] == outer_[lanes_ - 1]) {
+      for (int64_t c = 0; c < n; ++c)
+        f(Line{first + c * by_class, 1}, Line{c * stride_, 1}, lanes_);
+    } else {
+      for (int64_t l = 0; l < lanes_; ++l) {
+        f(Line{offset(operand, l), by_class}, Line{l, stride_}, n);
+      }
+    }
+  }
+
+  const SoftmaxProblem& problem_;
+  const int64_t stride_;
+  int64_t first_ = 0, lanes_ = 0;
+  int64_t outer_[kMostLanes], inner_[kMostLanes];
+};
+
+}  // namespace CPU_CAPABILITY
+}  // namespace lossops
