@@ -118,7 +118,6 @@ void softmax_forward(const SoftmaxProblem& problem) {
 void softmax_backward(const SoftmaxProblem& problem, bool skip_if_one) {
   const RowNumbers& grad_output = problem.grad_output;
   if (skip_if_one && read_number(grad_output.data, grad_output.dtype) == 1) return;
-  if (problem.count) count(problem);
   sum_over_pieces(problem, rows_per_piece(problem), run_on(problem));
 }
 

@@ -197,7 +197,7 @@ void* count(const SoftmaxProblem& problem, void* workspace, cudaStream_t stream)
 
 void run(const SoftmaxProblem& given, bool forward, bool skip_if_one, void* workspace,
          cudaStream_t stream) {
-  workspace = count(given, workspace, stream);
+  if (forward) workspace = count(given, workspace, stream);
   const SoftmaxProblem problem = with_few_groups(given);
   RowPlan plan = plan_rows(problem);
   plan.schedule.forward = forward;
@@ -260,9 +260,8 @@ void softmax_forward(const SoftmaxProblem& problem, void* workspace, cudaStream_
   run(problem, /*forward=*/true, /*skip_if_one=*/false, workspace, stream);
 }
 
-void softmax_backward(const SoftmaxProblem& problem, bool skip_if_one, void* workspace,
-                      cudaStream_t stream) {
-  run(problem, /*forward=*/false, skip_if_one, workspace, stream);
+void softmax_backward(const SoftmaxProblem& problem, bool skip_if_one, cudaStream_t stream) {
+  run(problem, /*forward=*/false, skip_if_one, nullptr, stream);
 }
 
 }  // namespace lossops::cuda

@@ -216,24 +216,19 @@ RowNumbers SoftmaxTask::numbers(const Tensor& tensor) {
   return numbers;
 }
 
-Tensor SoftmaxTask::add_denominator() {
-  problem.count = call_.reduction == "mean" && problem.target_form == Form::labels &&
-                  !call_.normalizer.has_value();
-  if (!problem.count) return {};
-  const auto dtype = is_double(call_.input) ? at::kDouble : at::kFloat;
-  const Tensor denominator = at::empty(call_.loss_shape(), call_.input.options().dtype(dtype));
-  problem.normalizer.data = denominator.data_ptr();
-  problem.normalizer.dtype = dtype_of(denominator);
-  problem.normalizer_stride = 1;
-  kept_.push_back(denominator);
-  return denominator;
-}
-
 std::pair<Tensor, Tensor> SoftmaxTask::add_loss(at::ScalarType dtype) {
   const auto shape = call_.loss_shape();
   const auto options = call_.input.options();
-  Tensor value = at::empty(shape, options.dtype(dtype));
-  Tensor denominator = add_denominator();
+  Tensor value = at::empty(shape, options.dtype(dtype)), denominator;
+  problem.count = call_.reduction == "mean" && problem.target_form == Form::labels &&
+                  !call_.normalizer.has_value();
+  if (problem.count) {
+    denominator =
+        at::empty(shape, options.dtype(is_double(call_.input) ? at::kDouble : at::kFloat));
+    problem.normalizer.data = denominator.data_ptr();
+    problem.normalizer.dtype = dtype_of(denominator);
+    problem.normalizer_stride = 1;
+  }
   if (!empty()) {
     if (call_.reduces()) {
       problem.reduced.data = value.data_ptr();

@@ -43,8 +43,6 @@ class SoftmaxTask {
   // Checks the call, settles the problem and adds what every op reads.
   explicit SoftmaxTask(const SoftmaxCall& call);
 
-  // The denominator of a mean over labels, to be counted where it is not given.
-  Tensor add_denominator();
   // The loss and, where it is a mean over labels, its denominator.
   std::pair<Tensor, Tensor> add_loss(at::ScalarType dtype);
   // A number per row, undefined where it is not wanted.
@@ -137,7 +135,6 @@ std::tuple<Tensor, Tensor> softmax_backward(
                          target_form, params, ignore_index, one_if_none, reduction, keep_dims};
   SoftmaxTask task(call);
   SoftmaxProblem& problem = task.problem;
-  task.add_denominator();
   task.add_row_input(problem.grad_output, grad_output, "grad_output");
   task.add_row_input(problem.grad_lse, grad_lse, "grad_lse");
   task.add_row_input(problem.grad_entropy, grad_entropy, "grad_entropy");
@@ -168,7 +165,6 @@ void softmax_backward_(at::TensorList grads, const Tensor& grad_output, const Te
               grads.size());
   SoftmaxTask task(call);
   SoftmaxProblem& problem = task.problem;
-  task.add_denominator();
   task.add_row_input(problem.grad_output, grad_output.reshape({}), "grad_output");
   size_t next = 0;
   if (output_mask[0]) task.add_gradient(problem.grad_input, input, grads[next++]);

@@ -169,7 +169,7 @@ struct SoftmaxOnCpuEngine {
   }
   static void backward(const SoftmaxProblem& problem, const Tensor&, bool skip_if_one) {
     run(problem, skip_if_one ? Role::in_place : Role::output,
-        [&](void* workspace) { cuda::softmax_backward(problem, skip_if_one, workspace, nullptr); });
+        [&](void*) { cuda::softmax_backward(problem, skip_if_one, nullptr); });
   }
 };
 
