@@ -263,7 +263,12 @@ PLANTED = {
 def test_a_planted_bug_is_found(bug, tmp_path, seed):
     file, old, new, finding, *kind = PLANTED[bug]
     library = planting.plant(
-        tmp_path, file, old, new, planting.FEWER_SOFTMAX, planting.untouched(file)
+        tmp_path,
+        file,
+        old,
+        new,
+        planting.FEWER_SOFTMAX,
+        {*planting.untouched(file), "softmax_thread_double.cu"},
     )
     run = planting.examine(
         library, seed, "test_softmax_on_cpu_device", "examine", **DEVICES[(*kind, "usual")[0]]

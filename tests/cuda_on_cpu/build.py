@@ -67,7 +67,7 @@ def _library(
     # and the device's own must not be instrumented.
     kernels = dict.fromkeys(sources, flags)
     link = " ".join(["-Wl,-Bsymbolic", *map(str, compiled)])
-    return _ninja(folder, f"{name}.so", kernels, link, first=device)
+    return _ninja(folder, f"{name}.so", kernels, link, first=device, others=compiled)
 
 
 def _object(name: str, source: Path) -> str:
@@ -75,8 +75,9 @@ def _object(name: str, source: Path) -> str:
 
 
 def _ninja(
-    folder: Path, target: str, sources: dict[Path, str], link: str, first: str | Path = ""
-) -> Path:
+    folder: Path, target: str, sources: dict[Path, str], link: str, first: str | Path = "",
+    others: Iterable[Path] = (),
+) -> Path:  # fmt: skip
     """Compiles the sources, each with its flags, and links them; what is up to date stays."""
     folder.mkdir(parents=True, exist_ok=True)
     name = Path(target).stem
@@ -90,7 +91,8 @@ def _ninja(
     objects = {source: _object(name, source) for source in sources}
     for source, flags in sources.items():
         lines.append(f"build {objects[source]}: cxx {source}\n  flags = {flags}")
-    lines.append(f"build {target}: link {' '.join(objects.values())}\n")
+    inputs = " ".join(objects.values())
+    lines.append(f"build {target}: link {inputs} | {first} {' '.join(map(str, others))}\n")
     with open(folder / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may want the same
         (folder / f"{name}.ninja").write_text("\n".join(lines))
