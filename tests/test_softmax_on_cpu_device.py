@@ -255,7 +255,8 @@ PLANTED = {
         PLAN, "if (sum_group(schedule, group, split, sum))", "if (threadIdx.x == 0)",
         f"{RACE}|{NUMBERS}"),
     "labels beyond a group": (
-        PLAN, "         r < end; r += step", "         r <= end; r += step", OUTSIDE),
+        PLAN, "         r < end; r += step", "         r <= end; r += step",
+        f"{OUTSIDE}|{NUMBERS}"),
 }  # fmt: skip
 
 
