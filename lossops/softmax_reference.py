@@ -163,7 +163,7 @@ def softmax(
         wide_weight = weight.view(shape)
     counts = outside = None
     if target_form == "labels":
-        counts = target != ignore_index
+        counts = target.long() != ignore_index  # uint8 would take it modulo 256
         outside = counts & ((target < 0) | (target >= classes))
         counts = counts & ~outside
     else:

@@ -61,6 +61,7 @@ ALL_CASES = [
 ]
 each_case = pytest.mark.parametrize(("spec", "kwargs"), ALL_CASES)
 each_spec = pytest.mark.parametrize("spec", specs.SPECS, ids=lambda row: row.name)
+each_regression = pytest.mark.parametrize("spec", specs.REGRESSION, ids=lambda row: row.name)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 each_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
 
@@ -187,6 +188,15 @@ def expect_kernels(*names: str) -> Iterator[list[str]]:
     assert NAMESPACE or not ran(found, "lossops"), found
 
 
+@contextlib.contextmanager
+def expect_softmax_kernels(*names: str) -> Iterator[list[str]]:
+    """The same of the kernels over rows."""
+    wanted = [f"{NAMESPACE}::softmax_{name}" for name in names] if NAMESPACE else []
+    with expect_ops(*wanted) as found:
+        yield found
+    assert NAMESPACE or not ran(found, "lossops"), found
+
+
 def raw_ops():
     """The raw ops of the backend under test."""
     return getattr(torch.ops, NAMESPACE)
@@ -205,7 +215,14 @@ def away_from_kinks(spec, kwargs, *shape, dtype=torch.float64, margin=0.05):
         difference = torch.where(
             near, kink + torch.sign(difference - kink + 1e-9) * margin, difference
         )
-    return (target + difference).to(dtype), target.to(dtype)
+    input, target = spec.inner(target + difference, target)
+    return input.to(dtype), target.to(dtype)
+
+
+def pair(spec, *shape, dtype=torch.float32):
+    """Valid input and target, at random."""
+    input, target = spec.inner(*make.randn(2, *shape, dtype=torch.float64).unbind(0))
+    return input.to(dtype), target.to(dtype)
 
 
 def random_grad_like(loss: torch.Tensor) -> torch.Tensor:

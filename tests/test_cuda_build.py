@@ -123,6 +123,8 @@ def test_launch_bounds_hold(rows):
         block = row["template"] == "rows_block"
         assert row["threads"] == (256 if not block else 768 if plain else 512), row["name"]
         blocks = 3 if row["pass"] == "any" else least.get(row["template"], 1)
+        if row["loss"] == "sigmoid_focal" and row["dtypes"][0] == "float64":
+            blocks = min(blocks, 2)  # kIsLong
         assert row["blocks"] >= blocks, row["name"]
 
 

@@ -48,15 +48,17 @@ def check_sizes(backend, sizes, dtypes, loss):
     for size in sizes:
         case = Case(backend, (size,), dtypes, loss, "mean").to_device()
         value, gradients = case.truth()
-        value_size, *_ = case.magnitudes()
+        value_size, *_, sizes = case.magnitudes()
         got, grad, *_ = case.forward([True, False, False])  # the pass `step`
         case.compare(got, value, value_size)
-        case.compare(grad, gradients[0] / case.grad_output.double())
+        g = case.grad_output.double()
+        case.compare(grad, gradients[0] / g, sizes[0] / g.abs())
         case.compare(case.forward(NO_GRADIENTS)[0], value, value_size)  # `value`
         case = Case(backend, (size,), dtypes, loss, "none").to_device()
         value, gradients = case.truth()
-        case.compare(case.forward(NO_GRADIENTS)[0], value)
-        case.compare(case.backward([True, False, False])[0], gradients[0])  # `backward`
+        value_size, *_, sizes = case.magnitudes()
+        case.compare(case.forward(NO_GRADIENTS)[0], value, value_size)
+        case.compare(case.backward([True, False, False])[0], gradients[0], sizes[0])  # `backward`
 
 
 @each_pair(PAIRS)

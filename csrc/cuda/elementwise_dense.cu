@@ -115,7 +115,8 @@ __device__ __forceinline__ double single_grad_output(const ElementwiseProblem& p
 }
 
 template <class Loss, class X, class Y, Pass pass>
-__global__ void __launch_bounds__(kThreads, pass == Pass::any ? 3 : 4)
+__global__ void __launch_bounds__(
+    kThreads, pass != Pass::any ? 4 : (kIsLong<Loss> && sizeof(Compute<X>) == 8 ? 2 : 3))
     dense(const __grid_constant__ ElementwiseProblem problem,
           const __grid_constant__ Schedule schedule) {
   using T = Compute<X>;
