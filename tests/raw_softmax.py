@@ -64,10 +64,8 @@ class Case:
         kept = rows if reduction == "none" else rows[:keep_dims]
         self.grad_output = self.normal(kept).to(self.out_dtype)
         self.grad_lse = self.grad_entropy = None
-        if form == "logits":
-            counts = self.counts() if target_form == "labels" else 1
-            self.grad_lse = (self.normal(rows) * counts).to(extra)
-            self.grad_entropy = (self.normal(rows) * counts).to(extra)
+        if self.has_extras:
+            self.grad_lse, self.grad_entropy = (self.normal(rows).to(extra) for _ in range(2))
 
     def normal(self, shape):
         return torch.randn(shape, generator=self.draw, dtype=FLOAT64)
@@ -81,8 +79,8 @@ class Case:
     def counts(self):
         """The rows that have a label."""
         classes = self.input.shape[self.dim]
-        inside = (self.target >= 0) & (self.target < classes)
-        return inside & (self.target.long() != self.options["ignore_index"])
+        target = self.target.long()  # in uint8, -100 would be 156
+        return (target >= 0) & (target < classes) & (target != self.options["ignore_index"])
 
     @property
     def params(self):
@@ -106,6 +104,23 @@ class Case:
     def scalar(self):
         return self.reduction != "none" and self.keep_dims == 0
 
+    def read_again(self):
+        """The same for the ops that follow softmax_forward: they take the mean's denominator."""
+        target, class_weight, normalizer = self.read
+        if self.counted:
+            normalizer = self.forward([False] * 5)[4]
+        return target, class_weight, normalizer
+
+    @property
+    def counted(self):
+        """Whether softmax_forward counts the labels."""
+        return self.reduction == "mean" and self.normalizer is None and not self.soft
+
+    @property
+    def has_extras(self):
+        """Whether rows have a log-sum-exp, an entropy and an accuracy."""
+        return self.form == "logits" and self.loss in LABEL_LOSSES
+
     @property
     def soft(self):
         return self.target_form != "labels"
@@ -125,8 +140,14 @@ class Case:
     def forward(self, mask=None):
         """Loss, lse, entropy, accuracy, denominator, and the two gradients."""
         if mask is None:
-            logits = self.form == "logits"
-            mask = [logits, logits, not self.soft, self.scalar, self.scalar and self.soft]
+            extras = self.has_extras
+            mask = [
+                extras,
+                extras,
+                extras and not self.soft,
+                self.scalar,
+                self.scalar and self.soft,
+            ]
         return self.backend.ops.softmax_forward(
             self.input, *self.read, *self.call, self.out_dtype, mask
         )
@@ -144,13 +165,13 @@ class Case:
         } | changes  # fmt: skip
         mask = [True, self.soft] if mask is None else mask
         return self.backend.ops.softmax_backward(
-            *grads.values(), self.input, *self.read, *self.call, mask
+            *grads.values(), self.input, *self.read_again(), *self.call, mask
         )
 
     def backward_(self, grads, mask=None):
         mask = [True, self.soft] if mask is None else mask
         self.backend.ops.softmax_backward_(
-            grads, self.grad_output, self.input, *self.read, *self.call, mask
+            grads, self.grad_output, self.input, *self.read_again(), *self.call, mask
         )
 
     # The truth.
@@ -195,7 +216,7 @@ class Case:
         for name, got, expected, error in (
             ("lse", lse, rows.lse, errors.lse), ("entropy", entropy, rows.entropy, errors.entropy),
         ):  # fmt: skip
-            assert (got is None) == (self.form != "logits"), name
+            assert (got is not None) == self.has_extras, name
             if got is not None:
                 assert got.dtype == accumulator(self.input.dtype)
                 self.compare(name, got, expected, error)
@@ -212,7 +233,7 @@ class Case:
         return self
 
     def check_accuracy(self, got, expected):
-        assert (got is None) == self.soft
+        assert (got is not None) == (self.has_extras and not self.soft)
         if got is None or not self.input.numel():
             return
         assert got.shape == expected.shape
@@ -233,9 +254,8 @@ class Case:
         return reduce(units, "sum", self.keep_dims)
 
     def check_denominator(self, got):
-        counted = self.reduction == "mean" and self.normalizer is None and not self.soft
-        assert (got is not None) == counted
-        if not counted:
+        assert (got is not None) == self.counted
+        if not self.counted:
             return
         expected = self.units()
         if self.options["one_if_none"]:

@@ -173,9 +173,7 @@ class Case:
                 target = torch.where(make.rand(rows) < 0.3, index, target)
                 if (target == index).all():  # nobody counts: a mean would be NaN
                     target = torch.where(target == index, (index + 1) % shape[dim], target)
-        kwargs = {
-            k: v(shape[dim]).to(dtype) if callable(v) else v for k, v in self.kwargs.items()
-        }
+        kwargs = {k: v(shape[dim]).to(dtype) if callable(v) else v for k, v in self.kwargs.items()}
         return input, target, kwargs
 
     def __call__(self, input, target, reduction="mean", **kwargs):
@@ -240,4 +238,5 @@ def scaled_ulps(value: Tensor, true: Tensor, scale: float = 0.0) -> float:
     true = true.double().clamp(-info.max, info.max)
     size = true.abs().clamp_min(max(scale, info.tiny))
     error = (value.double() - true).abs() / (size.log2().floor().exp2() * info.eps)
+    error = torch.where(value.isnan() & true.isnan(), 0.0, error)
     return error.nan_to_num(nan=math.inf).max().item() if error.numel() else 0.0

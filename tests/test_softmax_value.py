@@ -57,14 +57,15 @@ def test_as_right_as_torch(kind, options, classes, reduction, dtype):
     options = dict(options)
     if options.get("weight"):
         options["weight"] = (make.rand(classes) + 0.25).to(dtype)
-    for shape in ((40, classes), (3, classes, 6)):
+    for shape in ((200, classes), (4, classes, 50)):
         input = (2 * make.randn(shape)).to(dtype)
         target = torch.randint(min(classes, 256), (shape[0], *shape[2:]), device=DEVICE)
         ours, theirs = functional.cross_entropy, torch_functional.cross_entropy
+        labels = target  # torch itself takes bytes of two dimensions at most
         if kind == "bytes":
             target = target.byte()
         if kind == "probs":
-            target = make.randn(shape).softmax(1).to(dtype)
+            target = labels = make.randn(shape).softmax(1).to(dtype)
             options.pop("ignore_index", None)
         if kind == "nll":
             ours, theirs = functional.nll_loss, torch_functional.nll_loss
@@ -72,9 +73,9 @@ def test_as_right_as_torch(kind, options, classes, reduction, dtype):
             options.pop("label_smoothing", None)
         value = ours(input, target, reduction=reduction, **options)
         wide = {k: v.double() if torch.is_tensor(v) else v for k, v in options.items()}
-        wide_target = target.double() if kind == "probs" else target
+        wide_target = target.double() if kind == "probs" else labels
         true = theirs(input.double(), wide_target, reduction=reduction, **wide)
-        torchs = theirs(input, target, reduction=reduction, **options)
+        torchs = theirs(input, labels, reduction=reduction, **options)
         assert value.dtype == torchs.dtype
         # Where a class is nearly certain, its loss is a difference of terms of the size of 1.
         worst = scaled_ulps(torchs, true, 1.0)
@@ -146,9 +147,7 @@ def test_what_else_comes_out(dtype):
             assert torch.equal(got[0], loss)
             for name, tensor in zip(wanted, got[1:], strict=True):
                 assert tensor.shape == (6, 4)
-                assert tensor.dtype == (
-                    torch.float64 if dtype == torch.float64 else torch.float32
-                )
+                assert tensor.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
                 assert scaled_ulps(tensor, true[name], 1.0) <= 8.0
                 if name == "accuracy":
                     assert tensor.min() == 0
