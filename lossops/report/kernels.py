@@ -37,6 +37,19 @@ MAIN_PATHS = {
     ("cuda", "dense", "step"): MainPath("xy", "x", unroll=2),
     ("cuda", "dense", "backward"): MainPath("xyy", "x"),
     ("cuda", "rescale", ""): MainPath("x", "x"),
+    **{
+        ("cuda", "rows_warp", f"labels {n} vectors"): MainPath("x", "x", unroll=n)
+        for n in (1, 4, 8)
+    },
+    **{
+        ("cuda", "rows_warp", f"{pair} {n} vectors"): MainPath("xx", "xx", unroll=n)
+        for pair in ("logits", "probs", "soft")
+        for n in (1, 4)
+    },
+    ("cuda", "rows_block", "labels"): MainPath("xxxx", "x"),
+    **{
+        ("cuda", "rows_block", pair): MainPath("xxxx", "xx") for pair in ("logits", "probs", "soft")
+    },
     ("triton", "elementwise", "value"): MainPath("xy", ""),
     ("triton", "elementwise", "step"): MainPath("xy", "x"),
     ("triton", "elementwise", "backward"): MainPath("xyy", "x"),
