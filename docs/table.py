@@ -12,11 +12,17 @@ START, END = "<!-- losses: written by docs/table.py -->\n", "<!-- end of losses 
 
 def table() -> str:
     """One row per loss."""
-    rows = ["| loss | formula, d = input - target | module | in torch |", "|---|---|---|---|"]
+    rows = [
+        "| loss | formula, x = input, y = target, d = x - y | module | in torch |",
+        "|---|---|---|---|",
+    ]
     for row in specs.SPECS:
         formula = row.formula.replace("|", "\\|")
+        name = row.public_name
+        if row.called:
+            name += "(" + ", ".join(f"{k}={v}" for k, v in row.defaults.items()) + ")"
         in_torch = "yes" if row.torch_function else "no"
-        rows.append(f"| `{row.name}` | {formula} | `{row.module.__name__}` | {in_torch} |")
+        rows.append(f"| `{name}` | {formula} | `{row.module.__name__}` | {in_torch} |")
     return "\n".join(rows) + "\n"
 
 

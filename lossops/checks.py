@@ -74,8 +74,11 @@ def elementwise_loss(
     reduction: str,
     params: tuple[float, ...] = (),
     divides_by_weight: bool = True,
+    normalizer: Tensor | None = None,
+    warns_of_broadcast: bool = True,
 ) -> Tensor:
-    """Checks a call, settles shapes and dtypes, and runs it."""
+    """Checks a call, settles shapes and dtypes, and runs it. A ``normalizer``, 0-d, is what the sum
+    is divided by."""
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{reduction} is not a valid value for reduction")
     _check_tensors(loss, input, target, weight)
@@ -91,7 +94,8 @@ def elementwise_loss(
         if divides_by_weight and mode == "mean":
             sum_of_weights = _sum_of_weights(weight, target, keep_dims)
     if target.shape != input.shape:
-        _warn_of_broadcast(input, target)
+        if warns_of_broadcast:
+            _warn_of_broadcast(input, target)
         input, target = torch.broadcast_tensors(input, target)
         if weight is not None:
             weight = weight.expand(input.shape)
@@ -104,7 +108,7 @@ def elementwise_loss(
         dtype = torch.float32
     call = Call(backends.resolve(input), loss, params, mode, keep_dims, dtype)
     if sum_of_weights is None:
-        return elementwise(input, target, weight, None, call)
+        return elementwise(input, target, weight, normalizer, call)
     if transforms_active() or (torch.is_grad_enabled() and weight.requires_grad):
         # The loss depends on the weight through the denominator too: leave that to autograd.
         total = replace(call, reduction="sum", out_dtype=sum_of_weights.dtype)

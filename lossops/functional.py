@@ -12,6 +12,9 @@ differentiate by ``input``, ``target`` and ``weight``, to any order.
 ``"sum"``     their sum, a scalar
 ``"sample"``  one number per sample of the batch: the mean over all dimensions but the first,
               a tensor of shape (B,)
+
+and for :func:`kl_div` also "batchmean". The losses of differences stand here, those of
+probabilities and logits in :mod:`lossops.probabilities`.
 """
 
 from __future__ import annotations
@@ -34,12 +37,21 @@ from lossops.divergences import (
     soft_cross_entropy,
     total_variation,
 )
+from lossops.probabilities import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    kl_div,
+    sigmoid_focal_loss,
+)
 
 __all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
     "cross_entropy",
     "focal_loss",
     "huber_loss",
     "js_divergence",
+    "kl_div",
     "kl_divergence",
     "l1_distribution_loss",
     "l1_loss",
@@ -49,6 +61,7 @@ __all__ = [
     "nll_loss",
     "poly_loss",
     "quantile_loss",
+    "sigmoid_focal_loss",
     "smooth_l1_loss",
     "soft_cross_entropy",
     "total_variation",

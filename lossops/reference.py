@@ -6,7 +6,9 @@ number of times by torch itself. Nothing here is fused, and nothing calls torch'
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -65,6 +67,93 @@ def quantile(input: Tensor, target: Tensor, above: float, below: float) -> Tenso
     return torch.where(d > 0, above * d, torch.where(d < 0, -below * d, 0 * d))
 
 
+# The rest are sums, written as their terms: rounding is relative to the terms, not to what is left
+# of them where they cancel.
+
+
+def kl_div(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """0 where the target is."""
+    impossible = (target == 0) & (input == -math.inf)
+    return -torch.special.entr(target), -target * torch.where(impossible, 0.0, input)
+
+
+def kl_div_log_target(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """0 where the target's probability is, unless the input is infinite or NaN."""
+    zero = target.exp() == 0
+    x, y = torch.where(zero, 0.0, input), torch.where(zero, 0.0, target)
+    p = torch.where(zero, 0.0, y.exp())
+    # Of a probability that is not 0, but rounds to it.
+    limit = torch.where((target > -math.inf) & (input == -math.inf), math.inf, 0.0)
+    limit = torch.where(zero, torch.where(input < math.inf, limit, input * 0), 0.0)
+    fixed, d = p.detach(), y - x
+    return fixed * d + limit, (p - fixed) * d  # the latter for its derivative by y alone
+
+
+def _smoothed(target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """A target and 1 minus it."""
+    keep, half = 1 - smoothing, 0.5 * smoothing
+    return target * keep + half, (1 - target) * keep + half
+
+
+def bce(input: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, ...]:
+    """Both logarithms are at least -100; the derivative divides by no less than 1e-12."""
+    yes, no = _smoothed(target, smoothing)
+    edge = (input * (1 - input) < 1e-12) & (input >= 0) & (input <= 1)
+    x = torch.where(edge, 0.5, input)
+    at_edge = input.detach()
+    slope = torch.where(edge, (at_edge - yes.detach()) / 1e-12, 0.0)
+    step = slope * torch.where(edge, input - at_edge, 0.0)  # 0, with that derivative
+    low, high = at_edge.log(), torch.log1p(-at_edge)
+    log_yes = torch.where(edge, torch.where(low < -100, -100.0, low), x.log())
+    log_no = torch.where(edge, torch.where(high < -100, -100.0, high), torch.log1p(-x))
+    return -yes * log_yes + step, -no * log_no
+
+
+def _cross_entropy(input: Tensor, yes: Tensor, no: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits, by two softplus. What is infinitely sure, and right, costs nothing."""
+    negative = input < 0
+    tail = torch.log1p(torch.where(negative, input, -input).exp())
+    against = tail + torch.where(negative & ((yes != 0) | (input > -math.inf)), -input, 0.0)
+    in_favour = tail + torch.where(negative | ((no == 0) & (input == math.inf)), 0.0, input)
+    return yes * against, no * in_favour
+
+
+def bce_with_logits(
+    input: Tensor, target: Tensor, pos_weight: float, smoothing: float
+) -> tuple[Tensor, ...]:
+    yes, no = _smoothed(target, smoothing)
+    return _cross_entropy(input, pos_weight * yes, no)
+
+
+def sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) -> tuple[Tensor, ...]:
+    """A negative alpha stands for none."""
+    e = torch.where(input < 0, input, -input).exp()
+    larger, smaller = 1 / (1 + e), e / (1 + e)
+    p, q = (torch.where(input < 0, *pair) for pair in ((smaller, larger), (larger, smaller)))
+    wrong = target * q + (1 - target) * p
+    sure = wrong == 0
+    factor = torch.where(sure, float(gamma == 0), torch.where(sure, 1.0, wrong) ** gamma)
+    if alpha >= 0:
+        factor = factor * (alpha * target + (1 - alpha) * (1 - target))
+    return tuple(factor * term for term in _cross_entropy(input, target, 1 - target))
+
+
+TERMS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "kl_div": kl_div,
+    "kl_div_log_target": kl_div_log_target,
+    "bce": bce,
+    "bce_with_logits": bce_with_logits,
+    "sigmoid_focal": sigmoid_focal,
+}
+
+
+def _sum_of(terms: Callable[..., tuple[Tensor, ...]]) -> Formula:
+    def formula(*args) -> Tensor:
+        return functools.reduce(operator.add, terms(*args))
+
+    return formula
+
+
 FORMULAS: dict[str, Formula] = {
     "mse": mse,
     "l1": l1,
@@ -72,6 +161,7 @@ FORMULAS: dict[str, Formula] = {
     "huber": huber,
     "log_cosh": log_cosh,
     "quantile": quantile,
+    **{name: _sum_of(terms) for name, terms in TERMS.items()},
 }
 
 

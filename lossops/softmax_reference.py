@@ -164,6 +164,7 @@ def softmax(
         wide_weight = weight.view(shape)
     counts = outside = None
     if target_form == "labels":
+        target = target.long()  # in uint8, an ignore_index of -100 would be 156
         counts = target != ignore_index
         outside = counts & ((target < 0) | (target >= classes))
         counts = counts & ~outside

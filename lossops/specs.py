@@ -7,6 +7,7 @@ plot and table.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,44 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 from lossops import functional, nn, reference
+
+Domain = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _anything(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    return input, target
+
+
+# Half the number first: what comes out should be off the borders in half precision too.
+
+
+def _probability(x: Tensor) -> Tensor:
+    return torch.sigmoid(0.5 * x)
+
+
+def _log_probability(x: Tensor) -> Tensor:
+    return torch.nn.functional.logsigmoid(0.5 * x)
+
+
+def _fold_into_unit(x: Tensor) -> Tensor:
+    """|x| or 1/|x|: every exponent down from 1, and both ends."""
+    z = x.abs()
+    return torch.where(z > 1, 1 / z, z)
+
+
+def _fold_label(x: Tensor) -> Tensor:
+    """As many hard labels as soft ones."""
+    return torch.where(x.abs() > 1, (x > 0).to(x.dtype), x.abs())
+
+
+def _with_smoothing(
+    input: Tensor, target: Tensor, label_smoothing: float = 0.0, **kwargs
+) -> tuple[Tensor, Tensor, dict]:
+    if label_smoothing:
+        target = target * (1 - label_smoothing) + 0.5 * label_smoothing
+    if "pos_weight" in kwargs:
+        kwargs["pos_weight"] = torch.as_tensor(kwargs["pos_weight"]).to(input)
+    return input, target, kwargs
 
 
 @dataclass(frozen=True)
@@ -36,13 +75,35 @@ class Spec:
     source: str = ""
     refused: tuple[tuple[dict[str, Any], type[Exception], str], ...] = field(default=())
 
+    # What it is called in lossops.functional, where rows share a function.
+    called: str = ""
+    # Whether it compares a prediction with a measurement: the report trains and draws those.
+    regression: bool = True
+    # Makes valid inputs and targets of any numbers, as `inner` of random ones, without the borders
+    # of the domain; `folded` of all there are, with them.
+    inner: Domain = _anything
+    folded: Domain = _anything
+    # What a target of another shape than the input's does: "warns", "broadcasts" or "raises".
+    other_shapes: str = "warns"
+    expands_weight: bool = False  # a weight of another shape is broadcast to the input's
+    integers: type[Exception] = NotImplementedError  # raised for them
+    slope_without_input: bool = False  # the derivative by the input does not depend on it
+    # Units in the last place that its value may be off beyond what other losses may.
+    slack: Callable[[dict[str, float]], float] = lambda kwargs: 0.0
+    # The call as torch's function takes it: input, target and keyword arguments.
+    for_torch: Callable[..., tuple[Tensor, Tensor, dict]] = lambda x, y, **kwargs: (x, y, kwargs)
+
     # The hyperparameters as the kernels take them.
     params: Callable[[dict[str, float]], tuple[float, ...]] = lambda kwargs: tuple(kwargs.values())
 
     @property
     def function(self) -> Callable[..., Tensor]:
         """The loss itself."""
-        return getattr(functional, self.name)
+        return getattr(functional, self.public_name)
+
+    @property
+    def public_name(self) -> str:
+        return self.called or self.name
 
     @property
     def defaults(self) -> dict[str, float]:
@@ -51,7 +112,10 @@ class Spec:
     def in_torch(self, input: Tensor, target: Tensor, reduction: str = "mean", **kwargs) -> Tensor:
         """The loss as a torch user would write it: torch's function, or its formula in torch."""
         if self.torch_function is not None:
-            return self.torch_function(input, target, reduction=reduction, **kwargs)
+            input, target, kwargs = self.for_torch(input, target, **kwargs)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of kl_div's mean
+                return self.torch_function(input, target, reduction=reduction, **kwargs)
         params = self.params({**self.defaults, **kwargs})
         value = reference.FORMULAS[self.kernel](input, target, *params)
         return reference.reduce(value, reduction)
@@ -61,6 +125,13 @@ class Spec:
     passes_per_step: int = 3
     passes_per_forward: int = 2
 
+
+_SMOOTHING_REFUSED = (
+    ({"label_smoothing": -0.1}, ValueError, "label_smoothing should be between 0.0 and 1.0"),
+    ({"label_smoothing": 1.5}, ValueError, "label_smoothing should be between 0.0 and 1.0"),
+    ({"label_smoothing": float("nan")}, ValueError, "label_smoothing should be between"),
+    ({"label_smoothing": "much"}, TypeError, "label_smoothing should be a number"),
+)
 
 SPECS: tuple[Spec, ...] = (
     Spec(
@@ -143,7 +214,111 @@ SPECS: tuple[Spec, ...] = (
             ({"quantile": "high"}, TypeError, "quantile should be a number"),
         ),
     ),
+    Spec(
+        name="kl_div",
+        kernel="kl_div",
+        module=nn.KLDivLoss,
+        formula="y (log y - x)",
+        torch_function=torch_functional.kl_div,
+        torch_module=torch.nn.KLDivLoss,
+        divides_by_weight=False,
+        source="Kullback and Leibler, On Information and Sufficiency, 1951",
+        regression=False,
+        inner=lambda x, y: (_log_probability(x), _probability(y)),
+        folded=lambda x, y: (-x.abs(), _fold_into_unit(y)),
+        other_shapes="broadcasts",
+        slope_without_input=True,
+        integers=RuntimeError,
+    ),
+    Spec(
+        name="kl_div_log_target",
+        called="kl_div",
+        kernel="kl_div_log_target",
+        module=nn.KLDivLoss,
+        formula="eʸ (y - x)",
+        samples=({"log_target": True},),
+        params=lambda kwargs: (),
+        torch_function=torch_functional.kl_div,
+        torch_module=torch.nn.KLDivLoss,
+        divides_by_weight=False,
+        source="Kullback and Leibler, On Information and Sufficiency, 1951",
+        regression=False,
+        inner=lambda x, y: (_log_probability(x), _log_probability(y)),
+        folded=lambda x, y: (-x.abs(), -y.abs()),
+        other_shapes="broadcasts",
+        slope_without_input=True,
+        integers=RuntimeError,
+    ),
+    Spec(
+        name="binary_cross_entropy",
+        kernel="bce",
+        module=nn.BCELoss,
+        formula="-y log x - (1 - y) log(1 - x)",
+        samples=({}, {"label_smoothing": 0.1}),
+        params=lambda kwargs: (kwargs.get("label_smoothing", 0.0),),
+        torch_function=torch_functional.binary_cross_entropy,
+        torch_module=torch.nn.BCELoss,
+        divides_by_weight=False,
+        source="Good, Rational Decisions, 1952",
+        regression=False,
+        inner=lambda x, y: (_probability(x), _probability(y)),
+        folded=lambda x, y: (_fold_into_unit(x), _fold_label(y)),
+        other_shapes="raises",
+        expands_weight=True,
+        refused=_SMOOTHING_REFUSED,
+        for_torch=_with_smoothing,
+    ),
+    Spec(
+        name="binary_cross_entropy_with_logits",
+        kernel="bce_with_logits",
+        module=nn.BCEWithLogitsLoss,
+        formula="p y softplus(-x) + (1 - y) softplus(x)",
+        samples=({}, {"pos_weight": 3.0}, {"label_smoothing": 0.1, "pos_weight": 0.4}),
+        params=lambda kwargs: (kwargs.get("pos_weight", 1.0), kwargs.get("label_smoothing", 0.0)),
+        torch_function=torch_functional.binary_cross_entropy_with_logits,
+        torch_module=torch.nn.BCEWithLogitsLoss,
+        divides_by_weight=False,
+        source="Good, Rational Decisions, 1952",
+        regression=False,
+        inner=lambda x, y: (x, _probability(y)),
+        folded=lambda x, y: (x, _fold_label(y)),
+        other_shapes="raises",
+        expands_weight=True,
+        refused=_SMOOTHING_REFUSED,
+        for_torch=_with_smoothing,
+    ),
+    Spec(
+        name="sigmoid_focal_loss",
+        kernel="sigmoid_focal",
+        module=nn.SigmoidFocalLoss,
+        formula="α_t (1 - p_t)^γ BCE(x, y), p = sigmoid(x)",
+        samples=(
+            {"alpha": 0.25, "gamma": 2.0},
+            {"alpha": -1.0, "gamma": 0.5},
+            {"alpha": 0.6, "gamma": 5.0},
+        ),
+        divides_by_weight=False,
+        # 1 - p_t is off by 1.5 eps, which is up to three units, and its power by γ times that.
+        slack=lambda kwargs: 3 * kwargs["gamma"],
+        source="Lin et al., Focal Loss for Dense Object Detection, 2017",
+        regression=False,
+        inner=lambda x, y: (x, _probability(y)),
+        # The formula does not have the limits at infinity; tests/test_raw_ops.py does.
+        folded=lambda x, y: (torch.where(x.isinf(), x.sign() * 50, x), _fold_label(y)),
+        other_shapes="raises",
+        expands_weight=True,
+        refused=(
+            ({"alpha": 1.5}, ValueError, "alpha should be at most 1"),
+            ({"alpha": float("nan")}, ValueError, "alpha should be at most 1"),
+            ({"gamma": -1.0}, ValueError, "gamma should be at least 0"),
+            ({"gamma": float("nan")}, ValueError, "gamma should be at least 0"),
+            ({"gamma": "hard"}, TypeError, "gamma should be a number"),
+        ),
+    ),
 )
+
+# Those that compare a prediction with a measurement.
+REGRESSION = tuple(row for row in SPECS if row.regression)
 
 
 def spec(name: str) -> Spec:

@@ -10,7 +10,9 @@ import secrets
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import cuda_on_cpu
 import pytest
+import raw_ops as contract
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -59,6 +61,7 @@ ALL_CASES = [
 ]
 each_case = pytest.mark.parametrize(("spec", "kwargs"), ALL_CASES)
 each_spec = pytest.mark.parametrize("spec", specs.SPECS, ids=lambda row: row.name)
+each_regression = pytest.mark.parametrize("spec", specs.REGRESSION, ids=lambda row: row.name)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 each_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
 
@@ -124,6 +127,28 @@ def anywhere(request) -> Iterator[torch.device]:
     yield from _place(request.param)
 
 
+@pytest.fixture(scope="module", params=["cpu", "cuda_on_cpu", "cuda-native", "cuda-triton"])
+def backend(request):
+    """The raw ops of every engine, to be held to one contract."""
+    if request.param == "cuda_on_cpu":
+        return contract.Backend(cuda_on_cpu.ops())
+    if request.param == "cuda-triton":
+        triton = pytest.importorskip("triton")
+        interpreted = triton.knobs.runtime.interpret
+        if not interpreted and not torch.cuda.is_available():
+            pytest.skip("needs a GPU or the interpreter, in which test_triton.py runs this file")
+        # The interpreter converts to bfloat16 by cutting bits off.
+        device, rounding = ("cpu", 1.0) if interpreted else ("cuda:0", 0.5)
+        backends.kernel_ops("triton")  # registers them
+        return contract.Backend(torch.ops.lossops_triton, device, rounding)
+    device = "cuda" if request.param == "cuda-native" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    if "native" not in backends.backends_for(device):
+        pytest.skip(f"the extension is built without {device}")
+    return contract.Backend(torch.ops.lossops, device, raises_index_errors=device == "cpu")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield
@@ -163,6 +188,15 @@ def expect_kernels(*names: str) -> Iterator[list[str]]:
     assert NAMESPACE or not ran(found, "lossops"), found
 
 
+@contextlib.contextmanager
+def expect_softmax_kernels(*names: str) -> Iterator[list[str]]:
+    """The same of the kernels over rows."""
+    wanted = [f"{NAMESPACE}::softmax_{name}" for name in names] if NAMESPACE else []
+    with expect_ops(*wanted) as found:
+        yield found
+    assert NAMESPACE or not ran(found, "lossops"), found
+
+
 def raw_ops():
     """The raw ops of the backend under test."""
     return getattr(torch.ops, NAMESPACE)
@@ -181,7 +215,14 @@ def away_from_kinks(spec, kwargs, *shape, dtype=torch.float64, margin=0.05):
         difference = torch.where(
             near, kink + torch.sign(difference - kink + 1e-9) * margin, difference
         )
-    return (target + difference).to(dtype), target.to(dtype)
+    input, target = spec.inner(target + difference, target)
+    return input.to(dtype), target.to(dtype)
+
+
+def pair(spec, *shape, dtype=torch.float32):
+    """Valid input and target, at random."""
+    input, target = spec.inner(*make.randn(2, *shape, dtype=torch.float64).unbind(0))
+    return input.to(dtype), target.to(dtype)
 
 
 def random_grad_like(loss: torch.Tensor) -> torch.Tensor:

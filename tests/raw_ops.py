@@ -30,18 +30,30 @@ def each_pair(pairs):
 class Backend:
     """Where the raw ops of a namespace run."""
 
-    def __init__(self, ops, device="cpu", bfloat16_rounding=0.5):
+    def __init__(self, ops, device="cpu", bfloat16_rounding=0.5, raises_index_errors=False):
         self.ops = ops
         self.device = torch.device(device)
         self.bfloat16_rounding = bfloat16_rounding  # in units of the last place
+        # Labels can be looked at where they lie in the host's memory.
+        self.raises_index_errors = raises_index_errors
 
 
 # ---------------------------------------------------------------------------------------------
 # The truth.
 
 
-def formula(loss, d, params):
-    return reference.FORMULAS[loss](d, torch.zeros_like(d), *params)
+SPEC = {row.kernel: row for row in specs.SPECS}
+
+
+def formula(loss, x, y, params):
+    return reference.FORMULAS[loss](x, y, *params)
+
+
+def terms_of(loss, x, y, params):
+    """What the loss is a sum of."""
+    if loss in reference.TERMS:
+        return reference.TERMS[loss](x, y, *params)
+    return (formula(loss, x, y, params),)
 
 
 def reduced(values, reduction, keep_dims, normalizer=None):
@@ -70,7 +82,11 @@ class Case:
         # Differences on both sides of every threshold, and exactly on it: 0, beta and delta, beside
         # targets short enough for the input to be exact in any dtype.
         input, target = 2 * tensor(x_dtype), tensor(y_dtype)
-        for tie in (0.0, *self.params):
+        regression = SPEC[loss].regression if loss in SPEC else True
+        if not regression:
+            wide = SPEC[loss].inner(input.double(), target.double())
+            input, target = wide[0].to(x_dtype), wide[1].to(y_dtype)
+        for tie in (0.0, *self.params) if regression else ():
             tied = torch.rand(shape, generator=draw) < 0.1
             target = torch.where(tied, (4 * target).round() / 4, target)
             input = torch.where(tied, target.to(x_dtype) + tie, input)
@@ -98,7 +114,7 @@ class Case:
 
     def total(self, x, y, w):
         """The reduced loss, in float64."""
-        values = formula(self.loss, x - y, self.params)
+        values = formula(self.loss, x, y, self.params)
         normalizer = None if self.normalizer is None else self.normalizer.double()
         return reduced(values if w is None else w * values, *self.call[2:], normalizer)
 
@@ -142,16 +158,23 @@ class Case:
         """
         w = 1 if self.operands[2] is None else self.operands[2].double().abs()
         a, b, c = (0 if t is None else t.double().abs() for t in self.tangents)
-        d = (self.operands[0].double() - self.operands[1].double()).requires_grad_()
-        f = formula(self.loss, d, self.params)
-        (first,) = torch.autograd.grad(f.sum(), d, create_graph=True)
-        second = torch.zeros_like(d)
-        if first.requires_grad:
-            (second,) = torch.autograd.grad(first.sum(), d, materialize_grads=True)
-        f, first, second = (t.detach().abs() for t in (f, first, second))
-        along, slope = (a + b) * first, (a + b) * second
+        x, y, _ = self.leaves()
+        f, f_x, f_y, f_xx, f_xy, f_yy = sizes = [torch.zeros_like(x.detach()) for _ in range(6)]
+        for term in terms_of(self.loss, x, y, self.params):
+            first = torch.autograd.grad(term.sum(), (x, y), create_graph=True, allow_unused=True)
+            second = [
+                torch.autograd.grad(t.sum(), (x, y), retain_graph=True, materialize_grads=True)
+                if t is not None and t.requires_grad
+                else (torch.zeros_like(x), torch.zeros_like(y))
+                for t in first
+            ]
+            parts = (term, *first, *second[0], second[1][1])
+            for size, part in zip(sizes, parts, strict=True):
+                if part is not None:
+                    size += part.detach().abs()
+        along, slope_x, slope_y = a * f_x + b * f_y, a * f_xx + b * f_xy, a * f_xy + b * f_yy
 
-        leaf = torch.zeros_like(d, requires_grad=True)
+        leaf = torch.zeros_like(f, requires_grad=True)
         normalizer = None if self.normalizer is None else self.normalizer.double()
         adjoint = reduced(leaf, *self.call[2:], normalizer)
         (g,) = torch.autograd.grad(adjoint, leaf, self.grad_output.double().abs())
@@ -159,8 +182,10 @@ class Case:
         def total(terms):
             return reduced(terms, *self.call[2:], normalizer)
 
-        by_input = g * (w * slope + c * first)
-        return total(w * f), total(w * along + c * f), (by_input, by_input, g * along)
+        by_input, by_target = g * (w * slope_x + c * f_x), g * (w * slope_y + c * f_y)
+        firsts = (g * w * f_x, g * w * f_y, g * f)
+        along_sizes = (by_input, by_target, g * along)
+        return total(w * f), total(w * along + c * f), along_sizes, firsts
 
     # What the kernels make of it.
 
@@ -190,20 +215,21 @@ class Case:
         """Value, gradients and second derivatives."""
         self.to_device()
         scalar = self.reduction != "none" and self.keep_dims == 0
-        size, *_ = self.magnitudes()
+        size, *_, sizes = self.magnitudes()
         value, gradients = self.truth()
         got, *got_gradients = self.forward(ALL if scalar else NO_GRADIENTS)
         self.compare(got, value, size)
         if scalar:
             g = self.grad_output.double()
-            self.compare_gradients(got_gradients, [gradient / g for gradient in gradients])
+            scaled = [size / g.abs() for size in sizes]
+            self.compare_gradients(got_gradients, [gradient / g for gradient in gradients], scaled)
         else:
             assert got_gradients == [None, None, None]
-        self.compare_gradients(self.backward(), gradients)
+        self.compare_gradients(self.backward(), gradients, sizes)
         self.check_double_backward()
 
     def check_double_backward(self):
-        _, size, sizes = self.magnitudes()
+        _, size, sizes, _ = self.magnitudes()
         along, gradients = self.second_truth()
         got, *got_gradients = self.double_backward()
         self.compare(got, along, size)

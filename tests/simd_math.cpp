@@ -41,6 +41,20 @@ void compare(const char* name, const F& simd, const G& exact, double low, double
 int main() {
   const auto expm1 = [](double x) { return std::expm1(x); };
   const auto log1p = [](double x) { return std::log1p(x); };
+  const auto exp = [](double x) { return std::exp(x); };
+  compare("exp", [](auto x) { return lossops::exp(x); }, exp, -INFINITY, INFINITY);
   compare("expm1", [](auto x) { return lossops::expm1(x); }, expm1, -INFINITY, INFINITY);
   compare("log1p_upto_half", [](auto x) { return lossops::log1p_upto_half(x); }, log1p, 0, 0.5);
+  compare("log1p_upto_one", [](auto x) { return lossops::log1p_upto_one(x); }, log1p, 0, 1);
+  const auto log = [](double x) { return std::log(x); };
+  compare("log", [](auto x) { return lossops::log(x); }, log, -INFINITY, INFINITY);
+  compare("log1p", [](auto x) { return lossops::log1p(x); }, log1p, -INFINITY, INFINITY);
+  const auto power = [](const char* name, double exponent) {
+    compare(
+        name, [&](auto x) { return lossops::power(x, decltype(x)(exponent)); },
+        [&](double x) { return std::pow(x, exponent); }, 0, INFINITY);
+  };
+  power("power_2", 2);
+  power("power_5", 5);
+  power("power_half", 0.5);
 }

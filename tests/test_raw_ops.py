@@ -6,7 +6,6 @@ import itertools
 import math
 import random
 
-import cuda_on_cpu
 import pytest
 import torch
 from conftest import each_spec
@@ -18,13 +17,12 @@ from raw_ops import (
     LOSSES,
     NO_GRADIENTS,
     PARAMS,
-    Backend,
     Case,
     each_pair,
     formula,
 )  # fmt: skip
 
-from lossops import backends, specs
+from lossops import specs
 
 DTYPES = [
     (FLOAT64, FLOAT64),
@@ -40,27 +38,6 @@ REDUCTIONS = [("none", 0), ("mean", 0), ("sum", 0), ("mean", 1), ("sum", 2), ("s
 
 # The branch not taken may divide by zero, which numpy, behind Triton's interpreter, reports.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
-
-
-@pytest.fixture(scope="module", params=["cpu", "cuda_on_cpu", "cuda-native", "cuda-triton"])
-def backend(request):
-    if request.param == "cuda_on_cpu":
-        return Backend(cuda_on_cpu.ops())
-    if request.param == "cuda-triton":
-        triton = pytest.importorskip("triton")
-        interpreted = triton.knobs.runtime.interpret
-        if not interpreted and not torch.cuda.is_available():
-            pytest.skip("needs a GPU or the interpreter, in which test_triton.py runs this file")
-        # The interpreter converts to bfloat16 by cutting bits off.
-        device, rounding = ("cpu", 1.0) if interpreted else ("cuda:0", 0.5)
-        backends.kernel_ops("triton")  # registers them
-        return Backend(torch.ops.lossops_triton, device, rounding)
-    device = "cuda" if request.param == "cuda-native" else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
-    if "native" not in backends.backends_for(device):
-        pytest.skip(f"the extension is built without {device}")
-    return Backend(torch.ops.lossops, device)
 
 
 @each_pair(DTYPES)
@@ -146,7 +123,126 @@ def test_an_infinite_loss_and_no_tangent_of_its_weight(backend):
     assert along.tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+INF, NAN = math.inf, math.nan
+# input, target, then what should come out: the value, and the derivatives by input and by target;
+# None where there is nothing to be held to.
+SPECIAL = {
+    ("kl_div", ()): [
+        (-INF, 0.0, 0.0, 0.0, None),
+        (-1.0, 0.0, 0.0, 0.0, -INF),
+        (-INF, 0.5, INF, -0.5, INF),
+        (0.0, 1.0, 0.0, -1.0, 1.0),
+        (NAN, 0.0, NAN, None, NAN),
+        (-1.0, NAN, NAN, NAN, NAN),
+    ],
+    ("kl_div_log_target", ()): [
+        (-INF, -INF, 0.0, 0.0, 0.0),
+        (-1.0, -INF, 0.0, 0.0, 0.0),
+        (-INF, 0.0, INF, -1.0, INF),
+        (-INF, -2000.0, INF, 0.0, INF),
+        (-1.0, -2000.0, 0.0, 0.0, 0.0),
+        (-2.0, 0.0, 2.0, -1.0, 3.0),
+        (NAN, -INF, NAN, None, NAN),
+        (-1.0, NAN, NAN, NAN, NAN),
+    ],
+    ("bce", (0.0,)): [
+        (0.0, 0.0, 0.0, 0.0, 100.0),
+        (1.0, 1.0, 0.0, 0.0, -100.0),
+        (0.0, 1.0, 100.0, -1e12, 100.0),
+        (1.0, 0.0, 100.0, 1e12, -100.0),
+        (1e-20, 0.0, 1e-20, 1e-8, None),
+        (0.5, 0.25, math.log(2), 1.0, 0.0),
+        (-0.25, 0.5, NAN, NAN, None),
+        (1.25, 1.0, NAN, NAN, None),
+        (0.5, 1.25, NAN, NAN, None),
+        (0.5, -0.25, NAN, NAN, None),
+        (NAN, 1.0, NAN, NAN, NAN),
+        (0.5, NAN, NAN, NAN, None),
+    ],
+    ("bce_with_logits", (1.0, 0.0)): [
+        (INF, 1.0, 0.0, 0.0, -INF),
+        (-INF, 0.0, 0.0, 0.0, INF),
+        (INF, 0.0, INF, 1.0, -INF),
+        (-INF, 1.0, INF, -1.0, INF),
+        (INF, 0.25, INF, 0.75, -INF),
+        (60.0, 1.0, math.exp(-60), -math.exp(-60), -60.0),
+        (-60.0, 0.0, math.exp(-60), math.exp(-60), 60.0),
+        (1e30, 0.0, 1e30, 1.0, -1e30),
+        (0.0, 1.0, math.log(2), -0.5, 0.0),
+        (NAN, 1.0, NAN, NAN, NAN),
+        (0.0, NAN, NAN, NAN, None),
+    ],
+    ("bce_with_logits", (3.0, 0.0)): [
+        (INF, 1.0, 0.0, 0.0, -INF),
+        (-INF, 1.0, INF, -3.0, INF),
+        (0.0, 1.0, 3 * math.log(2), -1.5, 2 * math.log(2)),
+    ],
+    ("bce_with_logits", (1.0, 0.5)): [
+        (INF, 1.0, INF, 0.25, -INF),
+        (0.0, 1.0, math.log(2), -0.25, 0.0),
+    ],
+    ("sigmoid_focal", (0.25, 2.0)): [
+        (INF, 1.0, 0.0, 0.0, 0.0),
+        (-INF, 0.0, 0.0, 0.0, 0.0),
+        (INF, 0.0, INF, 0.75, -INF),
+        (-INF, 1.0, INF, -0.25, None),
+        (1e4, 0.0, 7.5e3, 0.75, None),
+        (20.0, 1.0, 0.25 * math.exp(-60), -0.75 * math.exp(-60), None),
+        (-20.0, 0.0, 0.75 * math.exp(-60), 2.25 * math.exp(-60), None),
+        (0.0, 1.0, 0.0625 * math.log(2), -0.0625 * (math.log(2) + 0.5), None),
+        (NAN, 1.0, NAN, NAN, NAN),
+        (0.0, NAN, NAN, NAN, NAN),
+    ],
+    ("sigmoid_focal", (-1.0, 0.0)): [
+        (INF, 1.0, 0.0, 0.0, -INF),
+        (INF, 0.0, INF, 1.0, None),
+        (-60.0, 0.0, math.exp(-60), math.exp(-60), None),
+        (0.0, 1.0, math.log(2), -0.5, 0.0),
+        (NAN, 1.0, NAN, NAN, NAN),
+    ],
+    ("sigmoid_focal", (-1.0, 0.5)): [
+        (INF, 1.0, 0.0, 0.0, 0.0),
+        (40.0, 1.0, math.exp(-60), -1.5 * math.exp(-60), None),
+    ],
+    ("sigmoid_focal", (-1.0, 1.0)): [(0.0, 0.5, 0.5 * math.log(2), 0.0, 0.0)],
+    ("sigmoid_focal", (-1.0, 50.0)): [
+        (0.0, 1.0, 2**-50 * math.log(2), -(2**-50) * (25 * math.log(2) + 0.5), None),
+        (3.0, 1.0, 0.0, 0.0, 0.0),
+    ],
+}
+
+
+@pytest.mark.parametrize("call", SPECIAL, ids=str)
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+def test_special_probabilities(backend, call, dtype):
+    loss, params = call
+    args = (loss, list(params), "none", 0)
+    columns = torch.tensor(
+        [[NAN if number is None else number for number in row] for row in SPECIAL[call]],
+        dtype=FLOAT64, device=backend.device,
+    ).to(dtype)  # fmt: skip
+    x, y, *expected = (column.contiguous() for column in columns.unbind(1))
+    one = torch.ones((), device=backend.device).expand_as(x)
+    value, *_ = backend.ops.elementwise_forward(x, y, None, None, *args, dtype, NO_GRADIENTS)
+    grads = backend.ops.elementwise_backward(one, x, y, None, None, *args, [True, True, False])
+    for i, found in enumerate((value, *grads[:2])):
+        for row, got, right in zip(
+            SPECIAL[call], found.tolist(), expected[i].tolist(), strict=True
+        ):
+            if row[2 + i] is not None:
+                assert got == pytest.approx(right, rel=1e-5, abs=1e-38, nan_ok=True), (row, i)
+    # A tangent of the input alone does not meet an infinite derivative by the target.
+    along, second, *_ = backend.ops.elementwise_double_backward(
+        one, x, y, None, None, torch.ones_like(x), None, None, *args, dtype,
+        [True, True, False, False],
+    )  # fmt: skip
+    for row, got, other in zip(SPECIAL[call], along.tolist(), second.tolist(), strict=True):
+        if row[3] is not None:
+            assert got == pytest.approx(row[3], rel=1e-5, abs=1e-38, nan_ok=True), row
+            assert math.isfinite(other) or math.isnan(row[3]), row
+
+
+@pytest.mark.parametrize("loss", [row.kernel for row in specs.REGRESSION])
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
 def test_special_values(backend, loss, dtype):
     ops = backend.ops
@@ -155,7 +251,7 @@ def test_special_values(backend, loss, dtype):
     y = torch.zeros_like(x)
     params = PARAMS[loss]
     leaf = x.double().clone().requires_grad_()
-    expected = formula(loss, leaf, params)
+    expected = formula(loss, leaf, y.double(), params)
     (gradient,) = torch.autograd.grad(expected.sum(), leaf)
     if loss in {
         row.kernel for row in specs.SPECS if row.differentiable == 1
@@ -188,7 +284,7 @@ def test_log_cosh_keeps_its_digits(backend, dtype):
         [False, True, False, False],
     )  # fmt: skip
     leaf = x.double().clone().requires_grad_()
-    expected = formula("log_cosh", leaf, [])
+    expected = formula("log_cosh", leaf, torch.zeros_like(leaf), [])
     (slope,) = torch.autograd.grad(expected.sum(), leaf)
     sech = 2 * torch.exp(-leaf.detach()) / (1 + torch.exp(-2 * leaf.detach()))
     units = torch.finfo(dtype).eps

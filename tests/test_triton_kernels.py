@@ -6,7 +6,7 @@ variable when Triton is imported: test_triton.py runs this file in a process of 
 
 import pytest
 import torch
-from conftest import away_from_kinks, each_spec, expect_ops
+from conftest import away_from_kinks, each_spec, expect_ops, pair
 from raw_ops import (
     ALL,
     BFLOAT16,
@@ -136,7 +136,7 @@ def test_autograd(spec, reduction):
 @each_spec
 def test_training_step(spec):
     """The gradient comes from the forward pass, once; a second backward recomputes it."""
-    x, y = (t.to(DEVICE) for t in torch.randn(2, 300))
+    x, y = (t.to(DEVICE) for t in pair(spec, 300))
     x.requires_grad_()
     with (
         lossops.backend("triton"),

@@ -92,7 +92,7 @@ def run_visit(session: Session, visit: Visit) -> None:
     found, absent = contenders(visit.spec, session.device, visit.compiled and in_time)
     if visit.compiled and not in_time:
         absent[COMPILE] = "no time was left to compile"
-    tensors = Tensors(visit.count, visit.dtype, session.device)
+    tensors = Tensors(visit.spec, visit.count, visit.dtype, session.device)
     grad_output = torch.tensor(GRAD_OUTPUT, dtype=visit.dtype, device=session.device)
     for what in visit.whats:
         if what == GRAPH and session.device != "cuda":

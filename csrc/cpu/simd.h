@@ -106,9 +106,14 @@ template <class T>
 LOSSOPS_FN Simd<T> fma(Simd<T> a, Simd<T> b, Simd<T> c) {
   return at::vec::fmadd(a.v, b.v, c.v);
 }
+
 template <class T>
-LOSSOPS_FN Simd<T> exp(Simd<T> a) {
-  return a.v.exp();
+LOSSOPS_FN Simd<T> tanh(Simd<T> a) {
+  return a.v.tanh();
+}
+template <class T>
+LOSSOPS_FN Simd<T> max(Simd<T> a, Simd<T> b) {
+  return at::vec::maximum(a.v, b.v);  // NaN where one is
 }
 
 template <class T>
@@ -120,29 +125,30 @@ LOSSOPS_FN Simd<T> log1p(Simd<T> a) {
   return a.v.log1p();
 }
 template <class T>
-LOSSOPS_FN Simd<T> pow(Simd<T> a, Simd<T> b) {
-  return a.v.pow(b.v);
-}
-template <class T>
-LOSSOPS_FN Simd<T> tanh(Simd<T> a) {
-  return a.v.tanh();
-}
-template <class T>
-LOSSOPS_FN Simd<T> max(Simd<T> a, Simd<T> b) {
-  return at::vec::maximum(a.v, b.v);  // NaN where one is
+LOSSOPS_FN Simd<T> power(Simd<T> base, Simd<T> exponent) {
+  T lanes[Simd<T>::width];  // all the same; Vectorized::zero_mask misleads g++ 12 with AVX-512
+  exponent.store(lanes);
+  if (lanes[0] == 2) return base * base;
+  return base.v.pow(exponent.v);
 }
 
 // In float64, the functions of the vector library that torch carries.
+LOSSOPS_FN Simd<double> exp(Simd<double> a) {
+  return a.v.exp();
+}
 LOSSOPS_FN Simd<double> expm1(Simd<double> a) {
   return a.v.expm1();
 }
 LOSSOPS_FN Simd<double> log1p_upto_half(Simd<double> a) {
   return a.v.log1p();
 }
+LOSSOPS_FN Simd<double> log1p_upto_one(Simd<double> a) {
+  return a.v.log1p();
+}
 
 // In float32, polynomials that stay in registers: a call per vector would cost more than the
 // memory traffic. The coefficients are minimax fits; expm1 is right to 2 units in the last
-// place for every float, log1p_upto_half within its domain (tests/test_simd_math.py).
+// place for every float, so is exp, log1p_upto_half within its domain (tests/test_simd_math.py).
 
 template <size_t n>
 LOSSOPS_FN at::vec::Vectorized<float> horner(at::vec::Vectorized<float> x,
@@ -154,21 +160,51 @@ LOSSOPS_FN at::vec::Vectorized<float> horner(at::vec::Vectorized<float> x,
   return sum;
 }
 
-// exp(x) - 1 = 2^n exp(r) - 1 with x = n log(2) + r and |r| <= log(2)/2.
+// x = n log(2) + r with |r| <= log(2)/2.
+struct ReducedExponent {
+  at::vec::Vectorized<float> n, r;
+
+  LOSSOPS_FN explicit ReducedExponent(at::vec::Vectorized<float> x) {
+    using Vector = at::vec::Vectorized<float>;
+    n = (x * Vector(1.44269504f)).round();
+    r = at::vec::fmadd(n, Vector(-0.693359375f), x);  // exact: few bits, times an integer
+    r = at::vec::fmadd(n, Vector(2.12194440e-4f), r);
+  }
+  // exp(r) - 1
+  LOSSOPS_FN at::vec::Vectorized<float> expm1() const {
+    constexpr float kCoefficients[] = {0.49999997f, 0.16666542f, 0.041667204f, 0.0083666472f,
+                                       0.0013882495f};
+    return at::vec::fmadd(r * r, horner(r, kCoefficients), r);
+  }
+};
+
+// 2^n for integers of float type within the range of float32's exponents.
+LOSSOPS_FN at::vec::Vectorized<float> power_of_two(at::vec::Vectorized<float> n) {
+  const auto exponent = at::vec::convert_to_int_of_same_size(n) + at::vec::Vectorized<int32_t>(127);
+  return at::vec::cast<float>(exponent << at::vec::Vectorized<int32_t>(23));
+}
+
+LOSSOPS_FN Simd<float> exp(Simd<float> a) {
+  using Vector = at::vec::Vectorized<float>;
+  // Beyond these bounds the result is 0 or infinite. NaN passes through both.
+  const ReducedExponent x(at::vec::clamp(a.v, Vector(-104.0f), Vector(88.8f)));
+  const Vector p = x.expm1();
+#if defined(CPU_CAPABILITY_AVX512)
+  return Vector(_mm512_scalef_ps(p + Vector(1.0f), x.n));
+#else
+  // In two steps: 2^n may be too small for a normal number, or too large for any.
+  const Vector half = (x.n * Vector(0.5f)).floor();
+  return (p + Vector(1.0f)) * power_of_two(half) * power_of_two(x.n - half);
+#endif
+}
+
+// exp(x) - 1 = 2^n exp(r) - 1.
 LOSSOPS_FN Simd<float> expm1(Simd<float> a) {
   using Vector = at::vec::Vectorized<float>;
-  constexpr float kCoefficients[] = {0.49999997f, 0.16666542f, 0.041667204f, 0.0083666472f,
-                                     0.0013882495f};
   // Beyond these bounds the result is -1 or infinite. NaN passes through both.
-  const Vector x = at::vec::clamp(a.v, Vector(-30.0f), Vector(88.8f));
-  const Vector n = (x * Vector(1.44269504f)).round();
-  Vector r = at::vec::fmadd(n, Vector(-0.693359375f), x);  // exact: few bits, times an integer
-  r = at::vec::fmadd(n, Vector(2.12194440e-4f), r);
-  const Vector p = at::vec::fmadd(r * r, horner(r, kCoefficients), r);  // exp(r) - 1
-  // 2^(n - 1), so that n = 128 is still in range.
-  const auto exponent = at::vec::convert_to_int_of_same_size(n) + at::vec::Vectorized<int32_t>(126);
-  const Vector half = at::vec::cast<float>(exponent << at::vec::Vectorized<int32_t>(23));
-  const Vector result = at::vec::fmadd(half, p, half - Vector(0.5f));
+  const ReducedExponent x(at::vec::clamp(a.v, Vector(-30.0f), Vector(88.8f)));
+  const Vector half = power_of_two(x.n - Vector(1.0f));  // n = 128 is still in range
+  const Vector result = at::vec::fmadd(half, x.expm1(), half - Vector(0.5f));
   return result + result;
 }
 
@@ -176,6 +212,16 @@ LOSSOPS_FN Simd<float> log1p_upto_half(Simd<float> a) {
   constexpr float kCoefficients[] = {-0.49999952f, 0.33330813f, -0.24954501f, 0.19602135f,
                                      -0.14736344f, 0.0875161f,  -0.027852956f};
   return at::vec::fmadd(a.v * a.v, horner(a.v, kCoefficients), a.v);
+}
+
+// log(1 + x) = 2 atanh(x / (2 + x)), an odd series in an argument of at most 1/3.
+LOSSOPS_FN Simd<float> log1p_upto_one(Simd<float> a) {
+  using Vector = at::vec::Vectorized<float>;
+  constexpr float kCoefficients[] = {0.33333337f, 0.19999439f, 0.14308442f, 0.10713828f,
+                                     0.12150469f};
+  const Vector w = a.v / (a.v + Vector(2.0f)), square = w * w;
+  const Vector twice = w + w;
+  return at::vec::fmadd(twice * square, horner(square, kCoefficients), twice);
 }
 
 template <class T>

@@ -56,16 +56,25 @@ class Tile {
       : problem_(problem), stride_(across ? 1 : stride) {}
 
   void move_to(int64_t first, int64_t lanes) {
-    first_ = first;
     lanes_ = lanes;
-    for (int64_t l = 0, r = first; l < lanes; ++l, ++r) {
-      outer_[l] = r / problem_.inner;
-      inner_[l] = r % problem_.inner;
+    // By counting: a division per row would take longer than a short row does.
+    int64_t outer = first / problem_.inner, inner = first % problem_.inner;
+    int64_t group = first / problem_.group_size, in_group = first % problem_.group_size;
+    for (int64_t l = 0; l < lanes; ++l) {
+      outer_[l] = outer;
+      inner_[l] = inner;
+      group_[l] = group;
+      if (++inner == problem_.inner) inner = 0, ++outer;
+      if (++in_group == problem_.group_size) in_group = 0, ++group;
     }
   }
 
   int64_t lanes() const { return lanes_; }
-  int64_t row(int64_t lane) const { return first_ + lane; }
+
+  // Adds a number per row to the sums of the groups, of which the first is `first_group`.
+  void add_to_groups(const double* values, int64_t first_group, double* sums) const {
+    for (int64_t l = 0; l < lanes_; ++l) sums[group_[l] - first_group] += values[l];
+  }
 
   // Vectors of lanes: one, of which every element stands for the row, or as many as there are.
   int64_t vectors() const { return across ? 1 : stride_ / width; }
@@ -174,8 +183,14 @@ class Tile {
     return result;
   }
 
-  int64_t label(int64_t lane) const {
-    return cpu::read_label(problem_.labels, outer_[lane], inner_[lane]);
+  void read_labels(int64_t* out) const {
+    const RowLabels& labels = problem_.labels;
+    const auto copy = [&](const auto* data) {
+      for (int64_t l = 0; l < lanes_; ++l) out[l] = data[offset(labels, l)];
+    };
+    if (labels.bytes == 8) return copy(static_cast<const int64_t*>(labels.data));
+    if (labels.bytes == 4) return copy(static_cast<const int32_t*>(labels.data));
+    copy(static_cast<const uint8_t*>(labels.data));
   }
 
   // The rows' numbers, or `absent` where there are none.
@@ -203,11 +218,13 @@ class Tile {
     if (!normalizer.defined()) return;
     with_dtype(normalizer.dtype, [&]<class S>(S*) {
       const auto* data = static_cast<const S*>(normalizer.data);
-      for (int64_t l = 0; l < lanes_; ++l) {
-        const int64_t group = row(l) / problem_.group_size;
+      const auto scale = [&](int64_t group) {
         const auto number = static_cast<double>(data[group * problem_.normalizer_stride]);
-        out[l] = static_cast<T>(problem_.scale / number);
-      }
+        return static_cast<T>(problem_.scale / number);
+      };
+      if (group_[0] == group_[lanes_ - 1])
+        return std::fill_n(out, stride_, scale(group_[0])), void();
+      for (int64_t l = 0; l < lanes_; ++l) out[l] = scale(group_[l]);
     });
   }
 
@@ -240,8 +257,8 @@ class Tile {
 
   const SoftmaxProblem& problem_;
   const int64_t stride_;
-  int64_t first_ = 0, lanes_ = 0;
-  int64_t outer_[kMostLanes], inner_[kMostLanes];
+  int64_t lanes_ = 0;
+  int64_t outer_[kMostLanes], inner_[kMostLanes], group_[kMostLanes];
 };
 
 }  // namespace CPU_CAPABILITY

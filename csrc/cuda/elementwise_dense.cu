@@ -115,7 +115,8 @@ __device__ __forceinline__ double single_grad_output(const ElementwiseProblem& p
 }
 
 template <class Loss, class X, class Y, Pass pass>
-__global__ void __launch_bounds__(kThreads, pass == Pass::any ? 3 : 4)
+__global__ void __launch_bounds__(
+    kThreads, pass != Pass::any ? 4 : (kIsLong<Loss> && sizeof(Compute<X>) == 8 ? 2 : 3))
     dense(const __grid_constant__ ElementwiseProblem problem,
           const __grid_constant__ Schedule schedule) {
   using T = Compute<X>;
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, pass == Pass::any ? 3 : 4)
       if (i < end) sum += evaluator.run(evaluator.template load<1>(i), i, factor, upstream);
     }
     if constexpr (pass != Pass::backward) {
-      if (problem.reduced.defined()) reduce_group(problem, schedule, group, sum);
+      if (problem.reduced.defined()) reduce_group(problem, schedule, group, split, sum);
     }
   }
 }

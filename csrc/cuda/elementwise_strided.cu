@@ -83,17 +83,27 @@ __device__ __forceinline__ T second_order(const ElementwiseProblem& p, const T* 
   const T a = number<T>(p.tangent_input, tangent_input, 0);
   const T b = number<T>(p.tangent_target, tangent_target, 0);
   const T c = number<T>(p.tangent_weight, tangent_weight, 0);
-  const T along = a * f.dx + b * f.dy;  // the unweighted loss along (a, b)
-  const T directional = p.tangent_weight.defined() ? w * along + c * f.value : w * along;
+  // A tangent that is absent makes 0 also of an infinite derivative.
+  const bool has_b = p.tangent_target.defined(), has_c = p.tangent_weight.defined();
+  const T along = a * f.dx + (has_b ? b * f.dy : 0);  // the unweighted loss along (a, b)
+  const T directional = w * along + (has_c ? c * f.value : 0);
   write(p.value, at, directional);
-  write(p.grad_input, at, g * (w * (a * f.dxx + b * f.dxy) + c * f.dx));
-  write(p.grad_target, at, g * (w * (a * f.dxy + b * f.dyy) + c * f.dy));
+  write(p.grad_input, at, g * (w * (a * f.dxx + (has_b ? b * f.dxy : 0)) + c * f.dx));
+  write(p.grad_target, at,
+        g * (w * (a * f.dxy + (has_b ? b * f.dyy : 0)) + (has_c ? c * f.dy : 0)));
   write(p.grad_weight, at, g * along);
   return directional;
 }
 
+// How many blocks a multiprocessor should hold: what their registers are for.
 template <class Loss, class T, int order>
-__global__ void __launch_bounds__(kThreads, order == 1 && sizeof(T) == 4 ? 5 : 3)
+constexpr int blocks_at_once() {
+  if (kIsLong<Loss>) return sizeof(T) == 8 ? 2 : 3;
+  return order == 1 && sizeof(T) == 4 ? 5 : 3;
+}
+
+template <class Loss, class T, int order>
+__global__ void __launch_bounds__(kThreads, blocks_at_once<Loss, T, order>())
     strided(const __grid_constant__ ElementwiseProblem problem,
             const __grid_constant__ Schedule schedule) {
   if (order == 1 && nothing_to_do(problem, schedule)) return;
@@ -112,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, order == 1 && sizeof(T) == 4 ? 5 : 3
       sum += order == 1 ? first_order<Loss>(problem, params, scale, position)
                         : second_order<Loss>(problem, params, scale, position);
     }
-    if (problem.reduced.defined()) reduce_group(problem, schedule, group, sum);
+    if (problem.reduced.defined()) reduce_group(problem, schedule, group, split, sum);
   }
 }
 

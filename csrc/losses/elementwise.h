@@ -165,13 +165,212 @@ struct Quantile {
   }
 };
 
+// What feeds value and first derivatives is fma by name: left to the compiler, a product is fused
+// with a sum in one kernel and not in another, and the two backward passes would differ in a bit.
+
+// The losses of two variables: targets and inputs that are probabilities, their logarithms or
+// logits.
+
+// Kullback-Leibler divergence, pointwise: x is a log-probability, y a probability.
+struct KlDiv {
+  static constexpr const char* name = "kl_div";
+  static constexpr int num_params = 0;
+
+  // y log(y) - y x is 0 where y is, the limit, also at x = -inf. There the derivative by y is -inf,
+  // its limit; torch has NaN.
+  template <int order, class T>
+  LOSSOPS_FN static Jet<T> at(T x, T y, const T*) {
+    const T d = log(y) - x;
+    Jet<T> f{};
+    f.value = select(y == T(0), select(x < T(0), T(0), x * T(0)), y * d);  // NaN * 0 is NaN
+    if constexpr (order >= 1) {
+      f.dx = -y;
+      f.dy = d + T(1);
+    }
+    if constexpr (order >= 2) {
+      f.dxy = T(-1);
+      f.dyy = T(1) / y;
+    }
+    return f;
+  }
+};
+
+// The same where y is a log-probability, too: exp(y) (y - x).
+struct KlDivLogTarget {
+  static constexpr const char* name = "kl_div_log_target";
+  static constexpr int num_params = 0;
+
+  template <int order, class T>
+  LOSSOPS_FN static Jet<T> at(T x, T y, const T*) {
+    const T infinity(kInfinity);
+    const T p = exp(y), d = y - x;
+    Jet<T> f{};
+    // Where p is 0 so is p d, but for x = -inf and a y that only underflows. NaN is neither.
+    const T limit = select(y > -infinity, select(d < infinity, T(0), d), T(0));
+    f.value = select(p > T(0), p * d, select(x < infinity, limit, x * T(0)) + p);
+    if constexpr (order >= 1) {
+      f.dx = -p;
+      f.dy = f.value + p;
+    }
+    if constexpr (order >= 2) {
+      f.dxy = -p;
+      f.dyy = f.dy + p;
+    }
+    return f;
+  }
+};
+
+// A target y smoothed to y (1 - s) + s/2, and 1 minus it: neither loses digits where it is small.
+template <class T>
+struct Smoothed {
+  T keep, positive, negative;
+
+  LOSSOPS_FN Smoothed(T y, T smoothing)
+      : keep(T(1) - smoothing),
+        positive(fma(y, keep, T(0.5) * smoothing)),
+        negative(fma(T(1) - y, keep, T(0.5) * smoothing)) {}
+};
+
+// Binary cross entropy of probabilities x, with both logarithms no less than -100, and in the
+// derivative x (1 - x) no less than 1e-12: torch's conventions. A number outside of [0, 1] is NaN.
+struct Bce {
+  static constexpr const char* name = "bce";
+  static constexpr int num_params = 1;  // smoothing of the target
+
+  template <int order, class T>
+  LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
+    const T nan(kNaN);
+    y = select(y >= T(0), select(y > T(1), nan, y), nan);
+    const Smoothed<T> target(y, params[0]);
+    const T yes = at_least(log(x), T(-100)), no = at_least(log1p(-x), T(-100));
+    Jet<T> f{};
+    f.value = -fma(target.positive, yes, target.negative * no);
+    if constexpr (order >= 1) {
+      const T product = (T(1) - x) * x;
+      const T bounded = select(product < T(0), nan, at_least(product, T(1e-12)));
+      // Where both are near 1, by what is left to 1: a smoothed target is rounded less there.
+      const T from_one = select(x > T(0.5), target.negative - (T(1) - x), x - target.positive);
+      f.dx = select(target.positive > T(0.5), from_one, x - target.positive) / bounded;
+      f.dy = target.keep * (no - yes);
+      if constexpr (order >= 2) {
+        const T q = T(1) / bounded;
+        f.dxx = (f.dx * f.dx) + (target.positive * q) * (target.negative * q);
+        f.dxy = -target.keep * q;
+      }
+    }
+    return f;
+  }
+
+  template <class T>
+  LOSSOPS_FN static T at_least(T x, T bound) {
+    return select(x < bound, bound, x);  // lets NaN pass
+  }
+};
+
+// Binary cross entropy of a logit x with a weight p for the positive class:
+// p y softplus(-x) + (1 - y) softplus(x). With a = |x| and e = exp(-a), the softplus that has the
+// sign of x is a + log1p(e), the other log1p(e); sigmoid is 1 / (1 + e) and e / (1 + e).
+struct BceWithLogits {
+  static constexpr const char* name = "bce_with_logits";
+  static constexpr int num_params = 2;  // weight of the positive class, smoothing of the target
+
+  template <int order, class T>
+  LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
+    const T weight = params[0];
+    const Smoothed<T> target(y, params[1]);
+    const auto negative = x < T(0);
+    const T a = abs(x), e = exp(-a), tail = log1p_upto_one(e);
+    const T yes = weight * target.positive, no = target.negative;
+    const T wrong = select(negative, yes, no);  // the weight of what a speaks against
+    const T right = select(negative, no, yes);
+    Jet<T> f{};
+    // Right and infinitely sure of it costs nothing.
+    f.value = fma(wrong + right, tail, select(wrong == T(0), T(0), wrong * a));
+    if constexpr (order >= 1) {
+      const T larger = T(1) / (T(1) + e);
+      const T slope = fma(-right, e, wrong) * larger;
+      f.dx = select(negative, -slope, slope);
+      f.dy = target.keep * fma(weight - T(1), tail, a * select(negative, weight, T(-1)));
+      if constexpr (order >= 2) {
+        f.dxx = (wrong + right) * (larger * (larger * e));
+        f.dxy = -target.keep * (select(negative, weight + e, weight * e + T(1)) * larger);
+      }
+    }
+    return f;
+  }
+};
+
+// RetinaNet's loss: alpha_t u^gamma c with u = 1 - p_t, the probability that is given to what is
+// wrong, and c the binary cross entropy. Folded like the latter: a = |x|, and `wrong` the part of
+// the target on the other side. Then, with e = exp(-a) and m = 1 / (1 + e),
+//   u = m D,  D = wrong + right e,  c = log1p(e) + a wrong,
+// and every derivative is u^gamma times something finite, in which the quotients with D are written
+// so that a hard target (wrong = 0) loses neither digits nor, at infinity, the limit.
+struct SigmoidFocal {
+  static constexpr const char* name = "sigmoid_focal";
+  static constexpr int num_params = 2;  // alpha, or a negative number for none; gamma >= 0
+  static constexpr bool is_long = true;
+
+  template <int order, class T>
+  LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
+    const T alpha = params[0], gamma = params[1], zero(0);
+    const auto negative = x < zero;
+    const T a = abs(x), e = exp(-a), m = T(1) / (T(1) + e);
+    const T wrong = select(negative, y, T(1) - y), right = select(negative, T(1) - y, y);
+    const auto hard = wrong == zero;
+    const T d = fma(right, e, wrong);
+    const T cross = log1p_upto_one(e) + select(hard, zero, wrong * a);
+    const T modulation = power(d / (T(1) + e), gamma);
+    const T balance = select(alpha < zero, T(1), fma(alpha, y, (T(1) - alpha) * (T(1) - y)));
+    Jet<T> f{};
+    f.value = balance * (modulation * cross);
+    if constexpr (order >= 1) {
+      const auto finite = e > zero;
+      // u'/u and c' by a; (u'/u) c, which is 0 where e is.
+      const T ratio = select(hard, T(1), e / d);
+      const T r = (wrong - right) * m * ratio;
+      const T s = m * fma(-right, e, wrong);
+      const T rc = select(finite, r * cross, zero);
+      const T by_a = modulation * fma(gamma, rc, s);
+      // By `wrong`: (du/d wrong) c / u + dc/d wrong.
+      const T quotient = select(finite, cross / d, select(hard, T(1), a));
+      const T w = fma(gamma, (T(1) - e) * quotient, a);
+      const T by_wrong = select(modulation == zero, zero, modulation * w);
+      const T sign = select(negative, T(-1), T(1));
+      const T balance_y = select(alpha < zero, zero, alpha + alpha - T(1));
+      const T by_y = -(sign * by_wrong);
+      f.dx = balance * (sign * by_a);
+      f.dy = fma(balance_y, modulation * cross, balance * by_y);
+      if constexpr (order >= 2) {
+        const T r_a = rc * m * select(hard, e, (right * e * e - wrong) / d);  // (u'/u)' c
+        const T curved = gamma * (r * (gamma * rc + s + s) + r_a) + m * m * e;
+        const T s_d = select(hard, -m, s / d);
+        const T mixed = gamma * (select(finite, r * w + ratio * quotient, zero) + (T(1) - e) * s_d);
+        const T by_a_wrong = modulation * (mixed + T(1));
+        const T v = select(d > zero, (T(1) - e) / d, zero);
+        const T bent = gamma * v * ((gamma - T(1)) * ((T(1) - e) * quotient) + a + a);
+        const T by_wrong_twice = select(modulation == zero, zero, modulation * bent);
+        f.dxx = balance * (modulation * curved);
+        f.dxy = balance_y * (sign * by_a) - balance * by_a_wrong;
+        f.dyy = T(2) * balance_y * by_y + balance * by_wrong_twice;
+      }
+    }
+    return f;
+  }
+};
+
 // The list. An engine compiles each of its kernels once per entry; the position is the loss's id.
 template <class... Losses>
 struct LossList {};
 
 using ElementwiseLosses =
     LossList<OfDifference<Mse>, OfDifference<L1>, OfDifference<SmoothL1>, OfDifference<Huber>,
-             OfDifference<LogCosh>, OfDifference<Quantile>>;
+             OfDifference<LogCosh>, OfDifference<Quantile>, KlDiv, KlDivLogTarget, Bce,
+             BceWithLogits, SigmoidFocal>;
+
+// Whether a loss takes more registers than others: on the GPU it then gets them, and fewer threads.
+template <class Loss>
+constexpr bool kIsLong = requires { Loss::is_long; };
 
 template <class... Losses>
 constexpr int size(LossList<Losses...>) {

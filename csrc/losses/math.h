@@ -15,6 +15,10 @@
 
 namespace lossops {
 
+// As numbers of their own: device code may use those, and not the functions of <limits>.
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
 LOSSOPS_FN float abs(float x) {
   return ::fabsf(x);
 }
@@ -51,12 +55,6 @@ LOSSOPS_FN float log(float x) {
 LOSSOPS_FN double log(double x) {
   return ::log(x);
 }
-LOSSOPS_FN float pow(float x, float y) {
-  return ::powf(x, y);
-}
-LOSSOPS_FN double pow(double x, double y) {
-  return ::pow(x, y);
-}
 LOSSOPS_FN float log1p(float x) {
   return ::log1pf(x);
 }
@@ -69,6 +67,27 @@ LOSSOPS_FN float log1p_upto_half(float x) {
 }
 LOSSOPS_FN double log1p_upto_half(double x) {
   return log1p(x);
+}
+LOSSOPS_FN float tanh(float x) {
+  return ::tanhf(x);
+}
+LOSSOPS_FN double tanh(double x) {
+  return ::tanh(x);
+}
+// And for 0 <= x <= 1.
+LOSSOPS_FN float log1p_upto_one(float x) {
+  return log1p(x);
+}
+LOSSOPS_FN double log1p_upto_one(double x) {
+  return log1p(x);
+}
+// base^exponent for base >= 0, 1 where both are 0. The exponent is a hyperparameter, the same for
+// all elements, so that a branch on it costs nothing: 2, the usual one, needs no logarithm.
+LOSSOPS_FN float power(float base, float exponent) {
+  return exponent == 2 ? base * base : ::powf(base, exponent);
+}
+LOSSOPS_FN double power(double base, double exponent) {
+  return exponent == 2 ? base * base : ::pow(base, exponent);
 }
 LOSSOPS_FN float copysign(float magnitude, float sign) {
   return ::copysignf(magnitude, sign);

@@ -85,7 +85,7 @@ class Judge:
         # By a difference that is NaN there is nothing to differentiate.
         known = ~numpy.isnan(truth.difference)
         self.value = _Scale(truth.value, dtype, judged=None)
-        self.gradient = _Scale(truth.gradient, dtype, judged=known)
+        self.gradient = _Scale(truth.gradient, dtype, judged=known, size=truth.gradient_size)
 
     def __call__(
         self, errors: Errors, value: Tensor, gradient: Tensor, skip: Iterable[float] = ()
@@ -114,7 +114,7 @@ class _Scale:
     that to round up from the largest number to infinity is an error of one unit.
     """
 
-    def __init__(self, truth, dtype: torch.dtype, judged):
+    def __init__(self, truth, dtype: torch.dtype, judged, size=0):
         numpy = optional("numpy")
         info = torch.finfo(dtype)
         digits = 1 - round(math.log2(info.eps))  # of the significand
@@ -123,7 +123,8 @@ class _Scale:
         self.judged = judged
         self.raw = truth
         self.truth = numpy.clip(truth, -self.end, self.end)
-        _, exponent = numpy.frexp(self.truth)
+        # Where the terms of a sum cancel, a unit is that of the terms.
+        _, exponent = numpy.frexp(numpy.fmin(numpy.fmax(abs(self.truth), size), self.end))
         least = round(math.log2(info.tiny)) - digits + 1  # exponent of the least denormal number
         exponent = numpy.maximum(exponent - digits, least)
         self.per_ulp = numpy.ldexp(truth.dtype.type(1), -exponent)

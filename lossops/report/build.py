@@ -29,7 +29,7 @@ from lossops.report import (
 from lossops.report.progress import progress
 from lossops.report.tables import Table, show
 from lossops.softmax_specs import ROW_SPECS
-from lossops.specs import SPECS
+from lossops.specs import REGRESSION, SPECS
 
 Say = Callable[[Table], None]
 
@@ -70,8 +70,8 @@ def _timed(part, result, folder, quick, say) -> str:
 
 
 def _train(result, folder: Path, quick: bool, say: Say) -> str:
-    with progress("training", len(SPECS) + 2) as advance:
-        rows = training.train(SPECS, advance, *((3, 60) if quick else ()))
+    with progress("training", len(REGRESSION) + 2) as advance:
+        rows = training.train(REGRESSION, advance, *((3, 60) if quick else ()))
         convergence = training.convergence(200 if quick else 1500)
         advance("steps to converge")
         fit = training.outlier_fit(100 if quick else 800)

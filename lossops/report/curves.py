@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossops.specs import SPECS, Spec, spec
+from lossops.specs import REGRESSION, Spec, spec
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def plain(name: str) -> str:
 def differentiability() -> list[dict[str, Any]]:
     """How often each loss is differentiable, read off the kernels on both sides of every kink."""
     rows = []
-    for row in SPECS:
+    for row in REGRESSION:
         jumps = [0.0, 0.0, 0.0]
         for kink in row.kinks(row.defaults) or (0.0, 1.0):
             sides = torch.tensor([kink - 1e-9, kink + 1e-9], dtype=torch.float64)

@@ -19,11 +19,12 @@ class Tensors:
     """Predictions that want a gradient, and targets; the gradient is kept until the next step, as
     in training."""
 
-    def __init__(self, count: int, dtype: torch.dtype, device: str):
+    def __init__(self, spec: Spec, count: int, dtype: torch.dtype, device: str):
         generator = torch.Generator(device).manual_seed(0)
         make = {"dtype": dtype, "device": device, "generator": generator}
-        self.input = torch.randn(count, **make).requires_grad_()
-        self.target = torch.randn(count, **make)
+        numbers = torch.randn(count, **make), torch.randn(count, **make)
+        self.input, self.target = spec.inner(*numbers)
+        self.input.requires_grad_()
         self.bytes = count * dtype.itemsize
 
     def train(self, loss: Callable[..., Tensor], **kwargs) -> Step:
@@ -49,7 +50,7 @@ def contenders(spec: Spec, tensors: Tensors, compiled: bool = True) -> dict[str,
     in_torch = written_in_torch(spec)
     steps = {
         FLOOR: tensors.add(),
-        LOSSOPS: tensors.train(spec.function),
+        LOSSOPS: tensors.train(spec.function, **spec.defaults),
         EAGER: tensors.train(in_torch),
     }
     if "triton" in lossops.backends.backends_for(tensors.input.device.type):

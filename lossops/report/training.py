@@ -17,7 +17,7 @@ from torch import Tensor
 from lossops.report import optional
 from lossops.report.curves import plain
 from lossops.report.measure import one_thread
-from lossops.specs import SPECS, Spec
+from lossops.specs import REGRESSION, Spec
 
 SEEDS = 20
 STEPS = 500
@@ -99,7 +99,7 @@ def fit(spec: Spec, split: Split, steps: int = STEPS, rate: float = 0.02) -> Ten
 
 
 def train(
-    wanted: Iterable[Spec] = SPECS,
+    wanted: Iterable[Spec] = REGRESSION,
     advance: Callable[[str], None] = lambda what: None,
     seeds: int = SEEDS,
     steps: int = STEPS,
@@ -137,7 +137,7 @@ def convergence(steps: int = 1500) -> list[dict[str, Any]]:
     y = (y - y.mean()) / y.std()
     x = torch.nn.functional.pad(split.train_x[0], (0, 1), value=1.0)
     with one_thread():
-        return [_fastest(spec, x, y, steps) for spec in SPECS]
+        return [_fastest(spec, x, y, steps) for spec in REGRESSION]
 
 
 def _fastest(spec: Spec, x: Tensor, y: Tensor, steps: int) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def outlier_fit(steps: int = 800) -> dict[str, Any]:
     features = torch.exp(-((x[:, None] - torch.linspace(-3.5, 3.5, 10)) ** 2))
     fits = {}
     with one_thread():
-        for spec in SPECS:
+        for spec in REGRESSION:
             fitted = _curve(spec, features, y, steps)
             off = (fitted - truth).abs().mean().item()
             fits[spec.name] = {"fit": fitted.tolist(), "mean_error": off}

@@ -25,12 +25,12 @@ def adversarial(
     """Yields chunks of about ``count`` pairs (input, target): ordinary ones, every exponent down to
     the denormal ones, differences at the thresholds ± a few units in the last place, and all pairs
     of special values (0, least, largest, infinite, NaN …)."""
-    yield _special_pairs(dtype)
+    yield spec.folded(*_special_pairs(dtype))
     thresholds = [t for t in {*spec.kinks({**spec.defaults, **kwargs}), 1.0} if math.isfinite(t)]
     makers = [_ordinary, _every_exponent, _at_thresholds(thresholds)]
     for number, start in enumerate(range(0, count, CHUNK)):
         size = min(CHUNK, count - start)
-        yield makers[number % len(makers)](size, dtype, generator)
+        yield spec.folded(*makers[number % len(makers)](size, dtype, generator))
 
 
 def _ordinary(size: int, dtype: torch.dtype, generator) -> tuple[Tensor, Tensor]:

@@ -80,9 +80,9 @@ def _numbers(spec: Spec, device: str, dtype: torch.dtype, count: int, seed: int)
     reduced = _reduction_errors(spec, dtype, device, seed)
     curvature = _curvature_error(spec, dtype, device, seed)
     passed = (
-        acceptable(ours, theirs)
+        acceptable(ours, theirs, _slack(spec))
         and reduced["lossops"] <= _REDUCTION_ALLOWED
-        and curvature <= _CURVATURE_ALLOWED
+        and curvature <= _CURVATURE_ALLOWED + _slack(spec)
     )
     return {
         "dtype": str(dtype).removeprefix("torch."),
@@ -95,13 +95,18 @@ def _numbers(spec: Spec, device: str, dtype: torch.dtype, count: int, seed: int)
     }
 
 
-def acceptable(ours: Errors, theirs: Errors | None) -> bool:
+def acceptable(ours: Errors, theirs: Errors | None, slack: float = 0.0) -> bool:
     """Never worse than torch's own error plus one unit in the last place."""
+    allowed = accuracy.ALLOWED_ALONE + slack
     return (
-        within(ours.value, theirs and theirs.value)
-        and within(ours.gradient, theirs and theirs.gradient)
+        within(ours.value, theirs and theirs.value, allowed)
+        and within(ours.gradient, theirs and theirs.gradient, allowed)
         and ours.wrong_kind <= (theirs.wrong_kind if theirs else 0)
     )
+
+
+def _slack(spec: Spec) -> float:
+    return max(spec.slack(kwargs) for kwargs in spec.samples)
 
 
 def _samples(spec: Spec, shape, dtype, device: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +118,8 @@ def _samples(spec: Spec, shape, dtype, device: str, seed: int) -> tuple[Tensor, 
         for kink in (k for k in spec.kinks(kwargs) if abs(k) < 1e9):
             difference[(difference - kink).abs() < 0.05] = kink + 0.11
     weight = 0.5 + torch.rand(shape, dtype=torch.float64, generator=generator)
-    return tuple(t.to(device, dtype) for t in (target + difference, target, weight))
+    input, target = spec.inner(target + difference, target)
+    return tuple(t.to(device, dtype) for t in (input, target, weight))
 
 
 def _reduction_errors(
@@ -133,7 +139,7 @@ def _reduction_errors(
         for name, truth in truths.items():
             worst["lossops"] = max(worst["lossops"], _in_eps(found[name], truth, dtype))
             if spec.torch_function and name in ("mean", "sum"):
-                theirs = spec.torch_function(x, y, reduction=name, **kwargs)
+                theirs = spec.in_torch(x, y, reduction=name, **kwargs)
                 worst["torch"] = max(worst["torch"], _in_eps(theirs, truth, dtype))
     return worst
 
@@ -191,7 +197,7 @@ def _all(check, spec: Spec, device: str, seed: int) -> str:
 def _ran_there(spec: Spec, device: str, backend: str, seed: int) -> str:
     x, y, _ = _samples(spec, (5,), torch.float32, device, seed)
     with OpRecorder() as recorder:
-        spec.function(x.requires_grad_(), y).backward()
+        spec.function(x.requires_grad_(), y, **spec.defaults).backward()
     forward = {name for name in recorder.ops if name.startswith(tuple(_NAMESPACES.values()))}
     wanted = _NAMESPACES.get(backend)
     if all(name.partition("::")[0] == wanted for name in forward) and bool(forward) == bool(wanted):
@@ -221,7 +227,7 @@ def _as_torch(spec: Spec, kwargs, samples) -> None:
     x, y, _ = samples
     for reduction in ("none", "mean", "sum"):
         ours = spec.function(x, y, reduction=reduction, **kwargs)
-        theirs = spec.torch_function(x, y, reduction=reduction, **kwargs)
+        theirs = spec.in_torch(x, y, reduction=reduction, **kwargs)
         torch.testing.assert_close(ours, theirs)
 
 

@@ -46,7 +46,7 @@ def run(task: dict[str, Any]) -> Iterator[Row]:
 
 def _step(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
     """All contenders, float32, mean, forward and backward."""
-    tensors = Tensors(task["count"], torch.float32, task["device"])
+    tensors = Tensors(row, task["count"], torch.float32, task["device"])
     clock = clock_for(task["device"], task["warm"], tensors.bytes)
     steps = contenders(row, tensors, task["compile"])
     times = interleaved(steps, task["rounds"], clock)
@@ -57,8 +57,8 @@ def _half(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
     """bfloat16 against float32, the same number of elements."""
     steps = {}
     for dtype in (torch.float32, torch.bfloat16):
-        tensors = Tensors(task["half_count"], dtype, task["device"])
-        steps[str(dtype).removeprefix("torch.")] = tensors.train(row.function)
+        tensors = Tensors(row, task["half_count"], dtype, task["device"])
+        steps[str(dtype).removeprefix("torch.")] = tensors.train(row.function, **row.defaults)
     clock = clock_for(task["device"], task["warm"], tensors.bytes)
     times = interleaved(steps, task["rounds"], clock)
     yield _row("half", row, task, ms=times, count=task["half_count"])
@@ -66,7 +66,7 @@ def _half(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
 
 def _tiny(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
     """What a call costs when there is nothing to compute."""
-    tensors = Tensors(16, torch.float32, task["device"])
+    tensors = Tensors(row, 16, torch.float32, task["device"])
     steps = {name: s for name, s in contenders(row, tensors, False).items() if name != "floor"}
     clock = clock_for(task["device"], False, tensors.bytes)
     times = interleaved_blocks(steps, 5 * task["rounds"], 4, clock)
@@ -75,11 +75,11 @@ def _tiny(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
 
 def _memory(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
     """The most a step allocates, in gradients."""
-    tensors = Tensors(1 << 20, torch.float32, task["device"])
+    tensors = Tensors(row, 1 << 20, torch.float32, task["device"])
     for reduction in ("mean", "sum"):
         peaks = {}
         for name, loss in ((LOSSOPS, row.function), ("eager", written_in_torch(row))):
-            step = tensors.train(loss, reduction=reduction)
+            step = tensors.train(loss, reduction=reduction, **row.defaults)
             step()
             tensors.input.grad = None
             peaks[name] = peak_bytes(step, task["device"]) / tensors.bytes

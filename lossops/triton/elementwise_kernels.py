@@ -12,44 +12,14 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-# ---------------------------------------------------------------------------------------------
-# Functions that Triton lacks. libdevice has them for CUDA alone, and not in the interpreter; these
-# are made of `exp`, which on the GPU is fast and a few units in the last place off, and of `log`,
-# which is right to one unit, also relative to its value near 1.
-
-
-@triton.jit
-def divide(x, y):
-    """x / y, correctly rounded: on float32 the operator is not."""
-    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
-
-
-@triton.jit
-def expm1(x):
-    """exp(x) - 1, without cancellation near 0.
-
-    With u = exp(x) as computed, exp(x) = u exp(x - log u), and that exponent is tiny: what u lacks
-    is u (x - log u) to first order. Far from 0 u lacks nothing, and its log may be infinite. Very
-    near 0 x may be less than the error of u (the GPU's fast exp need not even be 1 there), but
-    there two terms of the series are enough.
-    """
-    u = tl.exp(x)
-    z = tl.abs(x)
-    corrected = (u - 1) + u * (x - tl.log(u))
-    tiny = 1e-8 if x.dtype == tl.float64 else 1e-4
-    return tl.where(z < tiny, x + 0.5 * x * x, tl.where(z < 1, corrected, u - 1))
-
-
-@triton.jit
-def log1p(x):
-    """log(1 + x) for finite x > -1, without cancellation near 0.
-
-    With u = 1 + x rounded, u - 1 is exact, so log u lacks log((1 + x) / u), to first order
-    (x - (u - 1)) / u.
-    """
-    u = 1 + x
-    return tl.log(u) + (x - (u - 1)) / u
-
+from lossops.triton.elementwise_probabilities import (
+    bce,
+    bce_with_logits,
+    kl_div,
+    kl_div_log_target,
+    sigmoid_focal,
+)
+from lossops.triton.math import divide, expm1, log1p
 
 # ---------------------------------------------------------------------------------------------
 # The losses: functions of d = x - y and of two parameters. They return the value and its first and
@@ -156,6 +126,11 @@ LOSSES = {
     "huber": Loss(huber, 1),
     "log_cosh": Loss(log_cosh, 0, max_registers=128),
     "quantile": Loss(quantile, 2),
+    "kl_div": Loss(kl_div, 0, of_difference=False),
+    "kl_div_log_target": Loss(kl_div_log_target, 0, of_difference=False),
+    "bce": Loss(bce, 1, of_difference=False, max_registers=168),
+    "bce_with_logits": Loss(bce_with_logits, 2, of_difference=False, max_registers=168),
+    "sigmoid_focal": Loss(sigmoid_focal, 2, of_difference=False, max_registers=255),
 }
 
 
@@ -278,16 +253,19 @@ def _reduce_splits(
     workspace,  # [groups, splits] shares, then [groups] tickets; float64, zeroed
     reduced,  # [groups]
     group,
+    groups,
+    split,
+    splits,
     factor,
     SPAN: tl.constexpr,
+    ONE_IF_NONE: tl.constexpr = False,  # writes 1 instead of 0
 ):
     """Lets the last program of a group to arrive add up the shares and write the reduced loss.
 
     They are added in the same order whichever program that is.
     """
-    split, splits = tl.program_id(1), tl.num_programs(1)
     shares = workspace + group * splits
-    tickets = (workspace + tl.num_programs(0).to(tl.int64) * splits).to(tl.pointer_type(tl.int32))
+    tickets = (workspace + groups.to(tl.int64) * splits).to(tl.pointer_type(tl.int32))
     tl.store(shares + split, total)
     tl.debug_barrier()  # the share is written before the ticket is taken
     if tl.atomic_add(tickets + group, 1, sem="acq_rel", scope="gpu") == splits - 1:
@@ -296,7 +274,10 @@ def _reduce_splits(
             lanes = start + tl.arange(0, SPAN)
             # From L2: this multiprocessor's L1 knows nothing of what others have written.
             sums += tl.load(shares + lanes, mask=lanes < splits, other=0.0, cache_modifier=".cg")
-        _store(reduced + group, tl.sum(sums) * factor, None)
+        result = tl.sum(sums) * factor
+        if ONE_IF_NONE:
+            result = tl.where(result == 0, 1.0, result)
+        _store(reduced + group, result, None)
 
 
 @triton.jit
@@ -374,7 +355,9 @@ def elementwise_kernel(
         if workspace is None:
             _store(reduced + group, total * factor, None)
         else:
-            _reduce_splits(total, workspace, reduced, group, factor, 1024)
+            _reduce_splits(
+                total, workspace, reduced, group, tl.num_programs(0), split, splits, factor, 1024
+            )
 
 
 @triton.jit

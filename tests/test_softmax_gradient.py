@@ -1,0 +1,506 @@
+"""Gradients of the losses over rows of class scores: of every order, by input, target and weight,
+through what else comes out of a call, and in place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as torch_functional
+import torch.utils.checkpoint
+from conftest import (
+    DEVICE,
+    NAMESPACE,
+    cpu_only,
+    each_dtype,
+    each_reduction,
+    expect_ops,
+    expect_softmax_kernels,
+    make,
+    needs_kernels,
+    ran,
+    random_grad_like,
+)
+from softmax_losses import (
+    CASES,
+    EVERYTHING,
+    Case,
+    each_softmax_case,
+    leaves,
+    scaled_ulps,
+    some_weights,
+    truth,
+)
+
+from lossops import functional
+
+
+def differentiable(case, shape, dtype=torch.float64):
+    """Leaves to differentiate by, and the loss of them."""
+    input, target, kwargs = case.tensors(shape, dtype)
+    moving = leaves(input, target) if case.soft else leaves(input)
+    still = () if case.soft else (target,)
+    return moving, still, kwargs
+
+
+@each_softmax_case
+@each_reduction
+def test_gradcheck(case, reduction):
+    for shape in ((4, 3), (2, 3, 2)):
+        moving, still, kwargs = differentiable(case, shape)
+        if reduction == "sample" and case.ignored:
+            still = (torch.zeros_like(still[0]),)  # a sample of ignored rows alone would be NaN
+
+        def loss(*moving, still=still, kwargs=kwargs):
+            return case(*moving, *still, reduction, **kwargs)
+
+        assert torch.autograd.gradcheck(
+            loss, moving, check_forward_ad=True, check_batched_grad=True,
+            check_batched_forward_grad=True,
+        )  # fmt: skip
+        assert torch.autograd.gradgradcheck(
+            loss, moving, check_fwd_over_rev=True, check_batched_grad=True
+        )
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 3.0, "temperature": 0.7}], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("target_kind", ["labels", "probs"])
+def test_gradcheck_through_all_outputs(target_kind, reduction, options):
+    case = Case("cross_entropy", target_kind, {"z_loss": 1e-2, **options})
+    moving, still, kwargs = differentiable(case, (4, 3))
+    if still:
+        still[0][1] = -100  # whose log-sum-exp and entropy are differentiable like any other's
+
+    def outputs(*moving):
+        return functional.cross_entropy(
+            *moving, *still, reduction=reduction, return_lse=True, return_entropy=True, **kwargs
+        )
+
+    assert torch.autograd.gradcheck(outputs, moving, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(outputs, moving, check_batched_grad=True)
+
+
+def test_gradcheck_of_log_prob_of():
+    index = torch.randint(3, (4, 2), device=DEVICE)
+    (logits,) = leaves(make.randn(4, 3, 2, dtype=torch.float64))
+
+    def outputs(logits):
+        return functional.log_prob_of(logits, index, dim=1, temperature=0.7, return_entropy=True)
+
+    assert torch.autograd.gradcheck(outputs, logits, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(outputs, logits)
+
+
+@needs_kernels
+@each_softmax_case
+@each_dtype
+@each_reduction
+def test_gradient(case, dtype, reduction):
+    """By kernels, for a random cotangent, against float64: a few roundings of the terms' sizes."""
+    for shape in ((6, 37), (3, 70, 5)):
+        moving, still, kwargs = differentiable(case, shape, dtype)
+        loss = case(*moving, *still, reduction, **kwargs)
+        grad_output = random_grad_like(loss)
+        with expect_ops() as names:
+            found = torch.autograd.grad(loss, moving, grad_output)
+        assert ran(names, f"{NAMESPACE}::"), names
+        assert not ran(names, "aten::_log_softmax"), names  # the gradient is the kernel's own
+        exact = leaves(*(t.double() for t in moving))
+        true_loss = case.truth(*exact, *still, reduction, **kwargs)
+        true = torch.autograd.grad(true_loss, exact, grad_output.double())
+        for grad, expected in zip(found, true, strict=True):
+            assert grad.dtype == dtype
+            compute = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+            info = torch.finfo(dtype)
+            within = expected.abs() * info.eps + 64 * compute * expected.abs().amax()
+            within = within + 2 * info.eps * info.smallest_normal
+            error = (grad.double() - expected).abs()
+            assert ((error <= within) | (expected.isnan() & grad.isnan())).all()
+
+
+@needs_kernels
+@each_dtype
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("classes", [10, 1000])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weight": True}, {"label_smoothing": 0.2}, {"weight": True, "label_smoothing": 0.1}],
+    ids=str,
+)
+def test_gradient_is_as_right_as_torchs(options, classes, reduction, dtype):
+    options = dict(options)
+    if options.get("weight"):
+        options["weight"] = (make.rand(classes) + 0.25).to(dtype)
+    x = (2 * make.randn(60, classes)).to(dtype)
+    target = torch.randint(classes, (60,), device=DEVICE)
+    target[::7] = -100
+    grads, grad_output = [], None
+    for function, kind in (
+        (functional.cross_entropy, dtype), (torch_functional.cross_entropy, dtype),
+        (torch_functional.cross_entropy, torch.float64),
+    ):  # fmt: skip
+        (leaf,) = leaves(x.to(kind))
+        wide = {k: v.to(kind) if torch.is_tensor(v) else v for k, v in options.items()}
+        loss = function(leaf, target, reduction=reduction, **wide)
+        grad_output = random_grad_like(loss) if grad_output is None else grad_output
+        grads.append(torch.autograd.grad(loss, leaf, grad_output.to(kind))[0])
+    ours, theirs, true = grads
+    # Differences, as p - 1, are held to the size of their terms.
+    size = true.abs().amax().item()
+    double = 8.0 if dtype == torch.float64 else 0.0
+    assert scaled_ulps(ours, true, size) <= 1 + scaled_ulps(theirs, true, size) + double
+    assert (ours[::7] == 0).all()
+
+
+@each_softmax_case
+@each_dtype
+def test_backward_again_and_again(case, dtype):
+    """retain_graph: the second backward, when the fused gradient is gone, gives the same."""
+    moving, still, kwargs = differentiable(case, (5, 33), dtype)
+    loss = case(*moving, *still, **kwargs)
+    first = torch.autograd.grad(loss, moving, retain_graph=True)
+    second = torch.autograd.grad(loss, moving, retain_graph=True)
+    third = torch.autograd.grad(loss, moving, torch.full_like(loss, -2.0))
+    for a, b, c in zip(first, second, third, strict=True):
+        assert a.data_ptr() != b.data_ptr()
+        assert torch.equal(a, b)
+        torch.testing.assert_close(c, -2 * a)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, moving)
+
+
+@each_softmax_case
+def test_create_graph_first_or_last(case):
+    moving, still, kwargs = differentiable(case, (3, 5))
+    expected = None
+    for order in ((True, False), (False, True), (True, True)):
+        loss = case(*moving, *still, **kwargs)
+        grads = [
+            torch.autograd.grad(loss, moving[0], create_graph=graph, retain_graph=True)[0]
+            for graph in order
+        ]
+        torch.testing.assert_close(grads[0], grads[1])
+        differentiated = grads[order.index(True)]
+        second = torch.autograd.grad(differentiated.square().sum(), moving)
+        if expected is not None:
+            torch.testing.assert_close(second, expected)
+        expected = second
+    own = leaves(*moving)
+    (grad,) = torch.autograd.grad(case.truth(*own, *still, **kwargs), own[0], create_graph=True)
+    torch.testing.assert_close(expected, torch.autograd.grad(grad.square().sum(), own))
+
+
+def test_third_order():
+    (input,) = leaves(make.randn(2, 4, dtype=torch.float64))
+    target = torch.randint(4, (2,), device=DEVICE)
+    results = []
+    for function in (functional.cross_entropy, torch_functional.cross_entropy):
+        grad = function(input, target)
+        for _ in range(3):
+            (grad,) = torch.autograd.grad((grad * input.detach().sum()).sum(), input,
+                                          create_graph=True)  # fmt: skip
+        results.append(grad)
+    torch.testing.assert_close(*results)
+
+
+@each_softmax_case
+def test_sum_of_losses_and_loss_scale(case):
+    """Losses added, scaled, and applied to an intermediate, next to another loss of it."""
+    input, target, kwargs = case.tensors((4, 7))
+    grads = []
+    for function in (case, case.truth):
+        (leaf,) = leaves(input)
+        hidden = leaf * 1.5 if case.input_form == "logits" else leaf * 1
+        loss = (
+            function(hidden, target, **kwargs) * 1024
+            + function(leaf, target, **kwargs)
+            - 3 * function(hidden, target.flip(0), **kwargs)
+        )
+        loss.backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_float16_gradient_survives_loss_scaling():
+    """A gradient of 1e-8 is 0 in float16; times a loss scale of 2^15 it is not."""
+    x = make.randn(1 << 14, 64).half()
+    target = torch.randint(64, (1 << 14,), device=DEVICE)
+    (input,) = leaves(x)
+    (functional.cross_entropy(input, target).float() * 2**15).backward()
+    (exact,) = leaves(x.double())
+    (torch_functional.cross_entropy(exact, target) * 2**15).backward()
+    assert scaled_ulps(input.grad, exact.grad, exact.grad.abs().amax().item()) <= 1
+
+
+def test_backward_hands_out_a_gradient_of_its_own():
+    (input,) = leaves(make.randn(4, 64))
+    loss = functional.cross_entropy(input, torch.randint(64, (4,), device=DEVICE))
+    loss.backward(retain_graph=True)
+    kept = input.grad.clone()
+    loss.backward(make.tensor(5.0))
+    torch.testing.assert_close(input.grad, kept * 6)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@each_softmax_case
+def test_checkpoint(case, use_reentrant):
+    input, target, kwargs = case.tensors((6, 5), torch.float32)
+    (x,) = leaves(input)
+
+    def block(x):
+        return case(x * 1, target, **kwargs) * 3
+
+    torch.utils.checkpoint.checkpoint(block, x, use_reentrant=use_reentrant).backward()
+    torch.testing.assert_close(x.grad, torch.autograd.grad(block(x), x)[0])
+
+
+# ---------------------------------------------------------------------------------------------
+# Outputs besides the loss.
+
+
+@each_dtype
+@pytest.mark.parametrize("parts", ["loss", "lse", "entropy", "lse entropy", "loss lse entropy"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
+def test_cotangents_of_every_output(parts, reduction, dtype):
+    input = make.randn(4, 33, 3).to(dtype)
+    target = torch.randint(33, (4, 3), device=DEVICE)
+    target[0, 1] = -100
+    options = {"z_loss": 1e-2, "temperature": 1.5, "reduction": reduction}
+    (leaf,) = leaves(input)
+    found = functional.cross_entropy(
+        leaf, target, return_lse=True, return_entropy=True, return_accuracy=True, **options
+    )
+    loss, lse, entropy, accuracy = found
+    assert not accuracy.requires_grad
+    (exact,) = leaves(input.double())
+    z = exact / 1.5
+    log_q = z.log_softmax(1)
+    true = {
+        "loss": truth("cross_entropy", exact, target, **options),
+        "lse": z.logsumexp(1),
+        "entropy": -(log_q.exp() * log_q).sum(1),
+    }
+    outputs = {"loss": loss, "lse": lse, "entropy": entropy}
+    cotangents = {name: random_grad_like(outputs[name]) for name in parts.split()}
+    for repeat in range(2):
+        (grad,) = torch.autograd.grad(
+            [outputs[name] for name in cotangents], leaf, list(cotangents.values()),
+            retain_graph=repeat == 0,
+        )  # fmt: skip
+        (expected,) = torch.autograd.grad(
+            [true[name] for name in cotangents], exact,
+            [g.double() for g in cotangents.values()], retain_graph=repeat == 0,
+        )  # fmt: skip
+        size = expected.abs().amax().item()
+        assert scaled_ulps(grad, expected, size) <= (16 if dtype == torch.float64 else 6)
+
+
+def test_outputs_are_used_apart():
+    """Each by a backward of its own, after and before the others."""
+    (input,) = leaves(make.randn(5, 9, dtype=torch.float64))
+    target = torch.randint(9, (5,), device=DEVICE)
+    loss, lse, entropy = functional.cross_entropy(
+        input, target, return_lse=True, return_entropy=True
+    )
+    for output, true in (
+        (entropy.sum(), lambda x: torch.distributions.Categorical(logits=x).entropy().sum()),
+        (lse.square().sum(), lambda x: x.logsumexp(1).square().sum()),
+        (loss, lambda x: torch_functional.cross_entropy(x, target)),
+    ):
+        (grad,) = torch.autograd.grad(output, input, retain_graph=True)
+        (own,) = leaves(input)
+        torch.testing.assert_close(grad, torch.autograd.grad(true(own), own)[0])
+
+
+# ---------------------------------------------------------------------------------------------
+# By target and weight.
+
+
+def test_a_one_hot_target_has_a_gradient():
+    """-log q, also by the probabilities that are 0, from kernels and when differentiated again."""
+    input = make.randn(4, 6, dtype=torch.float64)
+    hot = torch_functional.one_hot(torch.arange(4, device=DEVICE), 6).double()
+    grads = []
+    for function in (functional.cross_entropy, torch_functional.cross_entropy):
+        x, target = leaves(input, hot)
+        loss = function(x, target)
+        first = torch.autograd.grad(loss, (x, target), retain_graph=True)
+        again = torch.autograd.grad(loss, (x, target), create_graph=True)
+        second = torch.autograd.grad(again[1].square().sum(), x)
+        grads.append((*first, *again, *second))
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "poly_loss"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_gradient_by_class_weights(name, reduction):
+    """Given, or refused: never silently missing."""
+    input = make.randn(6, 5, dtype=torch.float64)
+    target = torch.randint(5, (6,), device=DEVICE)
+    target[2] = -100
+    x, weight = leaves(input.log_softmax(1), some_weights(5))
+    loss = getattr(functional, name)(x, target, weight=weight, reduction=reduction)
+    true = truth(name, x, target, reduction, weight=weight)
+    grad_output = random_grad_like(loss)
+    found = torch.autograd.grad(loss, (x, weight), grad_output)
+    torch.testing.assert_close(found, torch.autograd.grad(true, (x, weight), grad_output))
+
+
+def test_gradient_by_class_weights_with_probabilities():
+    x, target, weight = leaves(
+        make.randn(6, 5, dtype=torch.float64), make.randn(6, 5, dtype=torch.float64).softmax(1),
+        some_weights(5),
+    )  # fmt: skip
+
+    def loss(x, target, weight):
+        return functional.cross_entropy(x, target, weight, label_smoothing=0.1)
+
+    assert torch.autograd.gradcheck(loss, (x, target, weight))
+    assert torch.autograd.gradgradcheck(loss, (x, target, weight))
+
+
+# ---------------------------------------------------------------------------------------------
+# In place, and what a step costs.
+
+
+IN_PLACE = [case for case in CASES if case.name == "cross_entropy"]
+
+
+@pytest.mark.parametrize("case", IN_PLACE, ids=lambda case: case.id)
+@each_dtype
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("scale", [1.0, -3.0])
+def test_in_place(case, dtype, reduction, scale):
+    """The gradient takes the logits' memory, and is the gradient."""
+    input, target, kwargs = case.tensors((5, 33, 3), dtype)
+    results = []
+    for inplace in (True, False):
+        (leaf,) = leaves(input)
+        hidden = leaf * 1
+        memory = hidden.data_ptr()
+        loss = case(hidden, target, reduction, inplace=inplace, **kwargs)
+        (grad,) = torch.autograd.grad(loss * scale, hidden, retain_graph=True)
+        if NAMESPACE:
+            assert (grad.data_ptr() == memory) == inplace
+        results.append((loss.detach(), grad.clone()))
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+@needs_kernels
+def test_in_place_is_noticed_by_what_needs_the_logits():
+    target = torch.randint(9, (4,), device=DEVICE)
+    (input,) = leaves(make.randn(4, 9))
+
+    hidden = input * 1
+    other = hidden.square().sum()  # keeps the logits for its own backward
+    loss = functional.cross_entropy(hidden, target, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss + other).backward()
+
+    with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
+        functional.cross_entropy(input, target, inplace=True)
+
+    hidden = input * 1
+    loss = functional.cross_entropy(hidden, target, inplace=True)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError):
+        loss.backward()
+
+    hidden = input * 1
+    loss = functional.cross_entropy(hidden, target, inplace=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(loss, input, create_graph=True)
+
+
+def test_in_place_without_a_gradient_leaves_the_logits_alone():
+    target = torch.randint(9, (4,), device=DEVICE)
+    x = make.randn(4, 9)
+    kept = x.clone()
+    assert torch.equal(
+        functional.cross_entropy(x, target, inplace=True), functional.cross_entropy(x, target)
+    )
+    with torch.no_grad():
+        functional.cross_entropy(x.requires_grad_(), target, inplace=True)
+    assert torch.equal(x.detach(), kept)
+
+
+@needs_kernels
+@each_softmax_case
+def test_training_step_is_one_pass(case):
+    """One forward kernel, and one launch in backward that looks at grad_output: no other pass."""
+    input, target, kwargs = case.tensors((4, 32), torch.float32)
+    (leaf,) = leaves(input)
+    with (
+        expect_softmax_kernels("forward"),
+        expect_ops(f"{NAMESPACE}::elementwise_rescale_") as names,
+    ):
+        case(leaf, target, **kwargs).backward()
+    bookkeeping = {"aten::ones_like", "aten::detach", "aten::full", "aten::expand", "aten::view"}
+    assert set(ran(names, "aten::")) <= bookkeeping, names
+    assert not [name for name in ran(names, f"{NAMESPACE}::softmax") if "backward" in name]
+
+
+@needs_kernels
+@each_softmax_case
+def test_no_gradient_no_work(case):
+    input, target, kwargs = case.tensors((4, 32), torch.float32)
+    with expect_softmax_kernels("forward"):
+        assert not case(input, target, **kwargs).requires_grad
+    input.requires_grad_()
+    with torch.no_grad():
+        assert case(input, target, **kwargs).grad_fn is None
+
+
+def peak_memory(step) -> int:
+    """By the allocator's own records."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    alive = peak = 0
+    for event in record.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    return peak
+
+
+@cpu_only
+@each_softmax_case
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_peak_memory_is_one_gradient(case, scale):
+    rows, classes = 64, 4096
+    input, target, kwargs = case.tensors((rows, classes), torch.float32)
+    (leaf,) = leaves(input)
+    size = 4 * rows * classes
+    peak = peak_memory(lambda: (case(leaf, target, **kwargs) * scale).backward())
+    assert peak >= size, "the gradient itself was not seen: the measurement is broken"
+    assert peak <= size + size // 16
+
+
+@cpu_only
+@pytest.mark.parametrize("case", IN_PLACE, ids=lambda case: case.id)
+def test_in_place_needs_nothing_of_the_logits_size(case):
+    rows, classes = 64, 4096
+    input, target, kwargs = case.tensors((rows, classes), torch.float32)
+    (leaf,) = leaves(input)
+    hidden = leaf * 1
+    size = 4 * rows * classes
+
+    def step():
+        loss = case(hidden, target, inplace=True, **kwargs) * 2
+        torch.autograd.grad(loss, hidden)
+
+    assert peak_memory(step) <= size // 16
+
+
+def test_everything_at_once_in_half_precision():
+    case = Case("cross_entropy", kwargs=EVERYTHING, ignored=True)
+    for dtype in (torch.bfloat16, torch.float16):
+        input, target, kwargs = case.tensors((40, 300), dtype)
+        (leaf,) = leaves(input)
+        case(leaf, target, "sum", **kwargs).backward()
+        (exact,) = leaves(input.double())
+        case.truth(exact, target, "sum", **kwargs).backward()
+        assert scaled_ulps(leaf.grad, exact.grad, 1e-2) <= 1

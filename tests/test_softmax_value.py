@@ -1,0 +1,322 @@
+"""The value of every loss over rows of class scores, against float64 and torch's own error."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as torch_functional
+from conftest import DEVICE, DTYPES, each_dtype, each_reduction, expect_softmax_kernels, make
+from softmax_losses import CASES, EVERYTHING, Case, each_softmax_case, scaled_ulps, truth
+
+from lossops import functional
+
+# Of the computation in float64, whose truth is itself rounded as much.
+DOUBLE = 16.0
+
+
+def allowed(dtype):
+    return DOUBLE if dtype == torch.float64 else 0.0
+
+
+@each_softmax_case
+@each_dtype
+@each_reduction
+@pytest.mark.parametrize("shape", [(7, 10), (3, 33, 5), (2, 4, 3, 5)], ids=str)
+def test_value(case, dtype, reduction, shape):
+    input, target, kwargs = case.tensors(shape, dtype)
+    with expect_softmax_kernels("forward"):
+        value = case(input, target, reduction, **kwargs)
+    true = case.truth(input, target, reduction, **kwargs)
+    assert value.dtype == dtype
+    assert value.shape == true.shape
+    terms = input.double().abs().max().item() + math.log(shape[1])
+    if reduction == "sum":
+        terms *= true.numel()
+    assert scaled_ulps(value, true, min(terms, 8.0)) <= 1.0 + (
+        allowed(dtype) if dtype != torch.float32 else 6.0
+    )
+
+
+TORCH_OPTIONS = [
+    {},
+    {"weight": True},
+    {"label_smoothing": 0.1},
+    {"ignore_index": 3},
+    {"weight": True, "label_smoothing": 0.3, "ignore_index": 0},
+]
+
+
+@each_dtype
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("classes", [10, 1000])
+@pytest.mark.parametrize("options", TORCH_OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", ["labels", "bytes", "probs", "nll"])
+def test_as_right_as_torch(kind, options, classes, reduction, dtype):
+    options = dict(options)
+    if options.get("weight"):
+        options["weight"] = (make.rand(classes) + 0.25).to(dtype)
+    for shape in ((200, classes), (4, classes, 50)):
+        input = (2 * make.randn(shape)).to(dtype)
+        target = torch.randint(min(classes, 256), (shape[0], *shape[2:]), device=DEVICE)
+        ours, theirs = functional.cross_entropy, torch_functional.cross_entropy
+        labels = target  # torch itself takes bytes of two dimensions at most
+        if kind == "bytes":
+            target = target.byte()
+        if kind == "probs":
+            target = labels = make.randn(shape).softmax(1).to(dtype)
+            options.pop("ignore_index", None)
+        if kind == "nll":
+            ours, theirs = functional.nll_loss, torch_functional.nll_loss
+            input = input.float().log_softmax(1).to(dtype)
+            options.pop("label_smoothing", None)
+        value = ours(input, target, reduction=reduction, **options)
+        wide = {k: v.double() if torch.is_tensor(v) else v for k, v in options.items()}
+        wide_target = target.double() if kind == "probs" else labels
+        true = theirs(input.double(), wide_target, reduction=reduction, **wide)
+        torchs = theirs(input, labels, reduction=reduction, **options)
+        assert value.dtype == torchs.dtype
+        # Where a class is nearly certain, its loss is a difference of terms of the size of 1.
+        worst = scaled_ulps(torchs, true, 1.0)
+        assert scaled_ulps(value, true, 1.0) <= 1.0 + worst + allowed(dtype)
+
+
+@each_dtype
+def test_vocabulary_of_a_language_model(dtype):
+    input = (3 * make.randn(5, 128256)).to(dtype)
+    target = torch.randint(128256, (5,), device=DEVICE)
+    target[1] = -100
+    for reduction in ("none", "mean"):
+        value = functional.cross_entropy(input, target, reduction=reduction)
+        true = torch_functional.cross_entropy(input.double(), target, reduction=reduction)
+        torchs = torch_functional.cross_entropy(input, target, reduction=reduction)
+        assert scaled_ulps(value, true) <= 1.0 + scaled_ulps(torchs, true) + allowed(dtype)
+
+
+@each_dtype
+@pytest.mark.parametrize("dim", [-1, 0, 1])
+def test_log_prob_of(dtype, dim):
+    logits = (2 * make.randn(4, 9, 7)).to(dtype)
+    rows = list(logits.shape)
+    classes = rows.pop(dim)
+    index = torch.randint(classes, rows, device=DEVICE)
+    for temperature in (1.0, 0.5):
+        with expect_softmax_kernels("forward"):
+            got = functional.log_prob_of(logits, index, dim=dim, temperature=temperature)
+        log_q = (logits.double() / temperature).log_softmax(dim)
+        true = log_q.gather(dim, index.unsqueeze(dim)).squeeze(dim)
+        assert got.shape == true.shape
+        assert scaled_ulps(got, true, 1.0) <= 8.0
+        same, entropy = functional.log_prob_of(
+            logits, index, dim=dim, temperature=temperature, return_entropy=True
+        )
+        assert torch.equal(same, got)
+        assert scaled_ulps(entropy, -(log_q.exp() * log_q).sum(dim), 1.0) <= 8.0
+    last = functional.log_prob_of(logits, torch.zeros(4, 9, dtype=torch.long, device=DEVICE))
+    assert last.shape == (4, 9)
+
+
+@each_dtype
+def test_what_else_comes_out(dtype):
+    input = (2 * make.randn(6, 11, 4)).to(dtype)
+    target = torch.randint(11, (6, 4), device=DEVICE)
+    target[0, 0] = -100
+    target[1] = input[1].float().argmax(0)
+    for options in ({}, {"softcap": 3.0, "temperature": 0.7, "z_loss": 1e-3}):
+        names = ("lse", "entropy", "accuracy")
+        z = input.double()
+        if options:
+            z = 3.0 * torch.tanh(z / 3.0) / 0.7
+        log_q = z.log_softmax(1)
+        right = input.float().gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
+        true = {
+            "lse": z.logsumexp(1),
+            "entropy": -(log_q.exp() * log_q).sum(1),
+            "accuracy": ((right >= input.float().amax(1)) & (target >= 0)).double(),
+        }
+        loss = functional.cross_entropy(input, target, **options)
+        assert torch.is_tensor(loss)
+        for mask in range(1, 8):
+            wanted = [name for i, name in enumerate(names) if mask >> i & 1]
+            got = functional.cross_entropy(
+                input, target, **options, **{f"return_{name}": True for name in wanted}
+            )
+            assert isinstance(got, tuple)
+            assert len(got) == 1 + len(wanted)
+            assert torch.equal(got[0], loss)
+            for name, tensor in zip(wanted, got[1:], strict=True):
+                assert tensor.shape == (6, 4)
+                assert tensor.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+                assert scaled_ulps(tensor, true[name], 1.0) <= 8.0
+                if name == "accuracy":
+                    assert tensor.min() == 0
+                    assert (tensor[1] == 1).all()
+
+
+@each_dtype
+def test_normalizer(dtype):
+    """The denominator of a mean over micro-batches: the tokens of the whole batch."""
+    input = make.randn(8, 5, 3).to(dtype)
+    target = torch.randint(5, (8, 3), device=DEVICE)
+    total = functional.cross_entropy(input.double(), target, reduction="sum")
+    for normalizer in (100, 100.0, make.tensor(100.0), make.tensor(100)):
+        value = functional.cross_entropy(input, target, normalizer=normalizer)
+        assert value.dtype == dtype
+        assert scaled_ulps(value, total / 100) <= 8.0
+    soft = make.randn(8, 5, 3).softmax(1).to(dtype)
+    value = functional.kl_divergence(input, soft, target_form="probs", normalizer=7.0)
+    true = truth("kl_divergence", input, soft, target_form="probs", normalizer=7.0)
+    assert scaled_ulps(value, true) <= 8.0
+
+
+@pytest.mark.parametrize("kind", ["ignored", "no rows"])
+def test_nothing_counts(kind):
+    """A mean over nothing is NaN, as in torch, or 0 where the caller says so."""
+    rows = 4 if kind == "ignored" else 0
+    input = make.randn(rows, 5, requires_grad=True)
+    target = torch.full((rows,), -100, device=DEVICE)
+    assert functional.cross_entropy(input, target).isnan()
+    assert functional.cross_entropy(input, target, reduction="sum").item() == 0
+    assert functional.cross_entropy(input, target, reduction="none").tolist() == [0.0] * rows
+    zero = functional.cross_entropy(input, target, empty="zero")
+    assert zero.item() == 0
+    (grad,) = torch.autograd.grad(zero, input)
+    assert torch.equal(grad, torch.zeros_like(input))
+    for name in ("nll_loss", "focal_loss", "poly_loss", "kl_divergence"):
+        assert getattr(functional, name)(input, target).isnan()
+        assert getattr(functional, name)(input, target, reduction="sum").item() == 0
+
+
+def test_one_sample_without_a_batch():
+    input = make.randn(5, dtype=torch.float64)
+    target = torch.randint(5, (), device=DEVICE)
+    for reduction in ("none", "mean", "sum"):
+        value = functional.cross_entropy(input, target, reduction=reduction)
+        torch.testing.assert_close(
+            value, torch_functional.cross_entropy(input, target, reduction=reduction)
+        )
+        soft = input.flip(0).softmax(0)
+        value = functional.cross_entropy(input, soft, reduction=reduction)
+        torch.testing.assert_close(
+            value, torch_functional.cross_entropy(input, soft, reduction=reduction)
+        )
+    value = functional.kl_divergence(input, input.flip(0))
+    torch.testing.assert_close(value, truth("kl_divergence", input, input.flip(0)))
+
+
+@each_softmax_case
+def test_sample_is_each_samples_mean(case):
+    input, target, kwargs = case.tensors((5, 4, 3, 2))
+    value = case(input, target, "sample", **kwargs)
+    for i in range(5):
+        one = case(input[i : i + 1], target[i : i + 1], "mean", **kwargs)
+        torch.testing.assert_close(value[i], one, equal_nan=True)
+
+
+@each_dtype
+def test_large_logits(dtype):
+    """±65504 in float16, and -inf: masked classes."""
+    big = 65504.0 if dtype == torch.float16 else 1e30
+    input = make.tensor([[big, -big, 0.0], [-math.inf, 1.0, 1.0], [-big, -big, -big]], dtype=dtype)
+    target = torch.tensor([0, 1, 2], device=DEVICE)
+    value = functional.cross_entropy(input, target, reduction="none")
+    expected = make.tensor([0.0, math.log(2), math.log(3)], dtype=torch.float64).to(dtype)
+    torch.testing.assert_close(value, expected)
+    assert functional.cross_entropy(input, target.flip(0), reduction="none")[1].item() == (
+        pytest.approx(math.log(2), rel=1e-2)
+    )
+    assert functional.cross_entropy(input[1:2], target[:1] * 0).item() == math.inf
+
+
+def test_kl_is_torchs():
+    input, target = make.randn(2, 6, 9, dtype=torch.float64).unbind(0)
+    p, q = target.softmax(1), input.log_softmax(1)
+    for reduction, theirs in (("mean", "batchmean"), ("sum", "sum")):
+        expected = torch_functional.kl_div(q, p, reduction=theirs)
+        for ours in (
+            functional.kl_divergence(input, target, reduction=reduction),
+            functional.kl_divergence(input, p, target_form="probs", reduction=reduction),
+            functional.kl_divergence(
+                q, p, input_form="log_probs", target_form="probs", reduction=reduction
+            ),
+            functional.kl_divergence(
+                q.exp(), p.log(), input_form="probs", target_form="log_probs", reduction=reduction
+            ),
+        ):
+            torch.testing.assert_close(ours, expected)
+
+
+def test_identities():
+    """Of the divergences with each other; from the lecture: KL is not symmetric."""
+    input, target = make.randn(2, 6, 9, dtype=torch.float64).unbind(0)
+    f = functional
+    close = torch.testing.assert_close
+    close(f.kl_divergence(input, target, reverse=True), f.kl_divergence(target, input))
+    assert abs(f.kl_divergence(input, target) - f.kl_divergence(target, input)) > 1e-6
+    close(f.js_divergence(input, target), f.js_divergence(target, input))
+    close(f.l1_distribution_loss(input, target), 2 * f.total_variation(input, target))
+    log_p = target.log_softmax(1)
+    entropy = -(log_p.exp() * log_p).sum(1).mean()
+    close(f.soft_cross_entropy(input, target) - entropy, f.kl_divergence(input, target))
+    label = torch.randint(9, (6,), device=DEVICE)
+    close(f.kl_divergence(input, label), f.cross_entropy(input, label))
+    close(f.soft_cross_entropy(input, label), f.cross_entropy(input, label))
+    close(f.focal_loss(input, label, gamma=0.0), f.cross_entropy(input, label))
+    close(f.poly_loss(input, label, epsilon=0.0), f.cross_entropy(input, label))
+    close(f.cross_entropy(input, label), f.nll_loss(input.log_softmax(1), label))
+    close(-f.log_prob_of(input, label), f.cross_entropy(input, label, reduction="none"))
+    for name in ("kl_divergence", "js_divergence", "total_variation", "l1_distribution_loss"):
+        close(getattr(f, name)(input, input), make.tensor(0.0, dtype=torch.float64))
+
+
+def test_dim():
+    """Divergences over any dimension."""
+    input, target = make.randn(2, 3, 4, 5, dtype=torch.float64).unbind(0)
+    for dim in (0, 1, 2, -1, -3):
+        got = functional.kl_divergence(input, target, dim=dim, reduction="none")
+        expected = truth("kl_divergence", input, target, "none", dim=dim)
+        torch.testing.assert_close(got, expected)
+
+
+def test_mixed_dtypes():
+    for dtype in DTYPES:
+        for other in DTYPES:
+            input = make.randn(5, 6).to(dtype)
+            soft = make.randn(5, 6).softmax(1).to(other)
+            for value in (
+                functional.cross_entropy(input, soft),
+                functional.kl_divergence(input, soft, target_form="probs"),
+            ):
+                assert value.dtype == torch.promote_types(dtype, other)
+            true = torch_functional.cross_entropy(input.double(), soft.double())
+            value = functional.cross_entropy(input, soft)
+            assert scaled_ulps(value, true, 1.0) <= 16
+            target = soft.argmax(1)
+            weight = make.rand(6).to(other)
+            value = functional.cross_entropy(input, target, weight=weight)
+            true = torch_functional.cross_entropy(input.double(), target, weight.double())
+            assert scaled_ulps(value, true, 1.0) <= 16
+
+
+@pytest.mark.parametrize("labels", [torch.int64, torch.uint8])
+def test_labels_as_torch_takes_them(labels):
+    input = make.randn(9, 5)
+    target = torch.randint(5, (9,), device=DEVICE)
+    expected = functional.cross_entropy(input, target)
+    assert torch.equal(functional.cross_entropy(input, target.to(labels)), expected)
+
+
+def test_every_option_together():
+    case = Case("cross_entropy", kwargs=EVERYTHING, ignored=True)
+    for size in (2, 31, 32, 33, 1000, 1025):
+        input, target, kwargs = case.tensors((6, size), torch.float32)
+        value = case(input, target, **kwargs)
+        assert scaled_ulps(value, case.truth(input, target, **kwargs), 1.0) <= 8
+
+
+def test_all_names_are_tested():
+    public = {name for name in functional.__all__ if not hasattr(torch_functional, name)}
+    public |= {"cross_entropy", "nll_loss"}
+    elementwise = {"log_cosh_loss", "quantile_loss"}
+    assert public - elementwise - {"log_prob_of"} == {case.name for case in CASES}
