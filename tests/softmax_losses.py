@@ -119,7 +119,8 @@ def divergence_rows(
     else:
         counts = target != ignore_index
         label = torch.where(counts, target, 0).long()
-        p = torch.nn.functional.one_hot(label, input.shape[dim]).double().movedim(-1, dim)
+        classes = torch.arange(input.shape[dim], device=input.device)
+        p = (label.unsqueeze(-1) == classes).double().movedim(-1, dim)
         log_p = p.log()
     value = DIVERGENCES["reverse" if reverse else name](p, log_p, q, log_q).sum(dim)
     return torch.where(counts, value, 0.0), counts.double()
