@@ -50,7 +50,7 @@ X86_SOURCES = {
     "csrc/cpu/softmax_avx2.cpp": AVX2,
     "csrc/cpu/softmax_avx512.cpp": AVX512,
 }
-CUDA_OP_SOURCES = ("csrc/ops/elementwise_cuda.cpp",)
+CUDA_OP_SOURCES = ("csrc/ops/elementwise_cuda.cpp", "csrc/ops/softmax_cuda.cpp")
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0")
 WARNINGS = (
     "-Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter -Wno-maybe-uninitialized "

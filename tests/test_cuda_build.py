@@ -66,7 +66,8 @@ def rows(units, architecture):
 
 def test_there_are_sources():
     assert {source.name for source in kernels_cuda.sources()} >= {
-        "elementwise.cu", "elementwise_dense.cu", "elementwise_strided.cu",
+        "elementwise.cu", "elementwise_dense.cu", "elementwise_strided.cu", "softmax.cu",
+        "softmax_thread.cu", "softmax_warp_labels.cu", "softmax_block_labels.cu",
     }  # fmt: skip
 
 
@@ -88,7 +89,19 @@ def test_every_kernel_is_there(rows):
             wanted.add(f"dense<{loss}, {dtype}, {dtype}, {pass_}>")
         for dtype, order in itertools.product(("float32", "float64"), (1, 2)):
             wanted.add(f"strided<{loss}, {dtype}, order {order}>")
-    assert wanted <= {row["name"] for row in rows}
+    divergences = ("kl", "reverse_kl", "jensen_shannon", "l1_distribution", "total_variation")
+    for loss in ("cross_entropy", "soft_cross_entropy", *divergences):
+        wanted |= {f"rows_thread<{loss}, {dtype}>" for dtype in ("float32", "float64")}
+    pairs = [("kl", "logits"), ("jensen_shannon", "logits"), ("kl", "probs")]
+    pairs.append(("soft_cross_entropy", "soft"))
+    for dtype in main:
+        wanted |= {f"rows_warp<cross_entropy, {dtype}, labels {n} vectors>" for n in (1, 4, 8)}
+        for loss, rows_of in pairs:
+            wanted |= {f"rows_warp<{loss}, {dtype}, {rows_of} {n} vectors>" for n in (1, 4)}
+        for loss, rows_of in [("cross_entropy", "labels"), *pairs]:
+            wanted.add(f"rows_block<{loss}, {dtype}, {rows_of}>")
+    names = {row["name"] for row in rows}
+    assert wanted <= names, wanted - names
 
 
 @needs_nvcc
@@ -103,11 +116,13 @@ def test_no_spills_and_16_bytes_at_a_time(rows):
 @needs_nvcc
 @each_architecture
 def test_launch_bounds_hold(rows):
-    """A block has 256 threads, and so many blocks fit as __launch_bounds__ promises."""
-    assert {row["threads"] for row in rows} == {256}
-    least = {"dense": 4, "strided": 3, "rescale": 1}
+    """A block has so many threads, and so many blocks fit, as __launch_bounds__ promises."""
+    least = {"dense": 4, "strided": 3, "rescale": 1, "rows_thread": 2, "rows_warp": 2}
     for row in rows:
-        blocks = 3 if row["pass"] == "any" else least[row["template"]]
+        plain = row["pass"] == "labels"
+        block = row["template"] == "rows_block"
+        assert row["threads"] == (256 if not block else 768 if plain else 512), row["name"]
+        blocks = 3 if row["pass"] == "any" else least.get(row["template"], 1)
         if row["loss"] == "sigmoid_focal" and row["dtypes"][0] == "float64":
             blocks = min(blocks, 2)  # kIsLong
         assert row["blocks"] >= blocks, row["name"]

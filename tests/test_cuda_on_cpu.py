@@ -2,15 +2,13 @@
 and the proof that what they could do wrong would be found."""
 
 import ctypes
-import os
 import random
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import cuda_on_cpu
+import planting
 import pytest
 import torch
 from cuda_on_cpu import build
@@ -26,7 +24,7 @@ from raw_ops import (
     each_pair,
 )  # fmt: skip
 
-ROOT = Path(__file__).parents[1]
+SOFTMAX = sorted(Path(planting.ROOT, "csrc", "cuda").glob("softmax*.cu"))
 
 # The pairs of dtypes that the dense kernels are compiled for, and one that only the strided take.
 PAIRS = [
@@ -157,10 +155,13 @@ OBJECTIONS = {
     "output_unwritten": "where nothing has been written yet",
     "misaligned": "a misaligned access",
     "same_place": "a race: this write",
+    "read_by_a_warp_only": "a race: this write and an earlier read",
+    "read_by_two_warps": "a race: this write and an earlier read",
     "local_beyond": "an index beyond a local array",
     "last_block_no_release": "a race: this read and an earlier write",
     "last_block_no_acquire": "a race: this read and an earlier write",
     "cluster_without_barrier": "a race: this read and an earlier write",
+    "cluster_turns_no_barrier": "a race: this",
     "cluster_left": "shared memory of a block that has ended",
 }
 
@@ -198,6 +199,7 @@ def test_a_fault_is_found(faults, kernel):
         "written": kernel != "output_unwritten",
     }
     marker = kernel.removesuffix("_no_release").removesuffix("_no_acquire")
+    marker = marker.removesuffix("_no_barrier") if kernel.startswith("cluster") else marker
     source = (Path(build.__file__).parent / "faults.cu").read_text().splitlines()
     lines = [i for i, line in enumerate(source, 1) if line.endswith(f"// fault: {marker}")]
     assert len(lines) == 1
@@ -234,9 +236,14 @@ def test_what_is_right_passes(faults):
     objection, numbers = faults("reverse", blocks=1)
     assert objection == ""
     assert numbers[:64] == list(range(63, -1, -1))
+    objection, numbers = faults("read_by_a_warp", blocks=1)
+    assert objection == ""
+    assert numbers[:64] == [i // 32 * 32 + i for i in range(64)]
     objection, numbers = faults("neighbours", cluster=4)
     assert objection == ""
     assert numbers[:256] == [(i // 64 + 1) % 4 * 100 + i % 64 for i in range(256)]
+    objection, numbers = faults("cluster_turns", cluster=4)
+    assert (objection, numbers[:256]) == ("", [6] * 256)
     objection, numbers = faults("count")
     assert (objection, sorted(numbers[:4])) == ("", [0, 0, 0, 1])
     objection, numbers = faults("last_block")
@@ -255,7 +262,7 @@ def test_limits_of_a_launch(faults):
 RACE, UNWRITTEN, OUTSIDE = "a race: this", "nothing has been written yet", "outside of every tensor"
 STUCK, NUMBERS = "not all threads reach", "should be"
 REDUCE, DENSE, STRIDED = "common/reduce.cuh", "elementwise_dense.cu", "elementwise_strided.cu"
-SCHEDULE, MEMORY, LAUNCH = "elementwise_schedule.cuh", "common/memory.cuh", "elementwise.cu"
+GROUPS_OF, MEMORY, LAUNCH = "common/groups.cuh", "common/memory.cuh", "elementwise.cu"
 
 PLANTED = {
     "no barrier before the warps' sums are read": (
@@ -279,9 +286,9 @@ PLANTED = {
         REDUCE, "  __syncthreads();\n  const bool result", "  const bool result",
         f"{UNWRITTEN}|{RACE}"),
     "tickets that nobody cleared": (
-        LAUNCH, "check(cudaMemsetAsync", "if (false) check(cudaMemsetAsync", UNWRITTEN),
+        GROUPS_OF, "check(cudaMemsetAsync", "if (false) check(cudaMemsetAsync", UNWRITTEN),
     "every thread writes the loss": (
-        SCHEDULE, "if (threadIdx.x == 0) {\n    store_number", "{\n    store_number", RACE),
+        GROUPS_OF, "return threadIdx.x == 0;", "return true;", RACE),
     "an element beyond the tail": (
         DENSE, "if (i < end) sum", "if (i <= end) sum", f"{OUTSIDE}|{RACE}"),
     "the tail is left out": (
@@ -309,7 +316,7 @@ PLANTED = {
         LAUNCH, "const T factor = static_cast<T>(number);",
         "const T factor = widen<T>(narrow<S>(static_cast<T>(number)));", "AssertionError: rescale"),
     "more shares than threads": (
-        SCHEDULE, "for (int i = threadIdx.x; i < schedule.splits; i += blockDim.x) sum",
+        GROUPS_OF, "for (int i = threadIdx.x; i < schedule.splits; i += blockDim.x) sum",
         "if (const int i = threadIdx.x; i < schedule.splits) sum", "of a large device"),
     "groups that nobody takes": (
         DENSE, "group += gridDim.x / schedule.splits", "group += problem.groups", "unwritten"),
@@ -318,21 +325,10 @@ PLANTED = {
 }  # fmt: skip
 
 
-def plant(folder: Path, file: str, old: str, new: str) -> Path:
-    """A copy of the sources, of fewer losses, with a piece replaced; returns its kernels."""
-    csrc = folder / "csrc"
-    shutil.copytree(ROOT / "csrc", csrc)
-    losses = csrc / "losses" / "elementwise.h"
-    text, count = re.subn(
-        r"LossList<OfDifference<Mse>,[^;]*;", "LossList<OfDifference<Mse>>;", losses.read_text()
+def plant(folder: Path, *change: str) -> Path:
+    return planting.plant(
+        folder, *change, planting.FEWER_ELEMENTWISE, [path.name for path in SOFTMAX]
     )
-    assert count == 1
-    losses.write_text(text)
-    path = csrc / "cuda" / file
-    text = path.read_text()
-    assert text.count(old) >= 1, f"{file} no longer contains {old!r}"
-    path.write_text(text.replace(old, new, 1))
-    return build.kernels(folder / "build", csrc)
 
 
 def examine() -> None:
@@ -371,16 +367,10 @@ def examine_a_large_device() -> None:
 
 
 def run_examination(library: Path, seed: int, large=False) -> subprocess.CompletedProcess:
-    what = "examine_a_large_device" if large else "examine"
-    code = f"import random, torch, test_cuda_on_cpu as t; random.seed({seed}); "
-    code += f"torch.manual_seed({seed}); t.{what}(); print('passed')"
-    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
-    environment = {
-        **os.environ, "LOSSOPS_TEST_CUDA_LIBRARY": str(library), "PYTHONPATH": paths,
-        "LOSSOPS_TEST_MULTIPROCESSORS": "40" if large else "2",
-    }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    function = "examine_a_large_device" if large else "examine"
+    multiprocessors = "40" if large else "2"
+    return planting.examine(
+        library, seed, "test_cuda_on_cpu", function, LOSSOPS_TEST_MULTIPROCESSORS=multiprocessors
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lossops.report import kernels, kernels_triton
+from lossops.report import kernels, kernels_softmax, kernels_triton
 from lossops.report.occupancy import ARCHITECTURES
 from lossops.specs import SPECS, spec
 
@@ -70,6 +70,14 @@ def test_kernels_are_vectorized_and_keep_to_registers(loss, architecture, rows):
 @each_architecture
 def test_rescaling_is_vectorized_and_keeps_to_registers(architecture, rows):
     rows = [row for row in rows if row["template"] == "rescale"]
+    assert not kernels.problems(rows)
+
+
+@each_architecture
+@pytest.mark.parametrize("loss", kernels_softmax.LOSSES)
+def test_softmax_kernels_are_vectorized_and_keep_to_registers(loss, architecture, rows):
+    rows = [row for row in rows if row["loss"] == loss]
+    assert {"step", "long step"} <= {row["pass"] for row in rows}
     assert not kernels.problems(rows)
 
 

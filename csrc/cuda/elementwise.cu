@@ -32,22 +32,13 @@ Plan plan(const ElementwiseProblem& problem) {
   return plan;
 }
 
-bool needs_workspace(const ElementwiseProblem& problem, const Plan& plan) {
-  return problem.reduced.defined() && plan.splits > 1;
-}
-
 void run(const ElementwiseProblem& problem, int order, bool skip_if_one, void* workspace,
          cudaStream_t stream) {
   const Plan plan = cuda::plan(problem);
   Schedule schedule;
   schedule.splits = static_cast<int>(plan.splits);
   schedule.skip_if_one = skip_if_one;
-  if (needs_workspace(problem, plan)) {
-    schedule.shares = static_cast<double*>(workspace);
-    schedule.tickets = reinterpret_cast<unsigned*>(schedule.shares + problem.groups * plan.splits);
-    check(cudaMemsetAsync(schedule.tickets, 0, problem.groups * sizeof(unsigned), stream),
-          "cudaMemsetAsync");
-  }
+  if (problem.reduced.defined()) place(schedule, workspace, problem.groups, stream);
   const Grid grid{plan.groups_at_once * plan.splits, plan.threads, stream};
   if (order == 1 && elementwise_dense(problem, schedule, grid)) return;
   elementwise_strided(problem, order, schedule, grid);
@@ -79,9 +70,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 int64_t elementwise_workspace_bytes(const ElementwiseProblem& problem) {
-  const Plan plan = cuda::plan(problem);
-  if (!needs_workspace(problem, plan)) return 0;
-  return problem.groups * (plan.splits * sizeof(double) + sizeof(unsigned));
+  return problem.reduced.defined() ? schedule_bytes(problem.groups, cuda::plan(problem).splits) : 0;
 }
 
 void elementwise_forward(const ElementwiseProblem& problem, void* workspace, cudaStream_t stream) {

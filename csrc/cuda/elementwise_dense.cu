@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(
       if (i < end) sum += evaluator.run(evaluator.template load<1>(i), i, factor, upstream);
     }
     if constexpr (pass != Pass::backward) {
-      if (problem.reduced.defined()) reduce_group(problem, schedule, group, sum);
+      if (problem.reduced.defined()) reduce_group(problem, schedule, group, split, sum);
     }
   }
 }

@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<Loss, T, order>())
       sum += order == 1 ? first_order<Loss>(problem, params, scale, position)
                         : second_order<Loss>(problem, params, scale, position);
     }
-    if (problem.reduced.defined()) reduce_group(problem, schedule, group, sum);
+    if (problem.reduced.defined()) reduce_group(problem, schedule, group, split, sum);
   }
 }
 

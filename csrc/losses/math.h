@@ -68,6 +68,12 @@ LOSSOPS_FN float log1p_upto_half(float x) {
 LOSSOPS_FN double log1p_upto_half(double x) {
   return log1p(x);
 }
+LOSSOPS_FN float tanh(float x) {
+  return ::tanhf(x);
+}
+LOSSOPS_FN double tanh(double x) {
+  return ::tanh(x);
+}
 // And for 0 <= x <= 1.
 LOSSOPS_FN float log1p_upto_one(float x) {
   return log1p(x);

@@ -48,7 +48,7 @@ struct Focal {
     const T damping = power(miss, params[0]);
     // u / (1 - p), which tends to 1 as u does to 0; p u / (1 - p) tends to 0 as u does to infinity.
     const T ratio = select(u > T(0), u * exp(-u) / miss, T(1));
-    return {select(u == T(std::numeric_limits<double>::infinity()), u, damping * u),
+    return {select(u == T(kInfinity), u, damping * u),
             damping * (T(1) + params[0] * select(u > T(700), T(0), ratio))};
   }
 };

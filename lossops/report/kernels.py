@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lossops.report import kernels_cuda, kernels_triton
+from lossops.report import kernels_cuda, kernels_softmax, kernels_triton
 from lossops.report.kernel_cache import Progress, silence
 from lossops.report.kernel_rows import CompileError, Row
 from lossops.report.occupancy import ARCHITECTURES
@@ -37,6 +37,19 @@ MAIN_PATHS = {
     ("cuda", "dense", "step"): MainPath("xy", "x", unroll=2),
     ("cuda", "dense", "backward"): MainPath("xyy", "x"),
     ("cuda", "rescale", ""): MainPath("x", "x"),
+    **{
+        ("cuda", "rows_warp", f"labels {n} vectors"): MainPath("x", "x", unroll=n)
+        for n in (1, 4, 8)
+    },
+    **{
+        ("cuda", "rows_warp", f"{pair} {n} vectors"): MainPath("xx", "xx", unroll=n)
+        for pair in ("logits", "probs", "soft")
+        for n in (1, 4)
+    },
+    ("cuda", "rows_block", "labels"): MainPath("xxxx", "x"),
+    **{
+        ("cuda", "rows_block", pair): MainPath("xxxx", "xx") for pair in ("logits", "probs", "soft")
+    },
     ("triton", "elementwise", "value"): MainPath("xy", ""),
     ("triton", "elementwise", "step"): MainPath("xy", "x"),
     ("triton", "elementwise", "backward"): MainPath("xyy", "x"),
@@ -44,6 +57,17 @@ MAIN_PATHS = {
     ("triton", "elementwise", "weighted backward"): MainPath("xyx", "x"),
     ("triton", "elementwise", "weighted double"): MainPath("xyxxyx", "xyx"),
     ("triton", "rescale", ""): MainPath("x", "x"),
+    ("triton", "label_loss", "value"): MainPath("x", ""),
+    ("triton", "label_loss", "step"): MainPath("x", "x"),
+    ("triton", "label_loss", "backward"): MainPath("x", "x"),
+    ("triton", "label_loss", "step of images"): MainPath("x", "x"),
+    ("triton", "label_loss", "step of soft targets"): MainPath("xx", "x"),
+    ("triton", "label_loss", "long step"): MainPath("xx", "x"),  # which reads twice
+    ("triton", "divergence", "value"): MainPath("xy", ""),
+    ("triton", "divergence", "step"): MainPath("xy", "x"),
+    ("triton", "divergence", "backward"): MainPath("xy", "x"),
+    ("triton", "divergence", "step of images"): MainPath("xy", "x"),
+    ("triton", "divergence", "long step"): MainPath("xyxyxy", "x"),  # which reads thrice
 }
 
 
@@ -67,7 +91,7 @@ def survey(
         kernel and architecture, and ``problems``: sentences.
     """
     result = {"compilers": {}, "missing": {}, "kernels": [], "problems": []}
-    losses = {"", *(spec.kernel for spec in wanted)}
+    losses = {"", *(spec.kernel for spec in wanted), *kernels_softmax.LOSSES}
     for name, engine in ENGINES.items():
         if reason := engine.missing():
             result["missing"][name] = reason

@@ -93,7 +93,8 @@ def compile(source: Path, architecture: str, options: Sequence[str] = ()) -> dic
         compiled = machine_code.Compiled(run.stdout, ptx.read_text(), cubin.read_bytes())
     found = machine_code.kernels([compiled])
     names = _demangled([kernel.symbol for kernel in found])
-    enums = _enums(source.read_text(encoding="utf-8"))
+    files = [source, *sorted((CSRC / "cuda").glob("*.cuh"))]
+    enums = _enums("\n".join(file.read_text(encoding="utf-8") for file in files))
     return {
         "rows": [
             row("cuda", architecture, **_parts(name, enums), kernel=kernel)
@@ -120,7 +121,8 @@ def _parts(name: str, enums: dict[str, list[str]]) -> dict[str, Any]:
     """A demangled kernel name, taken apart.
 
     ``void dense<OfDifference<Mse>, float, float, (Pass)1>(…)``, less its namespaces, is the kernel
-    ``dense`` for the loss ``mse``, two tensors of float32 and the pass ``step``.
+    ``dense`` for the loss ``mse``, two tensors of float32 and the pass ``step``. So the operands of
+    a softmax kernel are its pass, and with them the vectors that a lane keeps.
     """
     name = re.sub(r"\(anonymous namespace\)::|\b\w+::", "", name)
     template, arguments = re.match(r"(?:void )?(\w+)(?:<(.*)>)?\(", name).groups()
@@ -133,7 +135,7 @@ def _parts(name: str, enums: dict[str, list[str]]) -> dict[str, Any]:
         elif enumerator:
             passes.append(enums[enumerator[1]][int(enumerator[2])])
         elif word.isdigit():
-            passes.append(f"order {word}")
+            passes.append(f"order {word}" if template == "strided" else f"{word} vectors")
         elif word:
             losses.append(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", word).lower())
     return {

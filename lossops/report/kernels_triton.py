@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lossops.report import machine_code
+from lossops.report import kernels_softmax, machine_code
 from lossops.report.kernel_cache import Cache, Progress, silence
 from lossops.report.kernel_rows import READERS, row
 from lossops.specs import SPECS, Spec, spec
@@ -57,13 +57,15 @@ def survey(
     architectures: Iterable[str], wanted: Sequence[Spec] = SPECS, progress: Progress = silence
 ) -> list[dict[str, Any]]:
     """What :func:`compile` returns, for some losses and architectures."""
+    softmax = kernels_softmax.LOSSES if tuple(wanted) == SPECS else ()
     tasks = {
         f"{name or 'rescale'} for sm_{a}": (a, name)
         for a in architectures
-        for name in (*(spec.name for spec in wanted), None)
+        for name in (*(spec.name for spec in wanted), *softmax, None)
     }
     package = Path(__file__).parents[1]
     files = [*package.glob("triton/*.py"), package / "specs.py", *READERS, Path(__file__)]
+    files.append(Path(kernels_softmax.__file__))
     cache = Cache("triton", compiler(), files=files)
     return cache.results(tasks, compile, _processes, progress)
 
@@ -136,18 +138,23 @@ def compile(architecture: str, loss: str | None) -> dict[str, Any]:
     each, and ``warnings``. To be called in a process that was set up for it."""
     import triton
 
-    from lossops.triton import elementwise
+    from lossops.triton import elementwise, softmax
 
     triton.runtime.driver.set_active(_Driver(architecture))
-    launches = _launches(spec(loss), elementwise) if loss else _rescales(elementwise)
+    if loss in kernels_softmax.LOSSES:
+        module, names = softmax, kernels_softmax.KERNELS
+        launches, name = kernels_softmax.launches(loss, softmax), loss
+    else:
+        module, names = elementwise, ("elementwise_kernel", "rescale_kernel")
+        launches = _launches(spec(loss), elementwise) if loss else _rescales(elementwise)
+        name = spec(loss).kernel if loss else ""
     described = []
-    with _compile_only(elementwise, ("elementwise_kernel", "rescale_kernel")) as compiled:
+    with _compile_only(module, names) as compiled:
         for template, dtypes, pass_, launch in launches:
             launch()
-            names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
-            described.append({"template": template, "dtypes": names, "pass_": pass_})
+            dtypes = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+            described.append({"template": template, "dtypes": dtypes, "pass_": pass_})
     kernels = machine_code.kernels(compiled)
-    name = spec(loss).kernel if loss else ""
     return {
         "rows": [
             row("triton", architecture, **description, loss=name, kernel=kernel)

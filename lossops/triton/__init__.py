@@ -30,9 +30,10 @@ def load() -> None:
     import triton
 
     from lossops import library
-    from lossops.triton import elementwise
+    from lossops.triton import elementwise, softmax
 
     devices = ("CUDA", "CPU") if triton.knobs.runtime.interpret else ("CUDA",)
-    for op in elementwise.OPS:
-        for device in devices:
-            library.implement(library.TRITON, op, device, getattr(elementwise, op))
+    for family in (elementwise, softmax):
+        for op in family.OPS:
+            for device in devices:
+                library.implement(library.TRITON, op, device, getattr(family, op))

@@ -253,16 +253,19 @@ def _reduce_splits(
     workspace,  # [groups, splits] shares, then [groups] tickets; float64, zeroed
     reduced,  # [groups]
     group,
+    groups,
+    split,
+    splits,
     factor,
     SPAN: tl.constexpr,
+    ONE_IF_NONE: tl.constexpr = False,  # writes 1 instead of 0
 ):
     """Lets the last program of a group to arrive add up the shares and write the reduced loss.
 
     They are added in the same order whichever program that is.
     """
-    split, splits = tl.program_id(1), tl.num_programs(1)
     shares = workspace + group * splits
-    tickets = (workspace + tl.num_programs(0).to(tl.int64) * splits).to(tl.pointer_type(tl.int32))
+    tickets = (workspace + groups.to(tl.int64) * splits).to(tl.pointer_type(tl.int32))
     tl.store(shares + split, total)
     tl.debug_barrier()  # the share is written before the ticket is taken
     if tl.atomic_add(tickets + group, 1, sem="acq_rel", scope="gpu") == splits - 1:
@@ -271,7 +274,10 @@ def _reduce_splits(
             lanes = start + tl.arange(0, SPAN)
             # From L2: this multiprocessor's L1 knows nothing of what others have written.
             sums += tl.load(shares + lanes, mask=lanes < splits, other=0.0, cache_modifier=".cg")
-        _store(reduced + group, tl.sum(sums) * factor, None)
+        result = tl.sum(sums) * factor
+        if ONE_IF_NONE:
+            result = tl.where(result == 0, 1.0, result)
+        _store(reduced + group, result, None)
 
 
 @triton.jit
@@ -349,7 +355,9 @@ def elementwise_kernel(
         if workspace is None:
             _store(reduced + group, total * factor, None)
         else:
-            _reduce_splits(total, workspace, reduced, group, factor, 1024)
+            _reduce_splits(
+                total, workspace, reduced, group, tl.num_programs(0), split, splits, factor, 1024
+            )
 
 
 @triton.jit

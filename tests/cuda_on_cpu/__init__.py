@@ -50,13 +50,19 @@ def _twice(op, *arguments):
     return first
 
 
-def _in_place(op, tensors, *arguments) -> None:
+def _in_place(op, written, *arguments):
+    """The second time over the same memory: where it lies can decide who adds up what."""
+    tensors = [written] if isinstance(written, torch.Tensor) else written
     before = [tensor.clone() for tensor in tensors]
     _seed()
-    op(tensors, *arguments)
+    results = op(written, *arguments) or ()
+    first = [tensor.clone() for tensor in tensors]
+    for tensor, contents in zip(tensors, before, strict=True):
+        tensor.copy_(contents)
     _seed()
-    op(before, *arguments)
-    _compare(op, tensors, before)
+    again = op(written, *arguments) or ()
+    _compare(op, [*results, *tensors], [*again, *first])
+    return results or None
 
 
 def _compare(op, first, second) -> None:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -29,9 +30,14 @@ def compiler() -> str:
     return os.environ.get("CXX") or shutil.which("g++") or "c++"
 
 
-def kernels(folder: Path = FOLDER, csrc: Path = ROOT / "csrc") -> Path:
-    """The library of all CUDA kernels of a source tree."""
-    return _library(folder, "kernels", sorted((csrc / "cuda").glob("*.cu")), csrc)
+def kernels(folder: Path = FOLDER, csrc: Path = ROOT / "csrc", others: Iterable[str] = ()) -> Path:
+    """The library of all CUDA kernels of a source tree; of ``others``, those of this checkout."""
+    sources = sorted((csrc / "cuda").glob("*.cu"))
+    if others:
+        kernels()
+    compiled = [FOLDER / _object("kernels", csrc / "cuda" / name) for name in others]
+    sources = [source for source in sources if source.name not in others]
+    return _library(folder, "kernels", sources, csrc, compiled)
 
 
 def faults() -> Path:
@@ -46,22 +52,32 @@ def ops() -> Path:
     headers = " ".join(f"-isystem {shlex.quote(p)}" for p in cpp_extension.include_paths())
     paths = " ".join(f"-L{shlex.quote(p)}" for p in cpp_extension.library_paths())
     flags = f"{FLAGS} -O1 -I{HERE} -I{ROOT / 'csrc'} {headers}"
-    return _ninja(FOLDER, "ops.so", {HERE / "ops.cpp": flags}, f"{paths} -lc10 -ltorch_cpu")
+    checks = (ROOT / "csrc" / "ops" / f"{family}.cpp" for family in ("elementwise", "softmax"))
+    sources = dict.fromkeys((HERE / "ops.cpp", *checks), flags)
+    return _ninja(FOLDER, "ops.so", sources, f"{paths} -lc10 -ltorch_cpu")
 
 
-def _library(folder: Path, name: str, sources: list[Path], csrc: Path) -> Path:
+def _library(
+    folder: Path, name: str, sources: list[Path], csrc: Path, compiled: Iterable[Path] = ()
+) -> Path:
     files = {HERE / file: f"{FLAGS} -O2 -I{HERE}" for file in ("device.cpp", "memory.cpp")}
     device = _ninja(FOLDER, "device.o", files, "-r -nostdlib")
     flags = f"{KERNEL_FLAGS} -I{HERE} -I{csrc}"
     # The device first: of an inline function that both contain, the linker keeps the first copy,
     # and the device's own must not be instrumented.
     kernels = dict.fromkeys(sources, flags)
-    return _ninja(folder, f"{name}.so", kernels, "-Wl,-Bsymbolic", first=device)
+    link = " ".join(["-Wl,-Bsymbolic", *map(str, compiled)])
+    return _ninja(folder, f"{name}.so", kernels, link, first=device, others=compiled)
+
+
+def _object(name: str, source: Path) -> str:
+    return f"{name}_{source.name}.o"
 
 
 def _ninja(
-    folder: Path, target: str, sources: dict[Path, str], link: str, first: str | Path = ""
-) -> Path:
+    folder: Path, target: str, sources: dict[Path, str], link: str, first: str | Path = "",
+    others: Iterable[Path] = (),
+) -> Path:  # fmt: skip
     """Compiles the sources, each with its flags, and links them; what is up to date stays."""
     folder.mkdir(parents=True, exist_ok=True)
     name = Path(target).stem
@@ -72,10 +88,11 @@ def _ninja(
         "  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = {compiler()} {shared} {first} $in {link} -o $out",
     ]
-    objects = {source: f"{name}_{source.name}.o" for source in sources}
+    objects = {source: _object(name, source) for source in sources}
     for source, flags in sources.items():
         lines.append(f"build {objects[source]}: cxx {source}\n  flags = {flags}")
-    lines.append(f"build {target}: link {' '.join(objects.values())}\n")
+    inputs = " ".join(objects.values())
+    lines.append(f"build {target}: link {inputs} | {first} {' '.join(map(str, others))}\n")
     with open(folder / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may want the same
         (folder / f"{name}.ninja").write_text("\n".join(lines))

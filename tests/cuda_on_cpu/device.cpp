@@ -134,7 +134,7 @@ const Thread* elsewhere(const Block& block) {
   return nullptr;
 }
 
-void pass_barrier(Block& block) {
+void pass_barrier(Block& block, bool of_cluster = false) {
   if (const Thread* other = elsewhere(block)) {
     device.failure = "threads of a block meet at different barriers\n  " +
                      describe(block.threads[0]) + "\n  " + describe(*other);
@@ -142,7 +142,7 @@ void pass_barrier(Block& block) {
   }
   for (Thread& thread : block.threads) {
     thread.status = Status::ready;
-    new_moment(thread, true);
+    new_moment(thread, true, false, of_cluster);
   }
 }
 
@@ -189,7 +189,7 @@ bool release_cluster() {
   std::vector<MomentId> before, after;
   for (auto& block : blocks) {
     before.push_back(block->threads[0].moment);
-    pass_barrier(*block);
+    pass_barrier(*block, true);
     after.push_back(block->threads[0].moment);
     new_moment(block->threads[0]);  // so that nothing happens in the moment that is released
   }
@@ -390,12 +390,16 @@ cudaError_t cudaGetDevice(int* number) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  const char* const processors = getenv("LOSSOPS_TEST_MULTIPROCESSORS");
-  *value = attribute == cudaDevAttrMultiProcessorCount      ? (processors ? atoi(processors) : 2)
-           : attribute == cudaDevAttrMaxGridDimX            ? 24  // few: many groups take turns
-           : attribute == cudaDevAttrComputeCapabilityMajor ? 9
-           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 * 1024
-                                                                  : 0;
+  const auto chosen = [](const char* name, int otherwise) {
+    const char* const text = getenv(name);
+    return text ? atoi(text) : otherwise;
+  };
+  *value = attribute == cudaDevAttrMultiProcessorCount ? chosen("LOSSOPS_TEST_MULTIPROCESSORS", 2)
+           : attribute == cudaDevAttrMaxGridDimX       ? 24  // few: many groups take turns
+           : attribute == cudaDevAttrComputeCapabilityMajor ? chosen("LOSSOPS_TEST_CAPABILITY", 9)
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin
+               ? chosen("LOSSOPS_TEST_SHARED", 227 * 1024)
+               : 0;
   return cudaSuccess;
 }
 

@@ -18,18 +18,29 @@ namespace cuda_on_cpu {
 // accesses by the moments they happened in.
 struct Moment {
   uint32_t block, thread;
-  uint32_t interval;       // how many barriers the block has passed
-  uint32_t warp_interval;  // how many __syncwarp the thread has passed
+  uint32_t interval;          // how many barriers the block has passed
+  uint32_t warp_interval;     // how many __syncwarp the thread has passed
+  uint32_t cluster_interval;  // how many barriers of the cluster
 };
 using MomentId = uint32_t;  // 0: before this launch
 
 // What is known of one byte.
 struct Byte {
-  enum : uint8_t { exists = 1, written = 2, constant = 4, atomic = 8, readers = 16, blocks = 32 };
+  enum : uint8_t {
+    exists = 1,
+    written = 2,
+    constant = 4,
+    atomic = 8,
+    readers = 16,
+    warps = 32,
+    cluster = 64,
+    blocks = 128
+  };
   MomentId writer, reader;            // the last ones
   uint32_t writer_code, reader_code;  // where
   uint32_t launch;                    // of the last access
-  uint8_t flags;                      // `readers`: several threads, `blocks`: several blocks
+  uint8_t flags;  // `readers`: several threads read it; of several warps, or blocks of one cluster
+                  // or not
 };
 
 enum class Status : uint8_t { ready, warp, barrier, cluster, done };
@@ -90,7 +101,7 @@ constexpr size_t kStack = 1 << 17;
 std::string place(const void* code);
 std::string name(const Thread& thread);
 
-void new_moment(Thread& thread, bool barrier = false, bool warp = false);
+void new_moment(Thread& thread, bool barrier = false, bool warp = false, bool cluster = false);
 void fence(Thread& thread);
 void start_shared_memory(Block& block);
 void enter(Block& block);  // puts the block's shared memory in place

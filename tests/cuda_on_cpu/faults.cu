@@ -57,7 +57,24 @@ __global__ void count(unsigned* total, int* is_last) {
   if (threadIdx.x == 0) is_last[blockIdx.x] = atomicAdd(total, 1u) == gridDim.x - 1;
 }
 
+__global__ void read_by_a_warp(int* data) {  // and written by one of its lanes
+  const int sum = data[threadIdx.x / 32 * 32] + static_cast<int>(threadIdx.x);
+  __syncwarp();
+  data[threadIdx.x] = sum;
+}
+
 // ---- Wrong
+
+__global__ void read_by_a_warp_only(int* data) {
+  const int sum = data[threadIdx.x / 32 * 32] + static_cast<int>(threadIdx.x);
+  data[threadIdx.x] = __shfl_sync(kAll, sum, threadIdx.x % 32);  // fault: read_by_a_warp_only
+}
+
+__global__ void read_by_two_warps(int* data) {
+  const int sum = data[0] + static_cast<int>(threadIdx.x);
+  __syncwarp();
+  data[threadIdx.x] = sum;  // fault: read_by_two_warps
+}
 
 __global__ void no_barrier(int* data) {
   __shared__ int copy[64];
@@ -184,6 +201,21 @@ __global__ void cluster_without_barrier(int* out) {
   out[blockIdx.x * blockDim.x + threadIdx.x] = mine[threadIdx.x];  // fault: cluster_without_barrier
 }
 
+// All blocks read what the first has written; it may write again when all have read.
+template <bool all_have_read>
+__global__ void cluster_turns(int* out) {
+  __shared__ int mine;
+  auto cluster = cg::this_cluster();
+  int sum = 0;
+  for (int i = 0; i < 3; ++i) {
+    if (threadIdx.x == 0) mine = i + 1;  // fault: cluster_turns
+    cluster.sync();
+    sum += *cluster.map_shared_rank(&mine, 0);
+    if (all_have_read || i == 2) cluster.sync();
+  }
+  out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+
 __global__ void cluster_left(int* out) {
   __shared__ int mine[64];
   auto cluster = cg::this_cluster();
@@ -221,6 +253,9 @@ extern "C" const char* run(const char* kernel, int* data, unsigned* ticket, int 
     RUN(half_warps);
     RUN(reverse);
     RUN(neighbours);
+    RUN(read_by_a_warp);
+    RUN(read_by_a_warp_only);
+    RUN(read_by_two_warps);
     RUN(no_barrier);
     RUN(no_second_barrier);
     RUN(no_warp_barrier);
@@ -240,6 +275,10 @@ extern "C" const char* run(const char* kernel, int* data, unsigned* ticket, int 
     RUN(same_place);
     RUN(cluster_without_barrier);
     RUN(cluster_left);
+    if (name == "cluster_turns") cudaLaunchKernelEx(&config, cluster_turns<true>, data);
+    if (name == "cluster_turns_no_barrier") {
+      cudaLaunchKernelEx(&config, cluster_turns<false>, data);
+    }
     if (name == "count") cudaLaunchKernelEx(&config, count, ticket, data);
     if (name == "order_of_blocks") cudaLaunchKernelEx(&config, order_of_blocks, data, ticket);
     if (name == "last_block") cudaLaunchKernelEx(&config, last_block<true, true>, data, ticket);

@@ -85,11 +85,19 @@ bool ordered(MomentId earlier) {
   });
 }
 
+// Whether a block belongs to the cluster that runs.
+bool in_cluster(uint32_t number) {
+  return std::any_of(device.cluster.begin(), device.cluster.end(),
+                     [&](const auto& block) { return block->number == number; });
+}
+
 std::string size_text(size_t size) {
   return std::to_string(size) + (size == 1 ? " byte" : " bytes");
 }
 
 enum class Kind { read, write, atomic };
+
+constexpr uint8_t kSeveral = Byte::readers | Byte::warps | Byte::cluster | Byte::blocks;
 
 [[noreturn]] void race(const char* earlier, MomentId moment, uint32_t code, Kind kind,
                        const void* now) {
@@ -114,7 +122,7 @@ void touch(Byte& byte, Kind kind, size_t size, const void* code) {
   if (byte.launch != device.launches) {
     byte.launch = device.launches;
     byte.writer = byte.reader = 0;
-    byte.flags &= ~(Byte::atomic | Byte::readers | Byte::blocks);
+    byte.flags &= ~(Byte::atomic | kSeveral);
   }
   const bool both_atomic = kind == Kind::atomic && (byte.flags & Byte::atomic);
   if (!both_atomic && !ordered(byte.writer))
@@ -122,26 +130,39 @@ void touch(Byte& byte, Kind kind, size_t size, const void* code) {
   const MomentId now = device.thread->moment;
   const auto offset = static_cast<uint32_t>(static_cast<const char*>(code) - __ehdr_start);
   if (kind == Kind::read) {
+    const Moment &before = at(byte.reader), &here = at(now);
     if (!ordered(byte.reader)) {
-      byte.flags |= at(byte.reader).block == at(now).block ? Byte::readers : Byte::blocks;
-    } else if (at(byte.reader).interval < at(now).interval) {
-      byte.flags &= ~Byte::readers;
+      byte.flags |= before.block == here.block ? Byte::readers
+                    : in_cluster(before.block) ? Byte::cluster
+                                               : Byte::blocks;
+      if (before.thread / 32 != here.thread / 32) byte.flags |= Byte::warps;
+    } else if (before.cluster_interval < here.cluster_interval) {
+      byte.flags &= ~(Byte::readers | Byte::warps | Byte::cluster);
+    } else if (before.interval < here.interval) {
+      byte.flags &= ~(Byte::readers | Byte::warps);
     }
     byte.reader = now;
     byte.reader_code = offset;
     return;
   }
   if (byte.reader) {
+    // Of several readers the last one stands for all: a barrier that all of them share has passed
+    // since, if any has. Of one warp, that can be a __syncwarp.
+    const Moment &before = at(byte.reader), &here = at(now);
     const bool shared_interval =
-        (byte.flags & Byte::readers) && at(byte.reader).interval == at(now).interval;
-    if (!ordered(byte.reader) || shared_interval || (byte.flags & Byte::blocks)) {
+        (byte.flags & Byte::readers) && before.interval == here.interval &&
+        ((byte.flags & Byte::warps) || before.warp_interval >= here.warp_interval);
+    const bool shared_in_cluster =
+        (byte.flags & Byte::cluster) && before.cluster_interval >= here.cluster_interval;
+    if (!ordered(byte.reader) || shared_interval || shared_in_cluster ||
+        (byte.flags & Byte::blocks)) {
       race("read", byte.reader, byte.reader_code, kind, code);
     }
   }
   byte.writer = now;
   byte.writer_code = offset;
   byte.reader = 0;
-  byte.flags = (byte.flags & ~(Byte::atomic | Byte::readers | Byte::blocks)) | Byte::written |
+  byte.flags = (byte.flags & ~(Byte::atomic | kSeveral)) | Byte::written |
                (kind == Kind::atomic ? Byte::atomic : 0);
 }
 
@@ -200,11 +221,12 @@ void access(const void* address, size_t size, Kind kind, const void* code) {
 
 // ---- Synchronization, as far as memory knows of it
 
-void new_moment(Thread& thread, bool barrier, bool warp) {
-  Moment next{thread.block->number, thread.index, 0, 0};
+void new_moment(Thread& thread, bool barrier, bool warp, bool cluster) {
+  Moment next{thread.block->number, thread.index, 0, 0, 0};
   if (thread.moment) next = at(thread.moment);
   next.interval += barrier;
   next.warp_interval += warp;
+  next.cluster_interval += cluster;
   thread.moment = static_cast<MomentId>(device.moments.size());
   device.moments.push_back(next);
 }

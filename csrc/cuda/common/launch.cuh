@@ -23,7 +23,11 @@ struct Grid {
   int64_t blocks;
   int threads;
   cudaStream_t stream;
+  int cluster = 1;         // blocks that share a row; more than 1 from compute capability 9.0 on
+  int dynamic_shared = 0;  // bytes of a block
 };
+
+constexpr int kPlainShared = 48 * 1024;  // bytes of a block that need no leave
 
 // Every kernel of the library starts here. Its name and the loss it computes are for error
 // messages.
@@ -34,6 +38,19 @@ void launch(const char* name, const char* loss, void (*kernel)(Params...), const
   config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
   config.blockDim = dim3(static_cast<unsigned>(grid.threads));
   config.stream = grid.stream;
+  config.dynamicSmemBytes = static_cast<size_t>(grid.dynamic_shared);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(grid.cluster);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = grid.cluster > 1 ? 1 : 0;
+  // The leave is for dynamic and static memory together, so a kernel near the limit needs it too.
+  if (grid.dynamic_shared > kPlainShared / 2) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               grid.dynamic_shared),
+          name, loss);
+  }
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), name, loss);
 }
 

@@ -86,7 +86,8 @@ struct Pack {
     return {__ldcs(reinterpret_cast<const decltype(word)*>(p))};
   }
   __device__ __forceinline__ void store(S* p) const {
-    *reinterpret_cast<decltype(word)*>(p) = word;
+    // By name: a plain assignment may become two of half the width.
+    __stwb(reinterpret_cast<decltype(word)*>(p), word);
   }
 };
 

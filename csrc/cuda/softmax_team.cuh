@@ -1,0 +1,246 @@
+// The threads that share a row: some lanes of a warp, a block, or a cluster of blocks. Whatever
+// they reduce, all of them get, to the same bits.
+#pragma once
+
+#include "cuda/common/reduce.cuh"
+#include "losses/math.h"
+
+#if !defined(LOSSOPS_DYNAMIC_SHARED)
+#define LOSSOPS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#include <cooperative_groups.h>
+#define LOSSOPS_CLUSTERS 1
+#else
+#define LOSSOPS_CLUSTERS 0
+#endif
+
+namespace lossops::cuda {
+
+// How numbers of two threads become one: by adding each.
+template <class T>
+struct Sums {
+  template <int n>
+  __device__ __forceinline__ static void clear(T (&numbers)[n]) {
+    for (int i = 0; i < n; ++i) numbers[i] = 0;
+  }
+  template <int n>
+  __device__ __forceinline__ void reduce(T (&numbers)[n], unsigned mask, int width) const {
+    for (int distance = width / 2; distance > 0; distance /= 2) {
+#pragma unroll
+      for (T& each : numbers) each += __shfl_xor_sync(mask, each, distance);
+    }
+  }
+};
+
+// Pairs of a maximum and of a sum of exp((x - that maximum) / temperature).
+template <class T>
+struct Exponentials {
+  T inverse_temperature;
+
+  template <int n>
+  __device__ __forceinline__ static void clear(T (&numbers)[n]) {
+    for (int i = 0; i < n; i += 2) {
+      numbers[i] = -T(kInfinity);
+      numbers[i + 1] = 0;
+    }
+  }
+  template <int n>
+  __device__ __forceinline__ void reduce(T (&numbers)[n], unsigned mask, int width) const {
+#pragma unroll
+    for (int i = 0; i < n; i += 2) {
+      const T own = numbers[i];
+      T highest = own;
+      for (int distance = width / 2; distance > 0; distance /= 2) {
+        const T other = __shfl_xor_sync(mask, highest, distance);
+        highest = other > highest ? other : highest;
+      }
+      numbers[i] = highest;
+      // A thread that has seen nothing above -inf has a sum of 0, or of NaN.
+      const bool nothing = own == -T(kInfinity);
+      T& sum = numbers[i + 1];
+      if (!nothing) sum *= exp((own - highest) * inverse_temperature);
+      for (int distance = width / 2; distance > 0; distance /= 2) {
+        sum += __shfl_xor_sync(mask, sum, distance);
+      }
+    }
+  }
+};
+
+// `width` neighbouring lanes of a warp, a power of 2.
+class Lanes {
+ public:
+  __device__ __forceinline__ explicit Lanes(int width) : width_(width) {
+    const int first = threadIdx.x % kWarp / width * width;
+    mask_ = (width == kWarp ? 0xffffffffu : (1u << width) - 1) << first;
+  }
+  __device__ __forceinline__ int width() const { return width_; }
+  __device__ __forceinline__ int index() const { return threadIdx.x % width_; }
+  __device__ __forceinline__ int number() const { return threadIdx.x / width_; }
+  __device__ __forceinline__ int per_block() const { return blockDim.x / width_; }
+  __device__ __forceinline__ bool in_first_block() const { return true; }
+
+  // What f returns, called by one lane only. Whoever has other work meanwhile fetches first and
+  // shares later, so that nobody waits for memory in between.
+  template <class F>
+  __device__ __forceinline__ auto once(const F& f) const {
+    return share(fetch(f));
+  }
+  template <class F>
+  __device__ __forceinline__ auto fetch(const F& f) const {
+    decltype(f()) result{};
+    if (index() == 0) result = f();
+    return result;
+  }
+  template <class T>
+  __device__ __forceinline__ T share(T fetched) const {
+    return width_ == 1 ? fetched : __shfl_sync(mask_, fetched, 0, width_);
+  }
+  template <class How, class T, int n>
+  __device__ __forceinline__ void reduce(const How& how, T (&numbers)[n]) {
+    how.reduce(numbers, mask_, width_);
+  }
+  // Orders what was read before with what is written after.
+  __device__ __forceinline__ void sync() const {
+    if (width_ > 1) __syncwarp(mask_);
+  }
+  __device__ __forceinline__ void leave() const {}
+
+ private:
+  int width_;
+  unsigned mask_;
+};
+
+// All threads of a block, whose warps are whole, and of the blocks of its cluster.
+class Blocks {
+ public:
+  static constexpr int kNumbers = 4;  // to reduce at once
+
+  __device__ __forceinline__ explicit Blocks(int cluster) : cluster_(cluster) {
+#if LOSSOPS_CLUSTERS
+    if (cluster > 1) rank_ = cooperative_groups::this_cluster().block_rank();
+#endif
+  }
+  __device__ __forceinline__ int width() const { return blockDim.x * cluster_; }
+  __device__ __forceinline__ int index() const { return rank_ * blockDim.x + threadIdx.x; }
+  __device__ __forceinline__ int number() const { return 0; }
+  __device__ __forceinline__ int per_block() const { return 1; }
+  __device__ __forceinline__ bool in_first_block() const { return rank_ == 0; }
+
+  // By a lane of each warp.
+  template <class F>
+  __device__ __forceinline__ auto once(const F& f) const {
+    return share(fetch(f));
+  }
+  template <class F>
+  __device__ __forceinline__ auto fetch(const F& f) const {
+    decltype(f()) result{};
+    if (threadIdx.x % kWarp == 0) result = f();
+    return result;
+  }
+  template <class T>
+  __device__ __forceinline__ T share(T fetched) const {
+    return __shfl_sync(0xffffffffu, fetched, 0);
+  }
+
+  // The memory that numbers meet in changes from one call to the next: a thread that writes for the
+  // next but one has passed the barrier of the next, and so have all others, who read before.
+  template <class How, class T, int n>
+  __device__ __forceinline__ void reduce(const How& how, T (&numbers)[n]) {
+    static_assert(n <= kNumbers);
+    __shared__ T slots[2][kNumbers][kWarp];
+    __shared__ T of_block[2][kNumbers];
+    turn_ ^= 1;
+    const int lane = threadIdx.x % kWarp;
+    how.reduce(numbers, 0xffffffffu, kWarp);
+    if (blockDim.x > kWarp) {
+      for (int i = 0; i < n; ++i) {
+        if (lane == 0) slots[turn_][i][threadIdx.x / kWarp] = numbers[i];
+      }
+      __syncthreads();
+      how.clear(numbers);
+      for (int i = 0; i < n; ++i) {
+        if (lane < static_cast<int>(blockDim.x) / kWarp) numbers[i] = slots[turn_][i][lane];
+      }
+      how.reduce(numbers, 0xffffffffu, kWarp);
+    }
+    if (cluster_ > 1) exchange(how, numbers, of_block[turn_]);
+  }
+  __device__ __forceinline__ void sync() const {
+#if LOSSOPS_CLUSTERS
+    if (cluster_ > 1) return cooperative_groups::this_cluster().sync();
+#endif
+    __syncthreads();
+  }
+  // Before a block ends: others may still read its memory.
+  __device__ __forceinline__ void leave() const {
+    if (cluster_ > 1) sync();
+  }
+
+ private:
+  template <class How, class T, int n>
+  __device__ __forceinline__ void exchange(const How& how, T (&numbers)[n], T* of_block) {
+#if LOSSOPS_CLUSTERS
+    auto cluster = cooperative_groups::this_cluster();
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < n; ++i) of_block[i] = numbers[i];
+    }
+    cluster.sync();
+    const int lane = threadIdx.x % kWarp;
+    how.clear(numbers);
+    if (lane < cluster_) {
+      const T* other = cluster.map_shared_rank(of_block, lane);
+      for (int i = 0; i < n; ++i) numbers[i] = other[i];
+    }
+    how.reduce(numbers, 0xffffffffu, kWarp);
+#endif
+  }
+
+  int cluster_, rank_ = 0, turn_ = 0;
+};
+
+// Which of the two is known at run time.
+class LanesOrBlock {
+ public:
+  __device__ __forceinline__ explicit LanesOrBlock(int width)
+      : one_warp_(width <= kWarp), lanes_(one_warp_ ? width : kWarp), block_(1) {}
+  __device__ __forceinline__ int width() const {
+    return one_warp_ ? lanes_.width() : block_.width();
+  }
+  __device__ __forceinline__ int index() const {
+    return one_warp_ ? lanes_.index() : block_.index();
+  }
+  __device__ __forceinline__ int number() const { return one_warp_ ? lanes_.number() : 0; }
+  __device__ __forceinline__ int per_block() const { return one_warp_ ? lanes_.per_block() : 1; }
+  __device__ __forceinline__ bool in_first_block() const { return true; }
+  template <class F>
+  __device__ __forceinline__ auto once(const F& f) const {
+    return lanes_.once(f);
+  }
+  template <class F>
+  __device__ __forceinline__ auto fetch(const F& f) const {
+    return lanes_.fetch(f);
+  }
+  template <class T>
+  __device__ __forceinline__ T share(T fetched) const {
+    return lanes_.share(fetched);
+  }
+  template <class How, class T, int n>
+  __device__ __forceinline__ void reduce(const How& how, T (&numbers)[n]) {
+    if (one_warp_) return lanes_.reduce(how, numbers);
+    block_.reduce(how, numbers);
+  }
+  __device__ __forceinline__ void sync() const {
+    if (one_warp_) return lanes_.sync();
+    block_.sync();
+  }
+  __device__ __forceinline__ void leave() const {}
+
+ private:
+  bool one_warp_;
+  Lanes lanes_;
+  Blocks block_;
+};
+
+}  // namespace lossops::cuda
