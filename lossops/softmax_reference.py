@@ -32,7 +32,7 @@ class Rows(NamedTuple):
 
 
 def times(x: Tensor, y: Tensor) -> Tensor:
-    """x y, and 0 where x is 0, whatever y is. The derivative by such an x is y, where y is finite."""
+    """x y, and 0 where x is 0, whatever y is; the derivative by such an x is y, if finite."""
     limit = (x == 0) & ~y.isfinite()
     return torch.where(limit, 0.0, torch.where(limit, 0.0, x) * torch.where(limit, 0.0, y))
 

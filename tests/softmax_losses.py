@@ -113,7 +113,7 @@ def divergence_rows(
     q = input if input_form == "probs" else log_q.exp()
     if target.is_floating_point():
         counts = torch.ones_like(input.sum(dim), dtype=torch.bool)
-        form = target_form or "logits"
+        form = target_form or input_form
         log_p = log_distribution(target.double(), form, dim, temperature)
         p = target.double() if form == "probs" else log_p.exp()
     else:

@@ -240,6 +240,7 @@ def test_kl_is_torchs():
             functional.kl_divergence(
                 q, p, input_form="log_probs", target_form="probs", reduction=reduction
             ),
+            functional.kl_divergence(q.exp(), p, input_form="probs", reduction=reduction),
             functional.kl_divergence(
                 q.exp(), p.log(), input_form="probs", target_form="log_probs", reduction=reduction
             ),
