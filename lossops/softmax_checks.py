@@ -119,6 +119,11 @@ def _may_overwrite(function: str, input: Tensor, mode: str, keep_dims: int) -> b
             f"{function}(): a leaf Variable that requires grad is being used in an in-place "
             "operation: with inplace=True its gradient would overwrite it"
         )
+    if torch.empty_like(input, device="meta").stride() != input.stride():
+        raise RuntimeError(
+            f"{function}(): with inplace=True the logits should be dense, without gaps or numbers "
+            f"that several rows share, got strides {input.stride()} of shape {tuple(input.shape)}"
+        )
     return True
 
 

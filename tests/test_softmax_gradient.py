@@ -147,7 +147,7 @@ def test_gradient_is_as_right_as_torchs(options, classes, reduction, dtype):
     ours, theirs, true = grads
     # Differences, as p - 1, are held to the size of their terms.
     size = true.abs().amax().item()
-    double = 8.0 if dtype == torch.float64 else 0.0
+    double = 16.0 if dtype == torch.float64 else 0.0
     assert scaled_ulps(ours, true, size) <= 1 + scaled_ulps(theirs, true, size) + double
     assert (ours[::7] == 0).all()
 
@@ -443,7 +443,9 @@ def test_training_step_is_one_pass(case):
         expect_ops(f"{NAMESPACE}::elementwise_rescale_") as names,
     ):
         case(leaf, target, **kwargs).backward()
-    bookkeeping = {"aten::ones_like", "aten::detach", "aten::full", "aten::promote_types"}
+    bookkeeping = {
+        "aten::ones_like", "aten::detach", "aten::full", "aten::expand", "aten::promote_types"
+    }  # fmt: skip
     assert set(ran(names, "aten::")) <= bookkeeping, names
     assert not [name for name in ran(names, f"{NAMESPACE}::softmax") if "backward" in name]
 
