@@ -20,6 +20,7 @@ from lossops.softmax_checks import (
     check_smoothing,
     check_target,
     class_dimension,
+    finite,
     labels_along,
     softmax_loss,
 )
@@ -340,7 +341,7 @@ def poly_loss(
             poly_loss, (input, target, weight), input, target, epsilon, weight, ignore_index,
             reduction, normalizer=normalizer,
         )  # fmt: skip
-    epsilon = number("poly_loss", "epsilon", epsilon)
+    epsilon = finite("poly_loss", "epsilon", epsilon)
     return _of_labels(
         "poly_loss", "poly", input, target, weight, (epsilon,), ignore_index, reduction, normalizer
     )
@@ -355,7 +356,7 @@ def _of_labels(
         raise ValueError(f"{function}(): expected 1 or more dimensions (got 0)")
     dim = class_dimension(input)
     target = check_labels(input, target, dim)
-    if weight is not None and weight.dim() == 0:  # one for all classes
+    if isinstance(weight, Tensor) and weight.dim() == 0:  # one for all classes
         weight = weight.expand(input.shape[dim])
     check_class_weight(function, input, dim, weight)
     return softmax_loss(

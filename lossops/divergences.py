@@ -40,7 +40,9 @@ def _divergence(
         target = labels_along(function, input, target, dim)
         target_form = "labels"
     else:
-        target_form = check_form(function, "target_form", target_form or form)
+        target_form = check_form(
+            function, "target_form", form if target_form is None else target_form
+        )
         check_scores(function, target)
         if target.shape != input.shape:
             raise ValueError(

@@ -56,7 +56,7 @@ def softmax_loss(
         _positive(function, "temperature", temperature),
         0.0 if softcap is None else _positive(function, "softcap", softcap),
         float(label_smoothing),
-        _finite(function, "z_loss", z_loss),
+        finite(function, "z_loss", z_loss),
         *(*own_params, 0.0, 0.0)[:2],
     )
     dtype = input.dtype
@@ -82,7 +82,7 @@ def _positive(function: str, name: str, value) -> float:
     return value
 
 
-def _finite(function: str, name: str, value) -> float:
+def finite(function: str, name: str, value) -> float:
     value = number(function, name, value)
     if not -math.inf < value < math.inf:
         raise ValueError(f"{function}(): {name} should be finite, got {value}")
@@ -118,6 +118,11 @@ def _may_overwrite(function: str, input: Tensor, mode: str, keep_dims: int) -> b
         raise RuntimeError(
             f"{function}(): a leaf Variable that requires grad is being used in an in-place "
             "operation: with inplace=True its gradient would overwrite it"
+        )
+    if torch.empty_like(input, device="meta").stride() != input.stride():
+        raise RuntimeError(
+            f"{function}(): with inplace=True the logits should be dense, without gaps or numbers "
+            f"that several rows share, got strides {input.stride()} of shape {tuple(input.shape)}"
         )
     return True
 

@@ -32,8 +32,9 @@ class Rows(NamedTuple):
 
 
 def times(x: Tensor, y: Tensor) -> Tensor:
-    """x y, and 0 where x is 0, whatever y is."""
-    return torch.where(x == 0, 0.0, x * torch.where(x == 0, 0.0, y))
+    """x y, and 0 where x is 0, whatever y is; the derivative by such an x is y, if finite."""
+    limit = (x == 0) & ~y.isfinite()
+    return torch.where(limit, 0.0, torch.where(limit, 0.0, x) * torch.where(limit, 0.0, y))
 
 
 # ---- Label losses: functions of u = -log p_y.

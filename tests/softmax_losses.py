@@ -113,13 +113,14 @@ def divergence_rows(
     q = input if input_form == "probs" else log_q.exp()
     if target.is_floating_point():
         counts = torch.ones_like(input.sum(dim), dtype=torch.bool)
-        form = target_form or "logits"
+        form = target_form or input_form
         log_p = log_distribution(target.double(), form, dim, temperature)
         p = target.double() if form == "probs" else log_p.exp()
     else:
         counts = target != ignore_index
         label = torch.where(counts, target, 0).long()
-        p = torch.nn.functional.one_hot(label, input.shape[dim]).double().movedim(-1, dim)
+        classes = torch.arange(input.shape[dim], device=input.device)
+        p = (label.unsqueeze(-1) == classes).double().movedim(-1, dim)
         log_p = p.log()
     value = DIVERGENCES["reverse" if reverse else name](p, log_p, q, log_q).sum(dim)
     return torch.where(counts, value, 0.0), counts.double()

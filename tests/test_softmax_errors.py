@@ -1,0 +1,293 @@
+"""What the losses over rows of class scores refuse, with torch's exceptions and words where torch
+has some; and that nothing is left behind."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+import torch
+import torch.nn.functional as torch_functional
+from conftest import DEVICE, cpu_only, make
+from softmax_losses import DIVERGENCES as DIVERGENCE_NAMES
+from softmax_losses import LABEL_LOSSES, each_softmax_case
+
+from lossops import functional as F
+
+DIVERGENCES = [name for name in DIVERGENCE_NAMES if name != "reverse"]
+TORCHS = ("cross_entropy", "nll_loss")
+each_name = pytest.mark.parametrize("name", [*LABEL_LOSSES, *DIVERGENCES])
+each_label_loss = pytest.mark.parametrize("name", LABEL_LOSSES)
+each_of_torch = pytest.mark.parametrize("name", TORCHS)
+each_divergence = pytest.mark.parametrize("name", DIVERGENCES)
+
+
+def labels(*shape, classes=5):
+    return torch.randint(classes, shape, device=DEVICE)
+
+
+def refuses(error, message, function, *args, **kwargs):
+    """The call raises, its tensors stay as they were, and the next call works."""
+    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
+    before = [t.clone() for t in tensors]
+    with pytest.raises(error, match=message):
+        function(*args, **kwargs)
+    for tensor, copy in zip(tensors, before, strict=True):
+        if tensor.device.type != "meta" and not tensor.is_sparse:
+            assert torch.equal(tensor, copy)
+    x = make.zeros(1, 2, requires_grad=True)
+    F.cross_entropy(x, labels(1, classes=1)).backward()
+    assert torch.equal(x.grad, make.tensor([[-0.5, 0.5]]))
+
+
+def as_torch(error, name, *args, **kwargs):
+    """Refused by both, with the same exception and, up to what follows, the same words."""
+    with pytest.raises(error) as theirs:
+        getattr(torch_functional, name)(*args, **kwargs)
+    words = re.escape(str(theirs.value).rstrip("]. "))
+    refuses(error, words, getattr(F, name), *args, **kwargs)
+
+
+@each_of_torch
+def test_shapes_as_torch(name):
+    x = make.randn(4, 5).log_softmax(1)
+    as_torch(ValueError, name, x, labels(3))
+    as_torch(ValueError, name, make.randn(2, 5, 3), labels(3, 3))
+    as_torch(RuntimeError, name, make.randn(2, 5, 3), labels(2, 4))
+    as_torch(RuntimeError, name, x, labels(4), weight=make.ones(4))
+    as_torch(RuntimeError, name, x, labels(4), weight=make.ones(5, 1))
+    refuses(RuntimeError, "target", getattr(F, name), make.randn(2, 5, 3, 2), labels(2, 4, 2))
+    refuses(RuntimeError, "target", getattr(F, name), make.randn(2, 5, 3, 2), labels(2, 3))
+    refuses(RuntimeError, "multi-target not supported", getattr(F, name), x, labels(4, 1))
+
+
+def test_shapes_of_cross_entropy_as_torch():
+    x = make.randn(4, 5)
+    as_torch(ValueError, "cross_entropy", x[0], labels(4))
+    as_torch(RuntimeError, "cross_entropy", x, labels(4, 5))
+    as_torch(ValueError, "cross_entropy", x, x[:3].softmax(1))
+    refuses(RuntimeError, "target", F.cross_entropy, x, x[:, :3])
+    refuses(ValueError, "batch_size", F.cross_entropy, x, labels())
+    refuses((RuntimeError, ValueError), "", F.cross_entropy, make.tensor(1.0), labels())
+    refuses(ValueError, "1 or more dimensions", F.nll_loss, make.tensor(1.0), labels())
+
+
+@each_label_loss
+def test_shapes_of_all_label_losses(name):
+    function = getattr(F, name)
+    x = make.randn(4, 5)
+    refuses(
+        ValueError, r"batch_size \(4\) to match target batch_size \(3\)", function, x, labels(3)
+    )
+    wrong = {"alpha" if name == "focal_loss" else "weight": make.ones(4)}
+    refuses(RuntimeError, r"all 5 classes .* shape: \[4\]", function, x, labels(4), **wrong)
+
+
+@each_of_torch
+def test_dtypes_as_torch(name):
+    x = make.randn(4, 5).log_softmax(1)
+    for bad in (torch.float32, torch.int16, torch.bool, torch.int8):
+        refuses(
+            RuntimeError, "expected target dtype to be Long.* but got", getattr(F, name), x,
+            labels(4).to(bad),
+        )  # fmt: skip
+    for bad in (torch.int64, torch.complex64):
+        refuses(NotImplementedError, "input should be", getattr(F, name), x.to(bad), labels(4))
+    with pytest.raises(NotImplementedError):
+        getattr(F, name)(x.to(torch.float8_e4m3fn), labels(4))
+
+
+@cpu_only
+@each_name
+@pytest.mark.parametrize("bad", [5, -1, -99, 2**40])
+def test_label_out_of_range(name, bad):
+    """On a GPU its row is NaN instead, see test_raw_softmax.py."""
+    target = labels(4)
+    target[2] = bad
+    for shape in ((4, 5), (4, 5, 1)):
+        x = make.randn(shape, requires_grad=True)
+        y = target.reshape(4, *shape[2:])
+        for reduction in ("none", "mean", "sum", "sample"):
+            refuses(
+                IndexError, f"^Target {bad} is out of bounds", getattr(F, name), x, y,
+                reduction=reduction,
+            )  # fmt: skip
+
+
+@cpu_only
+def test_no_classes():
+    x = make.empty(4, 0)
+    refuses(IndexError, "", F.cross_entropy, x, labels(4))
+    refuses((IndexError, RuntimeError), "no classes", F.cross_entropy, x, make.empty(4, 0))
+    refuses(IndexError, "Target 7 is out of bounds", F.log_prob_of, make.randn(2, 5),
+            labels(2) * 0 + 7)  # fmt: skip
+
+
+@each_name
+def test_reduction(name):
+    x = make.randn(4, 5)
+    for bad in ("avg", "MEAN", "batchmean", "", None, 3, ("mean",)):
+        refuses(
+            ValueError, "^" + re.escape(f"{bad} is not a valid value for reduction"),
+            getattr(F, name), x, labels(4), reduction=bad,
+        )  # fmt: skip
+    refuses(
+        ValueError, "reduction='sample' needs a batch dimension", getattr(F, name), x[0],
+        labels(), reduction="sample",
+    )  # fmt: skip
+
+
+def test_label_smoothing():
+    x = make.randn(4, 5)
+    as_torch(RuntimeError, "cross_entropy", x, labels(4), label_smoothing=1.5)
+    for bad in (-0.1, -1e-9, 1.0001, float("nan"), float("inf")):
+        refuses(
+            RuntimeError, "label_smoothing must be between 0.0 and 1.0. Got: ", F.cross_entropy, x,
+            labels(4), label_smoothing=bad,
+        )  # fmt: skip
+    for fine in (0, 1, 0.0, 1.0, True):
+        F.cross_entropy(x, labels(4), label_smoothing=fine)
+
+
+def test_ignore_index_with_probabilities():
+    x = make.randn(4, 5)
+    as_torch(RuntimeError, "cross_entropy", x, x.softmax(1), ignore_index=2)
+    F.cross_entropy(x, x.softmax(1), ignore_index=-7)
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "bads", "goods"),
+    [
+        (F.cross_entropy, "temperature", (0.0, -1.0, float("nan"), float("inf")), (0.5, 3)),
+        (F.cross_entropy, "softcap", (0.0, -1.0, float("nan")), (None, 30, 0.5)),
+        (F.cross_entropy, "z_loss", (float("nan"), float("inf")), (0, 1e-4)),
+        (F.log_prob_of, "temperature", (0.0, -1.0, float("nan")), (0.5,)),
+        (F.kl_divergence, "temperature", (0.0, -2.0, float("nan")), (0.5,)),
+        (F.focal_loss, "gamma", (-0.5, float("nan")), (0, 0.5, 5)),
+        (F.poly_loss, "epsilon", (float("nan"),), (-1.0, 0, 2)),
+    ],
+)
+def test_hyperparameter(function, argument, bads, goods):
+    x, y = make.randn(4, 5), labels(4)
+    name = function.__name__
+    for bad in bads:
+        refuses(ValueError, rf"{name}\(\): {argument} should", function, x, y, **{argument: bad})
+    wanted = make.tensor(0.5, requires_grad=True)
+    refuses(TypeError, "not differentiable by it", function, x, y, **{argument: wanted})
+    for bad in ("1.0", [0.5], make.tensor([0.5])):
+        refuses(TypeError, f"{argument} should be a number", function, x, y, **{argument: bad})
+    for good in goods:
+        function(x, y, **{argument: good})
+
+
+def test_normalizer_and_empty():
+    x, y = make.randn(4, 5), labels(4)
+    for bad in ("none", "sum", "sample"):
+        refuses(ValueError, "normalizer", F.cross_entropy, x, y, normalizer=2.0, reduction=bad)
+    refuses(ValueError, "normalizer", F.cross_entropy, x, y, normalizer=make.ones(4))
+    refuses(
+        (ValueError, TypeError), "normalizer", F.cross_entropy, x, y,
+        normalizer=make.tensor(2.0, requires_grad=True),
+    )  # fmt: skip
+    refuses(TypeError, "normalizer", F.cross_entropy, x, y, normalizer="2")
+    for bad in ("zeros", None, 0):
+        refuses(ValueError, "empty should be", F.cross_entropy, x, y, empty=bad)
+
+
+def test_in_place():
+    x, y = make.randn(4, 5, requires_grad=True), labels(4)
+    for reduction in ("none", "sample"):
+        refuses(ValueError, "inplace", F.cross_entropy, x * 1, y, reduction=reduction, inplace=True)
+    refuses(RuntimeError, "leaf Variable that requires grad", F.cross_entropy, x, y, inplace=True)
+    for view in (
+        lambda x: (x * 1)[:, ::2],
+        lambda x: (x * 1)[:, :5],
+        lambda x: (x[:1, :5] * 1).expand(4, 5),
+        lambda x: (x * 1).view(8, 5)[::2],
+    ):
+        leaf = make.randn(4, 10, requires_grad=True)
+        logits = view(leaf)
+        kept = logits.detach().clone()
+        with pytest.raises(RuntimeError, match="the logits should be dense"):
+            F.cross_entropy(logits, y, inplace=True)
+        assert torch.equal(logits, kept)
+    leaf = make.randn(5, 4, requires_grad=True)  # transposed is dense
+    loss = F.cross_entropy((leaf * 1).t(), y, inplace=True)
+    expected = torch.autograd.grad(F.cross_entropy(leaf.t(), y), leaf)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaf), expected)
+
+
+@each_divergence
+def test_divergences(name):
+    function = getattr(F, name)
+    x, y = make.randn(2, 4, 5).unbind(0)
+    refuses((ValueError, RuntimeError), "shape|size", function, x, y[:, :4])
+    refuses((ValueError, RuntimeError), "shape|size", function, x, y[:3])
+    refuses((ValueError, RuntimeError), "shape|size", function, x, labels(3))
+    for bad in ("logit", "", None, 1):
+        refuses(ValueError, "input_form should be one of", function, x, y, input_form=bad)
+    for bad in ("labels ", "", 1):
+        refuses(ValueError, "target_form should be", function, x, y, target_form=bad)
+    for bad in (2, -3):
+        refuses(IndexError, "Dimension out of range", function, x, y, dim=bad)
+    refuses(NotImplementedError, "input should be", function, x.long(), y)
+    refuses((RuntimeError, ValueError), "class indices|target", function, x, y > 0)
+    refuses((ValueError, RuntimeError), "", function, make.tensor(1.0), make.tensor(1.0))
+
+
+def test_log_prob_of():
+    x = make.randn(4, 5)
+    refuses(ValueError, "shape", F.log_prob_of, x, labels(3))
+    refuses(RuntimeError, "dtype", F.log_prob_of, x, make.ones(4))
+    refuses(IndexError, "Dimension out of range", F.log_prob_of, x, labels(4), dim=2)
+    refuses(TypeError, "Tensor, got", F.log_prob_of, x, 3)
+
+
+@each_name
+def test_types_devices_and_layouts(name):
+    function, x = getattr(F, name), make.randn(4, 5)
+    for bad, kind in (([1.0, 2.0], "list"), (None, "NoneType"), (1.0, "float")):
+        refuses(TypeError, f"input should be a Tensor, got {kind}", function, bad, labels(4))
+        refuses(TypeError, f"target should be a Tensor, got {kind}", function, x, bad)
+    meta = torch.zeros(4, dtype=torch.long, device="meta")
+    refuses(RuntimeError, "same device, but found target on meta", function, x, meta)
+    refuses(
+        NotImplementedError, "input should be a dense tensor", function, x.to_sparse(), labels(4)
+    )
+    if name in LABEL_LOSSES and name != "focal_loss":
+        refuses(TypeError, "weight should be a Tensor", function, x, labels(4), weight=2.0)
+        refuses(
+            RuntimeError, "same device, but found weight on meta", function, x, labels(4),
+            weight=torch.ones(5, device="meta"),
+        )  # fmt: skip
+
+
+@each_of_torch
+def test_signature_is_torchs(name):
+    ours = list(inspect.signature(getattr(F, name)).parameters.values())
+    theirs = list(inspect.signature(getattr(torch_functional, name)).parameters.values())
+    for own, other in zip(ours, theirs, strict=False):
+        assert (own.name, own.default, own.kind) == (other.name, other.default, other.kind)
+    assert all(own.kind is own.KEYWORD_ONLY for own in ours[len(theirs) :])
+
+
+@each_of_torch
+def test_deprecated_arguments_warn_and_work(name):
+    x, y, function = make.randn(4, 5), labels(4), getattr(F, name)
+    for legacy, reduction in (
+        ({"size_average": False}, "sum"), ({"reduce": False}, "none"), ({"reduce": True}, "mean"),
+    ):  # fmt: skip
+        with pytest.warns(UserWarning, match="size_average and reduce args will be deprecated"):
+            assert torch.equal(function(x, y, **legacy), function(x, y, reduction=reduction))
+
+
+@each_softmax_case
+def test_arguments_are_left_alone(case):
+    x, y, kwargs = case.tensors((6, 5), torch.float32)
+    tensors = [x, y, *(v for v in kwargs.values() if torch.is_tensor(v))]
+    before = [t.clone() for t in tensors]
+    x.requires_grad_()
+    case(x, y, **kwargs).backward()
+    for tensor, copy in zip(tensors, before, strict=True):
+        assert torch.equal(tensor, copy)
