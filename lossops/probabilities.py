@@ -340,7 +340,7 @@ def sigmoid_focal_loss(
     Example:
         >>> import torch, lossops.functional as F
         >>> F.sigmoid_focal_loss(torch.tensor([0.0, 4.0]), torch.ones(2), reduction="none")
-        tensor([4.3322e-02, 1.4682e-06])
+        tensor([4.3322e-02, 1.4679e-06])
     """
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(

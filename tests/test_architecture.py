@@ -64,7 +64,13 @@ LAYERS = [
     "softmax_autograd", "checks", "softmax_checks", "probabilities", "classification",
     "divergences", "functional", "nn",
 ]  # fmt: skip
-READERS = {"specs", "softmax_in_torch", "softmax_specs", "report", "__main__"}  # of the library, never read by it
+READERS = {
+    "specs",
+    "softmax_in_torch",
+    "softmax_specs",
+    "report",
+    "__main__",
+}  # of the library, never read by it
 
 
 def imports(path: Path) -> set[str]:
