@@ -307,6 +307,7 @@ def test_plot(tmp_path, capsys):
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures == {
         "losses.png", "mse_l1.png", "mse_huber.png", "mse_huber_log_cosh.png", "derivatives.png",
+        "classification_hard.png", "classification_soft.png", "kl_symmetry.png",
     }  # fmt: skip
     printed = capsys.readouterr().out
     assert all(name in printed for name in pictures)
