@@ -80,11 +80,11 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_losses(parser: argparse.ArgumentParser, rows: bool = True) -> None:
+def _add_losses(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loss",
         action="append",
-        choices=[row.name for row in (*SPECS, *(ROW_SPECS if rows else ()))],
+        choices=[row.name for row in (*SPECS, *ROW_SPECS)],
         help="this loss only; may be given several times (default: all)",
     )
 
@@ -240,7 +240,7 @@ def _add_kernels(commands) -> None:
         "  python -m lossops kernels --arch 90 --loss huber_loss --all\n"
         "  python -m lossops kernels --json kernels.json",
     )  # fmt: skip
-    _add_losses(parser, rows=False)
+    _add_losses(parser)
     parser.add_argument(
         "--arch",
         action="append",
@@ -253,10 +253,12 @@ def _add_kernels(commands) -> None:
 
 
 def _kernels(options: argparse.Namespace) -> int:
-    from lossops.report import kernel_tables, kernels
+    from lossops.report import kernel_tables, kernels, kernels_softmax
 
     architectures = tuple(dict.fromkeys(options.arch or ARCHITECTURES))
-    result = kernels.survey(architectures, _wanted(options)[0], progress)
+    wanted, rows = _wanted(options)
+    over_rows = kernels.over_rows(rows) if options.loss else kernels_softmax.LOSSES
+    result = kernels.survey(architectures, wanted, over_rows, progress)
     _deliver(result, kernel_tables.tables(result, options.all), options.json)
     for engine, reason in result["missing"].items():
         print(f"lossops: no {kernel_tables.TITLES[engine]}: {reason}", file=sys.stderr)

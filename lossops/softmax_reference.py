@@ -32,9 +32,18 @@ class Rows(NamedTuple):
 
 
 def times(x: Tensor, y: Tensor) -> Tensor:
-    """x y, and 0 where x is 0, whatever y is; the derivative by such an x is y, if finite."""
+    """x y, and 0 where x is 0, whatever y is; the derivative by such an x is y."""
     limit = (x == 0) & ~y.isfinite()
-    return torch.where(limit, 0.0, torch.where(limit, 0.0, x) * torch.where(limit, 0.0, y))
+    finite = torch.where(limit, 0.0, x) * torch.where(limit, 0.0, y)
+    # Twice: 0 times infinity would be NaN, and an infinite number is the square of a finite one.
+    large = 1e300 if x.dtype == torch.float64 else 1e30
+    steep = torch.where(limit, x, 0.0) * large * torch.where(limit, y.detach().sign() * large, 0.0)
+    return finite + steep
+
+
+def exp(x: Tensor) -> Tensor:
+    """exp(x); where that is 0 at -inf, so is its derivative, times infinity even."""
+    return torch.where(x == -math.inf, 0.0, x.exp())
 
 
 # ---- Label losses: functions of u = -log p_y.
@@ -113,13 +122,13 @@ def _distribution(
         log_p = torch.where(positive, torch.where(positive, numbers, 1.0).log(), -math.inf)
         return log_p, numbers, numbers, numbers.select(dim, 0)
     if form == "log_probs":
-        return numbers, numbers.exp(), numbers, numbers.select(dim, 0)
+        return numbers, exp(numbers), numbers, numbers.select(dim, 0)
     if softcap:
         numbers = softcap * torch.tanh(numbers / softcap)
     if temperature != 1:
         numbers = numbers / temperature
     log_p = numbers.log_softmax(dim)
-    return log_p, log_p.exp(), numbers, numbers.logsumexp(dim)
+    return log_p, exp(log_p), numbers, numbers.logsumexp(dim)
 
 
 def _one_hot(labels: Tensor, counts: Tensor, like: Tensor, dim: int) -> Tensor:

@@ -367,14 +367,14 @@ class Errors:
                     first.sum(), leaves, retain_graph=True, materialize_grads=True
                 )
                 for second, e in zip(seconds, errors, strict=False):
-                    error = error + second.abs() * e
+                    error = error + torch.where(e == 0, 0.0, second.abs() * e)
             self.firsts.append(first.detach())
             self.first_errors.append(error)
         if case.loss in ("l1_distribution", "total_variation"):
             self.allow_either_sign()
         self.terms = terms.detach().abs().sum(-1)
         for first, e in zip(self.firsts, errors, strict=False):
-            self.terms = self.terms + (first.abs() * e).sum(-1)
+            self.terms = self.terms + torch.where(e == 0, 0.0, first.abs() * e).sum(-1)
         # Of z_loss lse².
         self.counts = counts
         lse, z_loss = self.true_lse.abs(), abs(o["z_loss"]) * counts
@@ -396,7 +396,7 @@ class Errors:
         parts = torch.where(q == 0, 0.0, -q * log_q)
         h = parts.sum(-1)
         if form != "logits":
-            e = 1 + log_q.abs()
+            e = torch.where(q == 0, 0.0, 1 + log_q.abs())  # a 0 is exact
             return log_q, q, e, h, h, h
         best = z.amax(-1, keepdim=True) if z.shape[-1] else z.sum(-1, keepdim=True)
         lse = z.logsumexp(-1)

@@ -15,6 +15,7 @@ from lossops.report import accuracy, bench_tables, claims, page, targets, values
 from lossops.report import verify as verification
 from lossops.report.tables import Table, number, to_html, to_text, verdict
 from lossops.report.truth import exact, judges_float64
+from lossops.softmax_specs import row_spec
 from lossops.specs import SPECS, spec
 
 COMMANDS = ("info", "verify", "bench", "kernels", "plot", "report")
@@ -216,10 +217,17 @@ def test_claims_are_decided_by_the_numbers(robust):
 KERNELS = ["kernels", "--arch", "90", "--loss", CHEAP]
 
 
+def test_kernels_over_rows_are_named_by_their_losses():
+    from lossops.report import kernels
+
+    wanted = [row_spec(name) for name in ("kl_divergence", "nll_loss", "cross_entropy")]
+    assert kernels.over_rows(wanted) == ["kl", "cross_entropy", "reverse_kl"]
+
+
 def test_kernels(capsys):
     from lossops.report import kernels
 
-    result = kernels.survey(["90"], [spec(CHEAP)])
+    result = kernels.survey(["90"], [spec(CHEAP)], [])
     if set(result["compilers"]) != {"cuda", "triton"}:
         pytest.skip("; ".join(result["missing"].values()))
     assert main(KERNELS) == 0

@@ -117,14 +117,14 @@ def test_no_spills_and_16_bytes_at_a_time(rows):
 @each_architecture
 def test_launch_bounds_hold(rows):
     """A block has so many threads, and so many blocks fit, as __launch_bounds__ promises."""
-    least = {"dense": 4, "strided": 3, "rescale": 1, "rows_thread": 2, "rows_warp": 2}
+    least = {"dense": 4, "strided": 2, "rescale": 1, "rows_thread": 2, "rows_warp": 2}
     for row in rows:
         plain = row["pass"] == "labels"
         block = row["template"] == "rows_block"
         assert row["threads"] == (256 if not block else 768 if plain else 512), row["name"]
         blocks = 3 if row["pass"] == "any" else least.get(row["template"], 1)
-        if row["loss"] == "sigmoid_focal" and row["dtypes"][0] == "float64":
-            blocks = min(blocks, 2)  # kIsLong
+        if row["loss"] == "sigmoid_focal":  # kIsLong
+            blocks = min(blocks, 2 if row["dtypes"][0] == "float64" else 3)
         assert row["blocks"] >= blocks, row["name"]
 
 

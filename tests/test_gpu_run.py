@@ -39,6 +39,7 @@ from benchmarks.gpu import machine as gpu_machine
 from lossops import library
 from lossops.report import machine
 from lossops.report.tables import NOTHING, Table, to_text
+from lossops.softmax_specs import ROW_SPECS
 from lossops.specs import SPECS
 
 ROOT = Path(__file__).parents[1]
@@ -497,7 +498,7 @@ def test_all_tools_over_all_kernels(tmp_path, monkeypatch, wrong):
 def test_kernels_are_all_there_is():
     """What the sanitizers see: every op, with every loss."""
     with expect_ops(*(f"lossops::{name}" for name in library.SCHEMAS)) as names:
-        assert kernels.run("native", "cpu") > 100 * len(SPECS)
+        assert kernels.run("native", "cpu") > 100 * len(SPECS + ROW_SPECS)
     assert {name for name in names if name.startswith("lossops::")} == {
         f"lossops::{name}" for name in library.SCHEMAS
     }
@@ -581,7 +582,7 @@ def test_the_most_telling_comes_first():
 
 
 def test_steps_do_what_they_say():
-    tensors = measure.Tensors(64, torch.float32, "cpu")
+    tensors = measure.Tensors(MSE, 64, torch.float32, "cpu")
     grad_output = torch.tensor(measure.GRAD_OUTPUT)
     contender = contenders.Contender("eager", torch.nn.functional.mse_loss)
     expected = 2 * (tensors.input - tensors.target).detach() / 64
@@ -597,7 +598,7 @@ def test_steps_do_what_they_say():
 
 @pytest.mark.parametrize("what", [visits.FORWARD, visits.STEP, visits.SCALED])
 def test_the_copy_moves_as_many_bytes(what):
-    tensors = measure.Tensors(64, torch.bfloat16, "cpu")
+    tensors = measure.Tensors(MSE, 64, torch.bfloat16, "cpu")
     moved = visits.passes(MSE, what) * tensors.bytes
     found = measure.yardsticks(what, tensors, moved)
     copied = found[measure.COPY].call()

@@ -216,7 +216,7 @@ def test_float16_gradient_survives_loss_scaling(spec):
     (loss.float() * 2**15).backward()
     exact = x.double().requires_grad_()
     (truth(spec, spec.defaults, exact, y, "mean") * 2**15).backward()
-    grad_output = torch.tensor(2.0**15)
+    grad_output = make.tensor(2.0**15)
     size, _ = sizes_of_terms(
         spec, spec.defaults, leaves(x.double(), y.double()), grad_output, "mean"
     )

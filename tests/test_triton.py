@@ -113,7 +113,7 @@ def test_compiling_leaves_this_process_alone():
         "    before = triton.runtime.driver._active, elementwise.elementwise_kernel\n"
         "    kernel_cache.Cache._load = lambda self, name: None\n"
         "    kernel_cache.Cache._store = lambda self, name, result: None\n"
-        "    found = kernels_triton.survey(['90'], [])\n"
+        "    found = kernels_triton.survey(['90'], [], [])\n"
         "    assert found[0]['rows'][0]['registers'] > 0\n"
         "    after = triton.runtime.driver._active, elementwise.elementwise_kernel\n"
         "    assert before == after\n"

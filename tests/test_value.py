@@ -77,7 +77,7 @@ def ulps(value: torch.Tensor, true: torch.Tensor, relative: bool = False, size=0
     size of the terms it is a sum of; or in eps times that, which is up to twice as much."""
     info = torch.finfo(value.dtype)
     true = true.double().clamp(-info.max, info.max)
-    size = torch.maximum(true.abs(), torch.as_tensor(size).to(true)).clamp_min(info.tiny)
+    size = torch.maximum(true.abs(), torch.as_tensor(size, device=true.device)).clamp_min(info.tiny)
     unit = size if relative else size.log2().floor().exp2()
     error = (value.double() - true).abs() / (unit * info.eps)
     return error.nan_to_num(nan=torch.inf).max().item()

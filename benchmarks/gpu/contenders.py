@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ def contenders(
     absent: dict[str, str] = {}
     for name in OURS:
         if name in backends.backends_for(device):
-            found[name] = Contender(name, spec.function)
+            found[name] = Contender(name, functools.partial(spec.function, **spec.defaults))
         else:
             absent[name] = f"this backend does not run on {device} tensors here"
     in_torch = written_in_torch(spec)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import row_kernels
 from lossops.backends import KernelOps, kernel_ops
 from lossops.specs import SPECS
 
@@ -59,9 +60,17 @@ def run(backend: str, device: str) -> int:
     for spec in SPECS:
         loss = spec.kernel, spec.params(spec.defaults)
         calls += run_loss(ops, loss, tensors, spec is SPECS[0])
-        if device == "cuda":
-            torch.cuda.synchronize()  # an error is then near what caused it
+        _wait(device)
+    for name in row_kernels.LOSSES:
+        calls += row_kernels.run(ops, name, tensors, few=backend == "triton")
+        _wait(device)
     return calls
+
+
+def _wait(device: str) -> None:
+    """For an error to be near what caused it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def _native(ops: KernelOps, loss, tensors: Tensors, first: bool) -> int:

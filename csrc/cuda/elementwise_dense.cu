@@ -114,9 +114,15 @@ __device__ __forceinline__ double single_grad_output(const ElementwiseProblem& p
   return load_number<double>(grad_output.data, grad_output.dtype, 0);
 }
 
+// How many blocks a multiprocessor should hold: what their registers are for.
+template <class Loss, class X, Pass pass>
+constexpr int blocks_at_once() {
+  if (kIsLong<Loss>) return sizeof(X) == 8 ? 2 : 3;
+  return pass == Pass::any ? 3 : 4;
+}
+
 template <class Loss, class X, class Y, Pass pass>
-__global__ void __launch_bounds__(
-    kThreads, pass != Pass::any ? 4 : (kIsLong<Loss> && sizeof(Compute<X>) == 8 ? 2 : 3))
+__global__ void __launch_bounds__(kThreads, blocks_at_once<Loss, X, pass>())
     dense(const __grid_constant__ ElementwiseProblem problem,
           const __grid_constant__ Schedule schedule) {
   using T = Compute<X>;

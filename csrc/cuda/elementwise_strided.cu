@@ -98,8 +98,8 @@ __device__ __forceinline__ T second_order(const ElementwiseProblem& p, const T* 
 // How many blocks a multiprocessor should hold: what their registers are for.
 template <class Loss, class T, int order>
 constexpr int blocks_at_once() {
-  if (kIsLong<Loss>) return sizeof(T) == 8 ? 2 : 3;
-  return order == 1 && sizeof(T) == 4 ? 5 : 3;
+  if (kIsLong<Loss> || order == 2) return sizeof(T) == 8 ? 2 : 3;
+  return sizeof(T) == 8 ? 3 : 4;
 }
 
 template <class Loss, class T, int order>

@@ -10,6 +10,7 @@ from lossops.report import kernels_cuda, kernels_softmax, kernels_triton
 from lossops.report.kernel_cache import Progress, silence
 from lossops.report.kernel_rows import CompileError, Row
 from lossops.report.occupancy import ARCHITECTURES
+from lossops.softmax_specs import RowSpec
 from lossops.specs import SPECS, Spec
 
 ENGINES = {"cuda": kernels_cuda, "triton": kernels_triton}
@@ -82,23 +83,25 @@ def _bytes(dtype: str) -> int:
 def survey(
     architectures: Sequence[str] = ARCHITECTURES,
     wanted: Sequence[Spec] = SPECS,
+    over_rows: Sequence[str] = kernels_softmax.LOSSES,
     progress: Progress = silence,
 ) -> dict[str, Any]:
-    """Compiles all kernels, as far as they have not been compiled before.
+    """Compiles all kernels of elementwise losses, and of losses over rows, as far as they have not
+    been compiled before.
 
     Returns:
         ``compilers`` by engine, ``missing``: why an engine has none, ``kernels``: a row for each
         kernel and architecture, and ``problems``: sentences.
     """
     result = {"compilers": {}, "missing": {}, "kernels": [], "problems": []}
-    losses = {"", *(spec.kernel for spec in wanted), *kernels_softmax.LOSSES}
+    losses = {"", *(spec.kernel for spec in wanted), *over_rows}
     for name, engine in ENGINES.items():
         if reason := engine.missing():
             result["missing"][name] = reason
             continue
         result["compilers"][name] = engine.compiler()
         try:
-            found = engine.survey(architectures, wanted, progress)
+            found = engine.survey(architectures, wanted, over_rows, progress)
         except CompileError as error:
             result["problems"].append(str(error))
             continue
@@ -107,6 +110,13 @@ def survey(
             result["problems"] += unit["warnings"]
     result["problems"] += problems(result["kernels"])
     return result
+
+
+def over_rows(wanted: Iterable[RowSpec]) -> list[str]:
+    """The kernels of some losses over rows, each once."""
+    names = [row.kernel for row in wanted]
+    names += ["reverse_kl"] if "kl" in names else []
+    return list(dict.fromkeys(names))
 
 
 def problems(rows: Iterable[Row]) -> list[str]:

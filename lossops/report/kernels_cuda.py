@@ -58,9 +58,13 @@ def sources() -> list[Path]:
 
 
 def survey(
-    architectures: Iterable[str], wanted: Sequence[Spec] = SPECS, progress: Progress = silence
+    architectures: Iterable[str],
+    wanted: Sequence[Spec] = SPECS,
+    over_rows: Sequence[str] = (),
+    progress: Progress = silence,
 ) -> list[dict[str, Any]]:
-    """What :func:`compile` returns, for all sources and some architectures.
+    """What :func:`compile` returns, for some architectures and all sources, which have the kernels
+    of all losses.
 
     Raises:
         CompileError: a source does not compile.

@@ -54,14 +54,16 @@ def missing() -> str | None:
 
 
 def survey(
-    architectures: Iterable[str], wanted: Sequence[Spec] = SPECS, progress: Progress = silence
+    architectures: Iterable[str],
+    wanted: Sequence[Spec] = SPECS,
+    over_rows: Sequence[str] = kernels_softmax.LOSSES,
+    progress: Progress = silence,
 ) -> list[dict[str, Any]]:
     """What :func:`compile` returns, for some losses and architectures."""
-    softmax = kernels_softmax.LOSSES if tuple(wanted) == SPECS else ()
     tasks = {
         f"{name or 'rescale'} for sm_{a}": (a, name)
         for a in architectures
-        for name in (*(spec.name for spec in wanted), *softmax, None)
+        for name in (*(spec.name for spec in wanted), *over_rows, None)
     }
     package = Path(__file__).parents[1]
     files = [*package.glob("triton/*.py"), package / "specs.py", *READERS, Path(__file__)]
