@@ -269,6 +269,15 @@ void start_cluster(uint32_t number) {
   }
 }
 
+void check_ends() {
+  for (const auto& block : device.cluster) {
+    if (!ended_too_early(*block)) continue;
+    device.failure = "shared memory of a block that may have ended: block " +
+                     std::to_string(block->number) +
+                     " passes no barrier of the cluster afterwards\n  at " + place(block->lent_at);
+  }
+}
+
 void run_cluster() {
   std::vector<unsigned> blocks(device.cluster.size()), order;
   std::iota(blocks.begin(), blocks.end(), 0);
@@ -294,7 +303,7 @@ void run_cluster() {
       ran = true;
     }
     if (ran) continue;
-    if (done) return;
+    if (done) return check_ends();
     if (!release()) device.failure = stuck();
     if (!device.failure.empty()) return;
   }

@@ -75,6 +75,10 @@ struct Block {
   std::vector<unsigned char> shared, dynamic;  // memory; `shared` while another block runs
   std::vector<Byte> shared_bytes, dynamic_bytes;
   std::map<uint32_t, std::vector<Acquired>> acquired;
+  // How many barriers of the cluster had passed when another block last asked for its shared
+  // memory, and where that was.
+  int64_t lent = -1;
+  const void* lent_at = nullptr;
 };
 
 struct Device {
@@ -105,6 +109,8 @@ void new_moment(Thread& thread, bool barrier = false, bool warp = false, bool cl
 void fence(Thread& thread);
 void start_shared_memory(Block& block);
 void enter(Block& block);  // puts the block's shared memory in place
+// After its threads have ended: others had its shared memory, with no barrier since.
+bool ended_too_early(const Block& block);
 
 }  // namespace cuda_on_cpu
 

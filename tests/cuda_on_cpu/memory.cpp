@@ -269,6 +269,10 @@ void start_shared_memory(Block& block) {
   start(block.dynamic, block.dynamic_bytes, device.launch.dynamic_shared);
 }
 
+bool ended_too_early(const Block& block) {
+  return block.lent >= int64_t(at(block.threads[0].moment).cluster_interval);
+}
+
 void enter(Block& block) {
   if (device.block == &block) return;
   if (device.block) memcpy(device.block->shared.data(), shared.begin, shared.size);
@@ -289,6 +293,8 @@ void* shared_memory_of(unsigned rank, const void* address) {
   if (std::all_of(other.threads.begin(), other.threads.end(), done)) {
     fail("shared memory of a block that has ended", code);
   }
+  const int64_t now = at(device.thread->moment).cluster_interval;
+  if (now > other.lent) other.lent = now, other.lent_at = code;
   const char* const p = static_cast<const char*>(address);
   if (inside(p, shared.begin, shared.size)) {
     return other.shared.data() + (p - shared.begin);
