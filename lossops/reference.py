@@ -77,6 +77,13 @@ def kl_div(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
     return -torch.special.entr(target), -target * torch.where(impossible, 0.0, input)
 
 
+def infinitely_steep(zero: Tensor) -> Tensor:
+    """0, with an infinite derivative: in factors, because 0 times infinity is NaN."""
+    for _ in range(11):  # 1e330 is beyond float64
+        zero = zero * 1e30
+    return zero
+
+
 def kl_div_log_target(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
     """0 where the target's probability is, unless the input is infinite or NaN."""
     zero = target.exp() == 0
@@ -86,7 +93,11 @@ def kl_div_log_target(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
     limit = torch.where((target > -math.inf) & (input == -math.inf), math.inf, 0.0)
     limit = torch.where(zero, torch.where(input < math.inf, limit, input * 0), 0.0)
     fixed, d = p.detach(), y - x
-    return fixed * d + limit, (p - fixed) * d  # the latter for its derivative by y alone
+    # The second term is there for its derivative by y alone, p d, which may be infinite.
+    rest, impossible = p - fixed, d == math.inf
+    steep = infinitely_steep(torch.where(impossible, rest, 0.0))
+    rest, d_or_0 = torch.where(impossible, 0.0, rest), torch.where(impossible, 0.0, d)
+    return fixed * d + limit, rest * d_or_0 + steep
 
 
 def _smoothed(target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -127,7 +138,9 @@ def bce_with_logits(
 
 def sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) -> tuple[Tensor, ...]:
     """A negative alpha stands for none."""
-    e = torch.where(input < 0, input, -input).exp()
+    far = input.abs() > 1000  # where e is 0, whatever it is multiplied by in a derivative
+    near = torch.where(far, 0.0, input)
+    e = torch.where(far, 0.0, torch.where(near < 0, near, -near).exp())
     larger, smaller = 1 / (1 + e), e / (1 + e)
     p, q = (torch.where(input < 0, *pair) for pair in ((smaller, larger), (larger, smaller)))
     wrong = target * q + (1 - target) * p

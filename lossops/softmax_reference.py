@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lossops.library import accumulator
-from lossops.reference import reduce
+from lossops.reference import infinitely_steep, reduce
 
 
 class Rows(NamedTuple):
@@ -35,10 +35,7 @@ def times(x: Tensor, y: Tensor) -> Tensor:
     """x y, and 0 where x is 0, whatever y is; the derivative by such an x is y."""
     limit = (x == 0) & ~y.isfinite()
     finite = torch.where(limit, 0.0, x) * torch.where(limit, 0.0, y)
-    # Twice: 0 times infinity would be NaN, and an infinite number is the square of a finite one.
-    large = 1e300 if x.dtype == torch.float64 else 1e30
-    steep = torch.where(limit, x, 0.0) * large * torch.where(limit, y.detach().sign() * large, 0.0)
-    return finite + steep
+    return finite + infinitely_steep(torch.where(limit, x, 0.0) * y.detach().sign())
 
 
 def exp(x: Tensor) -> Tensor:
@@ -113,6 +110,31 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+class _Limit(torch.autograd.Function):
+    """Rows with logits of infinity as what they tend to: those are equal, and all others
+    impossible. A derivative by what comes of it is one by the logits."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, dim: int) -> Tensor:
+        infinite = logits == math.inf
+        limit = torch.where(infinite, 0.0, -math.inf).to(logits.dtype)
+        return torch.where(infinite.any(dim, keepdim=True), limit, logits)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _dim) -> Tensor:
+        return tangent.view_as(tangent)
+
+
 def _distribution(
     numbers: Tensor, dim: int, form: str, temperature: float, softcap: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -127,7 +149,7 @@ def _distribution(
         numbers = softcap * torch.tanh(numbers / softcap)
     if temperature != 1:
         numbers = numbers / temperature
-    log_p = numbers.log_softmax(dim)
+    log_p = _Limit.apply(numbers, dim).log_softmax(dim)
     return log_p, exp(log_p), numbers, numbers.logsumexp(dim)
 
 

@@ -434,10 +434,37 @@ def test_infinite_logits(backend, dtypes):
 
 
 @each_same
+def test_certain_classes(backend, dtypes):
+    """Logits of +inf are the limit of large ones that are equal."""
+    inf = math.inf
+    rows = [[inf, 0.0, 1.0], [inf, 0.0, 1.0], [inf, inf, -1.0], [inf, -inf, inf]]
+    for repeat in (1, 40, 1500):  # a row of a few classes, of some vectors, and of some blocks
+        wide = [row + [2.0] * (3 * repeat - 3) for row in rows]
+        case = logits_case(backend, wide, [0, 1, 1, 2], dtype=dtypes[0])
+        loss, lse, entropy, accuracy, *_ = case.forward()
+        hard(case, loss, [0.0, inf, math.log(2), math.log(2)])
+        hard(case, lse, [inf] * 4)
+        hard(case, entropy, [0.0, 0.0, math.log(2), math.log(2)])
+        hard(case, accuracy, [1.0, 0.0, 1.0, 1.0])
+        case.grad_output = torch.full_like(case.grad_output, 2.0)
+        grad, _ = case.backward(grad_lse=None, grad_entropy=None)
+        hard(case, grad[:, :3].flatten(), [0, 0, 0, 2, -2, 0, 1, -1, 0, 1, 0, -1])
+        assert not grad[:, 3:].any()
+        (grad, _) = case.backward()
+        assert grad.isfinite().all()
+        large = case.input.double().nan_to_num(posinf=1e300).requires_grad_()
+        rows_of, *_ = case.rows(large, case.target)
+        (expected,) = torch.autograd.grad(rows_of.sum(), large)
+        case.grad_output = torch.ones_like(case.grad_output)
+        grad, _ = case.backward(grad_lse=None, grad_entropy=None)
+        hard(case, grad.flatten(), expected.flatten().tolist())
+
+
+@each_same
 def test_rows_without_a_distribution(backend, dtypes):
-    """All -inf, +inf, NaN: as torch, NaN; and the rows beside them are not touched."""
+    """All -inf, or NaN: as torch, NaN; and the rows beside them are not touched."""
     inf, nan = math.inf, math.nan
-    rows = [[-inf] * 3, [inf, 0.0, 1.0], [nan, 0.0, 1.0], [0.0, 0.0, nan], [0.5, 0.5, 0.5]]
+    rows = [[-inf] * 3, [inf, 0.0, nan], [nan, 0.0, 1.0], [0.0, 0.0, nan], [0.5, 0.5, 0.5]]
     for repeat in (1, 30):
         case = logits_case(backend, [row * repeat for row in rows], [0] * 5, dtype=dtypes[0])
         torchs = torch.nn.functional.cross_entropy(

@@ -13,26 +13,60 @@ inline namespace CPU_CAPABILITY {
 template <class T>
 constexpr double kLowest = -static_cast<double>(std::numeric_limits<T>::max());
 
+// How far a number is above the largest; where both are infinite, 0: the limit of equal numbers.
+template <class T>
+LOSSOPS_FN Simd<T> above(Simd<T> number, Simd<T> largest) {
+  return select(number == largest, Simd<T>(0.0), number - largest);
+}
+
 // Sums of terms exp(z - m) and of terms that are relative to m, for one vector of lanes. Blocks
 // come with a maximum of their own, and are brought to the largest so far.
+//
+// The sum of the exponentials is kept without one of those that are 1, as the largest are: where a
+// class is nearly certain, the others are all that log-probabilities have digits from.
 template <class T>
 struct RunningSums {
   using V = Simd<T>;
   V largest{kLowest<T>};
-  V exponentials;  // sum of exp(z - m)
+  V others{-1.0};  // sum of exp(z - m), less 1
   V entropy;       // sum of exp(z - m) (z - m)
   V mass, scores;  // sums of t and of t (z - m)
 
+  V exponentials() const { return V(1.0) + others; }
+  V log_sum() const { return log1p(others); }  // log sum exp(z - m)
+
   void add(const RunningSums& block) {
     const V both = max(largest, block.largest);
-    const V by = largest - both, block_by = block.largest - both;
+    const V by = above(largest, both), block_by = above(block.largest, both);
     const V factor = exp(by), block_factor = exp(block_by);
-    entropy = factor * (entropy + times(exponentials, by)) +
-              block_factor * (block.entropy + times(block.exponentials, block_by));
-    exponentials = factor * exponentials + block_factor * block.exponentials;
+    entropy = factor * entropy + times(factor * exponentials(), by) +
+              block_factor * block.entropy + times(block_factor * block.exponentials(), block_by);
+    others = select(by == V(0.0), others + block_factor * block.exponentials(),
+                    factor * exponentials() + block.others);
     scores = scores + times(mass, by) + block.scores + times(block.mass, block_by);
     mass = mass + block.mass;
     largest = both;
+  }
+};
+
+// The exponentials of a block, summed up but for those that are 1, and how many these are.
+template <class T>
+struct BlockSum {
+  using V = Simd<T>;
+  V less, ones;
+
+  // Adds exp(z - m), m being the block's largest, and returns it and, as `distance`, z - m.
+  LOSSOPS_FN V add(V score, V largest, V& distance) {
+    const auto one = score == largest;
+    distance = select(one, V(0.0), score - largest);
+    const V exponential = exp(distance);
+    less = less + select(one, V(0.0), exponential);
+    ones = ones + select(one, V(1.0), V(0.0));
+    return exponential;
+  }
+  template <class Tile>
+  LOSSOPS_FN V others(const Tile& tile, const BlockSum& odd) const {
+    return tile.sum(less + odd.less) + (tile.sum(ones + odd.ones) - V(1.0));
   }
 };
 
@@ -61,24 +95,24 @@ class Cooling {
       : cap_(caps ? problem.softcap : 0), temperature_(problem.temperature) {}
 
   bool does_nothing() const { return cap_ == 0 && temperature_ == 1; }
-  void apply(T* z, int64_t n) const {
+  bool caps() const { return cap_ != 0; }
+  // `slopes`, if any, are given the derivatives.
+  void apply(T* z, int64_t n, T* slopes = nullptr) const {
     using V = Simd<T>;
     const V cap(cap_), temperature(temperature_);
     for (int64_t i = 0; i < n; i += V::width) {
       V value = V::load(z + i);
-      if (cap_ != 0) value = cap * tanh(value / cap);
+      if (cap_ != 0) {
+        const V bent = tanh(value / cap);
+        value = cap * bent;
+        if (slopes) ((V(1.0) - bent) * (V(1.0) + bent) * cooled()).store(slopes + i);
+      }
       if (temperature_ != 1) value = value / temperature;
       value.store(z + i);
     }
   }
-  // The derivative at what came of it.
-  Simd<T> slope(Simd<T> z) const {
-    using V = Simd<T>;
-    const V cooled = V(1.0) / V(temperature_);
-    if (cap_ == 0) return cooled;
-    const V ratio = z * V(temperature_) / V(cap_);
-    return (V(1.0) - ratio * ratio) * cooled;
-  }
+  // The derivative where there is no cap.
+  Simd<T> cooled() const { return Simd<T>(1.0 / temperature_); }
 
  private:
   const double cap_, temperature_;

@@ -41,7 +41,7 @@ class Scratch {
 // One thread's buffer number `slot`.
 template <class T>
 T* scratch(int slot, int64_t n) {
-  thread_local Scratch<T> buffers[6];
+  thread_local Scratch<T> buffers[7];
   return buffers[slot].reserve(n);
 }
 

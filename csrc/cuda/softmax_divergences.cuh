@@ -49,7 +49,7 @@ __device__ __forceinline__ T load_pair(const Scores<T>& scores, Distribution<T>&
       if (target_logits) target.add(t, p.inverse_temperature);
     });
   }
-  T numbers[4] = {input.highest, input.sum, target.highest, target.sum};
+  T numbers[4] = {input.highest, input.others(), target.highest, target.others()};
   const T inverse_temperature = logits ? q.inverse_temperature : p.inverse_temperature;
   team.reduce(Exponentials<T>{inverse_temperature}, numbers);
   if (logits) q.settle(numbers[0], numbers[1]);
@@ -114,7 +114,7 @@ __device__ __forceinline__ T divergence_row(const SoftmaxProblem& problem, const
     return value;
   }
   const T factor = row.counts ? row.factor : T(0);
-  const T by_all = sums[1] - T(2) * z_loss * lse;
+  const T by_all = sums[1] - T(2) * times(z_loss, lse);
   cells.write([&](int64_t c, const T(&x)[N], const T(&t)[N], T(&dx)[N], T(&dt)[N]) {
     T y[N];
     scores.of(c, x, y);
@@ -126,7 +126,7 @@ __device__ __forceinline__ T divergence_row(const SoftmaxProblem& problem, const
       T slope = 1;
       if (input_form == Form::logits) {
         dx[v] -= q * by_all;
-        slope = scores.slope(y[v]) * scores.inverse_temperature;
+        slope = scores.slope(x[v]) * scores.inverse_temperature;
       }
       dx[v] = factor * dx[v] * slope * row.upstream;
       if (statistics.wanted) dx[v] += slope * statistics.at(q, log_q);

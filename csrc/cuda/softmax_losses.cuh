@@ -87,7 +87,7 @@ __device__ __forceinline__ T load_logits(const Scores<T>& scores, Distribution<T
       seen.add(y, scores.inverse_temperature);
     });
   }
-  T numbers[2] = {seen.highest, seen.sum};
+  T numbers[2] = {seen.highest, seen.others()};
   team.reduce(Exponentials<T>{scores.inverse_temperature}, numbers);
   if (q.form == Form::logits) q.settle(numbers[0], numbers[1]);
   return numbers[0];
@@ -153,7 +153,8 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
   const T smoothing = static_cast<T>(p.label_smoothing);
   const T on_all = smoothing / static_cast<T>(p.classes), on_label = T(1) - smoothing;
   const T weight = row.counts ? class_weight<T>(p, row.label) * on_label : T(0);
-  const LabelJet<T> f = label_loss(LabelLosses{}, p, q.log_sum - q.above(score[0]));
+  const T information = row.counts ? q.log_sum - q.above(score[0]) : T(0);
+  const LabelJet<T> f = label_loss(LabelLosses{}, p, information);
   T value = weight * f.value;
   if (smooth) value += on_all * (q.log_sum * sums[1] - sums[2]);
   if (z_loss != T(0)) value += z_loss * lse * lse;
@@ -170,7 +171,8 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
   // The derivative is share * exp(d), less `hit` at the label and less `missed` times the weights.
   T share = 0;
   if (form == Form::logits) {
-    share = factor * (f.first * (weight + on_all * sums[1]) + T(2) * z_loss * lse) * q.inverse_sum;
+    share = factor * (f.first * (weight + on_all * sums[1]) + T(2) * times(z_loss, lse)) *
+            q.inverse_sum;
   }
   const T hit = factor * f.first * weight, missed = factor * f.first * on_all;
   const auto gradient = [&](int64_t c, const T(&x)[N], const T(&)[N], T(&dx)[N], T(&)[N]) {
@@ -190,7 +192,7 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
     }
 #pragma unroll
     for (int v = 0; v < N; ++v) {
-      if (scores.capped) dx[v] *= scores.slope(y[v]);
+      if (scores.capped) dx[v] *= scores.slope(x[v]);
       if (form == Form::probs && dx[v] != T(0)) dx[v] /= y[v];
       dx[v] *= row.upstream;
     }
@@ -199,7 +201,7 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
       for (int v = 0; v < N; ++v) {
         T probability, log_q;
         q.at(y[v], probability, log_q);
-        const T slope = scores.slope(y[v]) * scores.inverse_temperature;
+        const T slope = scores.slope(x[v]) * scores.inverse_temperature;
         dx[v] += slope * statistics.at(probability, log_q);
       }
     }

@@ -127,10 +127,11 @@ struct Scores {
       y[v] = there ? cap * tanh(x[v] * inverse_cap) : -T(kInfinity);
     }
   }
-  // dy/dx
-  __device__ __forceinline__ T slope(T y) const {
-    const T ratio = y * inverse_cap;
-    return capped ? T(1) - ratio * ratio : T(1);
+  // dy/dx: 1 - tanh², without its cancellation.
+  __device__ __forceinline__ T slope(T x) const {
+    if (!capped) return 1;
+    const T e = exp(T(-2) * abs(x * inverse_cap)), sum = T(1) + e;
+    return T(4) * e / (sum * sum);
   }
 };
 
@@ -143,10 +144,11 @@ struct Distribution {
 
   __device__ __forceinline__ explicit Distribution(Form form, T inverse_temperature)
       : form(form), inverse_temperature(inverse_temperature) {}
-  __device__ __forceinline__ void settle(T highest, T sum) {
+  // `others`: the sum of exponentials, less that of the maximum, which is 1.
+  __device__ __forceinline__ void settle(T highest, T others) {
     maximum = highest;
-    log_sum = log(sum);
-    inverse_sum = T(1) / sum;
+    log_sum = log1p(others);
+    inverse_sum = T(1) / (T(1) + others);
   }
   __device__ __forceinline__ T log_sum_exp() const {
     return maximum * inverse_temperature + log_sum;
@@ -155,10 +157,11 @@ struct Distribution {
   __device__ __forceinline__ bool reached(T score, T highest) const {
     return score >= highest && (inverse_sum == inverse_sum || highest == T(kInfinity));
   }
-  // The logarithm relative to the maximum; of what is a probability already, as it is.
+  // The logarithm relative to the maximum; of what is a probability already, as it is. Of infinite
+  // scores the limit: they are equal, and nothing else is possible.
   __device__ __forceinline__ T above(T y) const {
     if (form == Form::probs) return y > T(0) ? log(y) : -T(kInfinity);
-    return (y - maximum) * inverse_temperature;
+    return y == T(kInfinity) ? T(0) : (y - maximum) * inverse_temperature;
   }
   __device__ __forceinline__ void at(T y, T& p, T& log_p) const {
     const T d = above(y);
@@ -168,10 +171,10 @@ struct Distribution {
 };
 
 // What a thread has seen of a row's scores: the highest, and the sum of exponentials relative to
-// it.
+// it, apart from those that are 1, of which it knows how many there are, less one.
 template <class T>
 struct Seen {
-  T highest = -T(kInfinity), sum = 0;
+  T highest = -T(kInfinity), lower = 0, equal = -1;
 
   template <int N>
   __device__ __forceinline__ void look(const T (&y)[N]) {
@@ -182,8 +185,13 @@ struct Seen {
   __device__ __forceinline__ void add(const T (&y)[N], T inverse_temperature) {
     const T base = highest == -T(kInfinity) ? T(0) : highest;
 #pragma unroll
-    for (int v = 0; v < N; ++v) sum += exp((y[v] - base) * inverse_temperature);
+    for (int v = 0; v < N; ++v) {
+      const bool same = y[v] == base;
+      lower += same ? T(0) : exp((y[v] - base) * inverse_temperature);
+      equal += same ? T(1) : T(0);
+    }
   }
+  __device__ __forceinline__ T others() const { return lower + equal; }
 };
 
 }  // namespace lossops::cuda

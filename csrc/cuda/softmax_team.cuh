@@ -34,7 +34,9 @@ struct Sums {
   }
 };
 
-// Pairs of a maximum and of a sum of exp((x - that maximum) / temperature).
+// Pairs of a maximum and of a sum of exp((x - that maximum) / temperature), less 1: without one of
+// those that are 1, as the maximum's is. Where a class is nearly certain, the others are all that
+// log-probabilities have digits from.
 template <class T>
 struct Exponentials {
   T inverse_temperature;
@@ -43,7 +45,7 @@ struct Exponentials {
   __device__ __forceinline__ static void clear(T (&numbers)[n]) {
     for (int i = 0; i < n; i += 2) {
       numbers[i] = -T(kInfinity);
-      numbers[i + 1] = 0;
+      numbers[i + 1] = -1;
     }
   }
   template <int n>
@@ -58,12 +60,17 @@ struct Exponentials {
       }
       numbers[i] = highest;
       // A thread that has seen nothing above -inf has a sum of 0, or of NaN.
-      const bool nothing = own == -T(kInfinity);
-      T& sum = numbers[i + 1];
-      if (!nothing) sum *= exp((own - highest) * inverse_temperature);
-      for (int distance = width / 2; distance > 0; distance /= 2) {
-        sum += __shfl_xor_sync(mask, sum, distance);
+      const bool nothing = own == -T(kInfinity), top = own == highest && !nothing;
+      T& others = numbers[i + 1];
+      if (!top) {
+        others += T(1);
+        if (!nothing) others *= exp((own - highest) * inverse_temperature);
       }
+      for (int distance = width / 2; distance > 0; distance /= 2) {
+        others += __shfl_xor_sync(mask, others, distance);
+      }
+      const int tops = width > 1 ? __popc(__ballot_sync(mask, top)) : int(top);
+      others += static_cast<T>(tops - 1);
     }
   }
 };

@@ -108,8 +108,7 @@ def _distribution(numbers: Array, form: str, options: dict[str, Any]) -> Distrib
     shifts = largest - z
     if capped or temperature != 1:
         shifts = shifts + abs(z) + abs(largest)
-    # The sum of their exponentials is at least 1, and rounded too: a logarithm near 0 moves by 1.
-    log_moves = 1 + shifts + (probs * shifts).sum(1, keepdims=True) + abs(log_q)
+    log_moves = shifts + (probs * shifts).sum(1, keepdims=True) + abs(log_q)
     return Distribution(
         log_q, probs, log_moves, 1 + log_moves, (largest + beyond)[:, 0], slope, capped
     )

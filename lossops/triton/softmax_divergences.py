@@ -52,10 +52,10 @@ def _side_distribution(x, z, row, FORM: tl.constexpr):
 
 @triton.jit
 def _normalize(state, z, FORM: tl.constexpr, ACCURACY: tl.constexpr):
-    """Takes more scores into account: maximum m, sum of exp(z - m), and whether one is NaN."""
+    """Takes more scores into account: maximum m, sum of exp(z - m) less 1, whether one is NaN."""
     m, s, broken = state
     if FORM == "logits":
-        m, s, _rescale, _shift, _e = online(m, s, z)
+        m, s, _rescale, _change, _e, _centered = online(m, s, z)
     if ACCURACY:
         m = tl.maximum(m, tl.max(z, axis=1))
         broken = tl.maximum(broken, tl.max((z != z).to(tl.int32), axis=1))
@@ -103,14 +103,14 @@ def _divergence_gradients(
     p, log_p = _side_distribution(p_side[0], p_side[1], p_row, TARGET_FORM)
     _f, by_q, by_log_q, by_p, by_log_p = LOSS(p, log_p, q, log_q)
     if grad_input is not None:
-        change = slope(q_side[1], form, FORM)
+        change = slope(q_side[0], form, FORM)
         by = _by_side(q, by_q, by_log_q, state[1], FORM) * change
         by = tl.where(counts[:, None], by * factor[:, None] * upstream[:, None], 0.0)
         if grad_lse is not None or grad_entropy is not None:
             by += by_rows(q, log_q, grad_lse, grad_entropy, -state[3], FORM) * change
         _store(pointers(grad_input, place, classes), by, mask)
     if grad_target is not None:
-        change = slope(p_side[1], form, TARGET_FORM)
+        change = slope(p_side[0], form, TARGET_FORM)
         by = _by_side(p, by_p, by_log_p, state[2], TARGET_FORM) * change
         _store(
             pointers(grad_target, place, classes), by * factor[:, None] * upstream[:, None], mask
@@ -171,8 +171,8 @@ def divergence_kernel(
         label, counts, inside = labels_of(labels, place, ignore_index, count)
 
     # The distributions.
-    q_state = (zeros + float("-inf"), zeros, tl.full([ROWS], 0, tl.int32))
-    p_state = (zeros + float("-inf"), zeros, tl.full([ROWS], 0, tl.int32))
+    q_state = (zeros + float("-inf"), zeros - 1, tl.full([ROWS], 0, tl.int32))
+    p_state = (zeros + float("-inf"), zeros - 1, tl.full([ROWS], 0, tl.int32))
     classes = tl.arange(0, BLOCK)
     mask = mask_of(place, classes, count)
     if RESIDENT:

@@ -13,6 +13,7 @@ import triton.language as tl
 from lossops.triton.elementwise_kernels import _store, divide
 from lossops.triton.softmax_losses import times
 from lossops.triton.softmax_rows import (
+    above,
     by_rows,
     conclude,
     distribution,
@@ -25,7 +26,6 @@ from lossops.triton.softmax_rows import (
     place_of,
     pointers,
     read,
-    reference,
     scores,
     settle,
     slope,
@@ -53,17 +53,17 @@ def _shares(
 @triton.jit
 def _label_walk(state, z, t, FORM: tl.constexpr, DENSE: tl.constexpr, ENTROPY: tl.constexpr,
                 ACCURACY: tl.constexpr):  # fmt: skip
-    """Takes more classes into account: the maximum m and sum S of exp(z - m); sum t_c and
+    """Takes more classes into account: the maximum m and the sum of exp(z - m), less 1; sum t_c and
     sum t_c (z_c - m); sum exp(z_c - m) (z_c - m); and whether a score is NaN."""
     m, s, a, dot, energy, broken = state
     if FORM == "logits":
-        old = s
-        m, s, rescale, shift, e = online(m, s, z)
-        centered = z - reference(m)[:, None]
+        old = 1 + s
+        m, s, rescale, change, e, centered = online(m, s, z)
         if DENSE:
-            dot += times(a, shift)
+            dot += times(a, change)
         if ENTROPY:
-            energy = rescale * (energy + old * shift) + tl.sum(times(e, centered), axis=1)
+            energy = rescale * energy + times(rescale * old, change)
+            energy += tl.sum(times(e, centered), axis=1)
     else:
         centered = z
         if ENTROPY:
@@ -94,7 +94,7 @@ def _label_gradients(
             by -= t
         if FORM == "probs":
             by = tl.where(by == 0, 0.0, divide(by, x))
-        change = slope(z, form, FORM)
+        change = slope(x, form, FORM)
         by = tl.where(counts[:, None], by * change * factor[:, None] * upstream[:, None], 0.0)
         if grad_lse is not None or grad_entropy is not None:
             by += by_rows(q, log_q, grad_lse, grad_entropy, entropy, FORM) * change
@@ -173,7 +173,7 @@ def label_loss_kernel(
             own_weight = tl.load(class_weight + label, mask=inside, other=0.0).to(COMPUTE)
 
     # What the classes add up to.
-    state = (zeros + float("-inf"), zeros, zeros, zeros, zeros, tl.full([ROWS], 0, tl.int32))
+    state = (zeros + float("-inf"), zeros - 1, zeros, zeros, zeros, tl.full([ROWS], 0, tl.int32))
     classes = tl.arange(0, BLOCK)
     mask = mask_of(place, classes, count)
     if RESIDENT:
@@ -202,11 +202,11 @@ def label_loss_kernel(
         loss += a * row[1] - dot
     if labels is not None:
         # Both terms are at least 0, and so is their sum.
-        f, slope_of_f = LOSS(row[1] - (own - row[0]), tl.full([], p0, COMPUTE))
+        f, slope_of_f = LOSS(row[1] - above(own, row[0]), tl.full([], p0, COMPUTE))
         loss += keep * own_weight * f
         at_label = keep * own_weight * slope_of_f
-    kappa = a + at_label + 2 * z_loss * row[3]
-    loss += z_loss * row[3] * row[3]
+    kappa = a + at_label + 2 * times(z_loss, row[3])
+    loss += times(z_loss, row[3] * row[3])
     loss = tl.where(counts, tl.where(inside, loss, float("nan")), 0.0)
     store_rows(value, place, loss)
     store_rows(lse, place, row[3])

@@ -14,7 +14,7 @@ no digits to a large m.
 import triton
 import triton.language as tl
 
-from lossops.triton.elementwise_kernels import _reduce_splits, _store, divide, expm1
+from lossops.triton.elementwise_kernels import _reduce_splits, _store, divide, expm1, log1p
 from lossops.triton.softmax_losses import times
 
 
@@ -128,48 +128,57 @@ def read(numbers, place, classes, mask, form, FORM: tl.constexpr, COMPUTE: tl.co
 
 
 @triton.jit
-def slope(z, form, FORM: tl.constexpr):
+def slope(x, form, FORM: tl.constexpr):
     """dz/dx of the softcap and the temperature."""
     cap, temperature = form
-    by = tl.full([1, 1], 1.0, z.dtype)
+    by = tl.full([1, 1], 1.0, x.dtype)
     if FORM == "logits":
         if cap is not None:
-            tanh = divide(z if temperature is None else z * temperature, cap)
-            by = 1 - tanh * tanh
+            e = tl.exp(-2 * tl.abs(divide(x, cap)))
+            by = divide(4 * e, (1 + e) * (1 + e))  # 1 - tanh², without its cancellation
         if temperature is not None:
             by = divide(by, temperature)
     return by
 
 
 @triton.jit
-def reference(m):
-    """What to subtract from scores before exp: an infinite maximum leaves them alone, so that their
-    log-sum-exp is infinite as well, and not NaN."""
-    return tl.where(tl.abs(m) == float("inf"), 0.0, m)
+def above(z, m):
+    """z - m, m being the maximum. Of infinite numbers it is 0, their limit; a maximum of -inf
+    leaves z alone."""
+    base = tl.where(m == float("-inf"), 0.0, m)
+    return tl.where(z == base, 0.0, z - base)
 
 
 @triton.jit
-def online(m, s, z):
-    """The maximum and sum with more scores; what rescales the old sum; by how much the reference
-    shrinks; and the exp of these scores."""
+def online(m, others, z):
+    """Takes more scores into account: the maximum m, and the sum of exp(z - m) less 1, without one
+    of those that are 1, as the maximum's is. Where a class is nearly certain, the others are all
+    that log-probabilities have digits from.
+
+    Also returns by how much the maximum has changed, what that rescales the old sum by, and of
+    these scores z - m and its exp.
+    """
     m_new = tl.maximum(m, tl.max(z, axis=1))
-    old, new = reference(m), reference(m_new)
-    rescale = tl.where(m == float("-inf"), 0.0, tl.exp(old - new))
-    e = tl.exp(z - new[:, None])
-    return m_new, s * rescale + tl.sum(e, axis=1), rescale, old - new, e
+    change = above(m, m_new)
+    rescale = tl.exp(change)
+    centered = above(z, m_new[:, None])
+    e = tl.exp(centered)
+    equal = (centered == 0) & (z > float("-inf"))
+    lower = tl.sum(tl.where(equal, 0.0, e), axis=1)
+    count = tl.sum(equal.to(e.dtype), axis=1)
+    same = (m == m_new) & (m > float("-inf"))
+    others = tl.where(same, others + lower + count, rescale * (1 + others) + lower + (count - 1))
+    return m_new, others, rescale, change, e, centered
 
 
 @triton.jit
-def settle(m, s, FORM: tl.constexpr):
-    """reference, log S, 1 / S and lse of rows: log q = (z - reference) - log S."""
+def settle(m, others, FORM: tl.constexpr):
+    """m, log S, 1 / S and lse of rows, S being the sum of exp(z - m): log q = (z - m) - log S."""
     if FORM == "logits":
-        log_s = tl.log(s)
-        lse = reference(m) + log_s
-        # As in torch, log-softmax is NaN where lse is infinite.
-        log_s = tl.where(tl.abs(m) == float("inf"), float("nan"), log_s)
-        return reference(m), log_s, divide(1 + 0 * log_s, s), lse
+        log_s = tl.where(others == -1, float("-inf"), log1p(others))
+        return m, log_s, divide(1 + 0 * log_s, 1 + others), m + log_s
     else:
-        zero = tl.zeros_like(s)
+        zero = tl.zeros_like(others)
         return zero, zero, zero + 1, zero
 
 
@@ -177,7 +186,7 @@ def settle(m, s, FORM: tl.constexpr):
 def distribution(x, z, row, FORM: tl.constexpr):
     """Probabilities and their logarithms."""
     if FORM == "logits":
-        centered = z - row[0][:, None]
+        centered = above(z, row[0][:, None])
         return tl.exp(centered) * row[2][:, None], centered - row[1][:, None]
     elif FORM == "probs":
         return x, z

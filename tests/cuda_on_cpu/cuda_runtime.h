@@ -167,6 +167,9 @@ __forceinline__ unsigned __ballot_sync(unsigned mask, int predicate) {
   }
   return ballot;
 }
+__forceinline__ int __popc(unsigned bits) {
+  return __builtin_popcount(bits);
+}
 __forceinline__ int __any_sync(unsigned mask, int predicate) {
   return __ballot_sync(mask, predicate) != 0;
 }
