@@ -10,7 +10,8 @@ tensor([-0.2500, -0.5000])
 
 from lossops import functional, nn
 from lossops.backends import backend
+from lossops.checking import label_checks
 from lossops.info import info
 
-__all__ = ["backend", "functional", "info", "nn"]
+__all__ = ["backend", "functional", "info", "label_checks", "nn"]
 __version__ = "0.1.0"

@@ -87,7 +87,8 @@ def cross_entropy(
     Raises:
         ValueError: for shapes that do not match, or an unknown ``reduction`` or ``empty``.
         IndexError: for a label that is no class, on the CPU. On a GPU, where to raise would mean to
-            wait for the device, its row's loss is NaN and its gradient 0.
+            wait for the device, its row's loss is NaN and its gradient 0; but see
+            :func:`lossops.label_checks`.
         RuntimeError: for a target or weight of a wrong shape or dtype, ``label_smoothing`` outside
             of [0, 1] (torch takes negative ones), or ``ignore_index`` with probabilities.
 

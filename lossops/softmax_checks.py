@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lossops import backends
+from lossops.checking import check_range
 from lossops.checks import HALF_DTYPES, KERNEL_DTYPES, REDUCTIONS, autocasts, number
 from lossops.softmax_autograd import Outputs, SoftmaxCall, softmax
 
@@ -46,6 +47,8 @@ def softmax_loss(
         raise ValueError(f"{function}(): empty should be 'nan' or 'zero', got {empty!r}")
     if input.shape[dim] == 0 and input.numel() != target.numel():
         raise IndexError(f"{function}(): input has no classes, of which target could be one")
+    if target_form == "labels":
+        check_range(target, input.shape[dim], ignore_index)
     mode, keep_dims = REDUCTIONS[reduction]
     if keep_dims > dim:
         raise ValueError(

@@ -13,6 +13,8 @@ from conftest import DEVICE, cpu_only, make
 from softmax_losses import DIVERGENCES as DIVERGENCE_NAMES
 from softmax_losses import LABEL_LOSSES, each_softmax_case
 
+import lossops
+from lossops import checking
 from lossops import functional as F
 
 DIVERGENCES = [name for name in DIVERGENCE_NAMES if name != "reverse"]
@@ -113,6 +115,36 @@ def test_label_out_of_range(name, bad):
                 IndexError, f"^Target {bad} is out of bounds", getattr(F, name), x, y,
                 reduction=reduction,
             )  # fmt: skip
+
+
+@each_name
+@pytest.mark.parametrize("bad", [5, -1, 2**40])
+def test_label_checks(name, bad):
+    """On every device and backend, with the row."""
+    x, y = make.randn(4, 5, 3), labels(4, 3)
+    y[2, 1] = bad
+    with lossops.label_checks():
+        refuses(
+            IndexError, rf"^Target {bad} is out of bounds, in row \(2, 1\)", getattr(F, name), x, y
+        )
+        y[2, 1] = 0
+        getattr(F, name)(x, y)
+        if name != "log_prob_of":
+            y[2, 1] = -100
+            getattr(F, name)(x, y)
+    y[2, 1] = bad
+    if x.device.type != "cpu":
+        assert getattr(F, name)(x, y, reduction="none")[2, 1].isnan()
+
+
+def test_label_checks_may_be_nested():
+    x, y = make.randn(4, 5), labels(4)
+    y[3] = 9
+    with lossops.label_checks():
+        with lossops.label_checks():
+            pass
+        refuses(IndexError, r"in row \(3,\)", F.cross_entropy, x, y)
+    assert checking._open == 0
 
 
 @cpu_only

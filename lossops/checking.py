@@ -1,0 +1,68 @@
+"""Labels that are no class, looked for before a loss is computed.
+
+On a GPU a loss cannot raise without waiting for the device: the row of such a label is NaN.
+``with lossops.label_checks(): …`` and the environment variable ``LOSSOPS_LABEL_CHECKS=1`` make
+every loss wait, and raise with the row and the label.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lossops.autograd import transforms_active
+
+# As in lossops.backends: one count for the whole process, which torch.compile can guard.
+_open = int(os.environ.get("LOSSOPS_LABEL_CHECKS", "0") not in ("", "0"))
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def label_checks() -> Iterator[None]:
+    """Has every loss in the ``with`` block, of every thread, raise for a label that is no class.
+
+    On the CPU losses do so anyway. On a GPU each call then waits for the device. Under
+    ``torch.compile`` and ``torch.func``'s transforms nothing is checked.
+
+    Raises:
+        IndexError: in the block, with the row and its label.
+
+    Example:
+        >>> import torch, lossops
+        >>> with lossops.label_checks():
+        ...     lossops.functional.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 2])).item()
+        1.0986123085021973
+    """
+    _add(1)
+    try:
+        yield
+    finally:
+        _add(-1)
+
+
+def _add(more: int) -> None:
+    global _open
+    with _lock:
+        _open += more
+
+
+def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
+    """Raises for a label that is neither a class nor ignored, where that is asked for."""
+    if _open == 0 or torch.compiler.is_compiling() or labels.device.type == "meta":
+        return
+    if transforms_active():
+        return
+    labels = labels.detach().long()  # in uint8, an ignore_index of -100 would be 156
+    outside = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+    if not outside.any():
+        return
+    row = outside.nonzero()[0].tolist()
+    raise IndexError(
+        f"Target {labels[tuple(row)].item()} is out of bounds, in row {tuple(row)}: the classes "
+        f"are 0 to {classes - 1}"
+    )
