@@ -172,6 +172,8 @@ class Case:
             for size, part in zip(sizes, parts, strict=True):
                 if part is not None:
                     size += part.detach().abs()
+        if self.loss == "kl_div":  # the derivative of y log(y) is a sum, too
+            f_y += y.detach().log().abs() + 1
         along, slope_x, slope_y = a * f_x + b * f_y, a * f_xx + b * f_xy, a * f_xy + b * f_yy
 
         leaf = torch.zeros_like(f, requires_grad=True)

@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as torch_functional
-from conftest import DEVICE, DTYPES, each_dtype, each_reduction, expect_softmax_kernels, make
+from conftest import (
+    DEVICE,
+    DTYPES,
+    each_dtype,
+    each_reduction,
+    expect_softmax_kernels,
+    make,
+    needs_kernels,
+)
 from softmax_losses import CASES, EVERYTHING, Case, each_softmax_case, scaled_ulps, truth
 
 from lossops import classification, divergences, functional
@@ -37,6 +45,37 @@ def test_value(case, dtype, reduction, shape):
     assert scaled_ulps(value, true, min(terms, 8.0)) <= 1.0 + (
         allowed(dtype) if dtype != torch.float32 else 6.0
     )
+
+
+@needs_kernels  # the reference is plain torch
+@each_dtype
+@pytest.mark.parametrize("classes", [2, 10, 1000, 20_000])
+@pytest.mark.parametrize("last", [True, False], ids=["last", "first"])
+def test_nearly_certain_rows_keep_their_digits(classes, last, dtype):
+    """The loss of a class with a probability of 1 - 1e-9 is 1e-9 to the last digits, and so is its
+    gradient. log(1 + 1e-9) has lost most of them, which is how torch computes it."""
+    lead = make.tensor([1.0, 6.0, 12.0, 20.0, 30.0], dtype=torch.float64).unsqueeze(1)
+    input = torch.randn(5, classes, dtype=torch.float64, device=DEVICE).clamp(-1, 1) - 1
+    input[:, classes // 2] = 0
+    input = (input - lead).to(dtype)
+    target = torch.full((5,), classes // 2, device=DEVICE)
+    input[:, classes // 2] = 0.25
+    exact = input.double()
+    others = (exact - 0.25).exp()
+    others[:, classes // 2] = 0
+    others = others.sum(1)
+    x = (input if last else input.t().contiguous().t()).requires_grad_()
+    loss = functional.cross_entropy(x, target, reduction="none")
+    loss.backward(torch.ones_like(loss))
+    eps = max(torch.finfo(dtype).eps, 1e-300)
+    tiny = torch.finfo(dtype).smallest_normal
+    close = {"rtol": 8 * eps, "atol": 2 * tiny * eps}
+    torch.testing.assert_close(loss.detach().double(), others.log1p(), **close)
+    own = x.grad[:, classes // 2].double()
+    torch.testing.assert_close(own, -others / (1 + others), **close)
+    if dtype == torch.float32:
+        torchs = torch_functional.cross_entropy(input, target, reduction="none")
+        assert not torch.allclose(torchs.double(), others.log1p(), **close)
 
 
 TORCH_OPTIONS = [
