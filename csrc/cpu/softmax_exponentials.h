@@ -39,8 +39,8 @@ struct RunningSums {
     const V both = max(largest, block.largest);
     const V by = above(largest, both), block_by = above(block.largest, both);
     const V factor = exp(by), block_factor = exp(block_by);
-    entropy = factor * entropy + times(factor * exponentials(), by) +
-              block_factor * block.entropy + times(block_factor * block.exponentials(), block_by);
+    entropy = factor * entropy + times(factor * exponentials(), by) + block_factor * block.entropy +
+              times(block_factor * block.exponentials(), block_by);
     others = select(by == V(0.0), others + block_factor * block.exponentials(),
                     factor * exponentials() + block.others);
     scores = scores + times(mass, by) + block.scores + times(block.mass, block_by);

@@ -212,15 +212,16 @@ class Tile {
   }
 
   // The reduction's factor divided by the normalizer.
-  void read_scale(T* out) const {
+  template <class Out>
+  void read_scale(Out* out) const {
     const Operand& normalizer = problem_.normalizer;
-    std::fill_n(out, stride_, static_cast<T>(problem_.scale));
+    std::fill_n(out, stride_, static_cast<Out>(problem_.scale));
     if (!normalizer.defined()) return;
     with_dtype(normalizer.dtype, [&]<class S>(S*) {
       const auto* data = static_cast<const S*>(normalizer.data);
       const auto scale = [&](int64_t group) {
         const auto number = static_cast<double>(data[group * problem_.normalizer_stride]);
-        return static_cast<T>(problem_.scale / number);
+        return static_cast<Out>(problem_.scale / number);
       };
       if (group_[0] == group_[lanes_ - 1])
         return std::fill_n(out, stride_, scale(group_[0])), void();

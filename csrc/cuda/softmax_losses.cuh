@@ -168,13 +168,14 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
     return value;
   }
   const T factor = row.counts ? row.factor * scores.inverse_temperature : T(0);
-  // The derivative is share * exp(d), less `hit` at the label and less `missed` times the weights.
-  T share = 0;
-  if (form == Form::logits) {
-    share = factor * (f.first * (weight + on_all * sums[1]) + T(2) * times(z_loss, lse)) *
-            q.inverse_sum;
-  }
+  // The derivative is share * exp(d), at the label `own_slope`, less `missed` times the weights.
   const T hit = factor * f.first * weight, missed = factor * f.first * on_all;
+  T share = 0, own_slope = -hit;
+  if (form == Form::logits) {
+    const T rest = missed * sums[1] + factor * T(2) * times(z_loss, lse);
+    share = (hit + rest) * q.inverse_sum;
+    own_slope = hit * less_one(information) + rest * exp(-information);
+  }
   const auto gradient = [&](int64_t c, const T(&x)[N], const T(&)[N], T(&dx)[N], T(&)[N]) {
     T y[N];
     scores.of(c, x, y);
@@ -182,13 +183,13 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
     for (int v = 0; v < N; ++v) {
       dx[v] = form == Form::logits ? share * exp(q.above(y[v])) : T(0);
     }
+    if (row.label - c >= 0 && row.label - c < N) {
+#pragma unroll
+      for (int v = 0; v < N; ++v) dx[v] = c + v == row.label ? own_slope : dx[v];
+    }
     if (smooth) {
 #pragma unroll
       for (int v = 0; v < N; ++v) dx[v] -= missed * class_weight<T>(p, c + v);
-    }
-    if (row.label - c >= 0 && row.label - c < N) {
-#pragma unroll
-      for (int v = 0; v < N; ++v) dx[v] = c + v == row.label ? dx[v] - hit : dx[v];
     }
 #pragma unroll
     for (int v = 0; v < N; ++v) {

@@ -23,6 +23,12 @@ struct LabelJet {
   T value, first;
 };
 
+// p - 1 of p = exp(-u), without cancellation where p is nearly 1, or the errors of expm1 elsewhere.
+template <class T>
+LOSSOPS_FN T less_one(T u) {
+  return select(u > T(1), exp(-u) - T(1), expm1(-u));
+}
+
 struct CrossEntropy {
   static constexpr const char* name = "cross_entropy";
   static constexpr int num_params = 0;

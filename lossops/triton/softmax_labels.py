@@ -10,7 +10,7 @@ by blocks of classes, and again for its gradient, which reads it again.
 import triton
 import triton.language as tl
 
-from lossops.triton.elementwise_kernels import _store, divide
+from lossops.triton.elementwise_kernels import _store, divide, expm1
 from lossops.triton.softmax_losses import times
 from lossops.triton.softmax_rows import (
     above,
@@ -80,16 +80,19 @@ def _label_walk(state, z, t, FORM: tl.constexpr, DENSE: tl.constexpr, ENTROPY: t
 @triton.jit
 def _label_gradients(
     grad_input, grad_target, x, z, t, w, place, classes, mask, row, entropy, label, counts,
-    kappa, at_label, keep, factor, upstream, grad_lse, grad_entropy, form,
+    kappa, own_slope, keep, factor, upstream, grad_lse, grad_entropy, form,
     FORM: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
     q, log_q = distribution(x, z, row, FORM)
     if grad_input is not None:
         by = tl.zeros_like(z)
         if label is not None:
-            by = tl.where(classes[None, :] == label[:, None], -at_label[:, None], 0.0)
+            by = tl.where(classes[None, :] == label[:, None], own_slope[:, None], 0.0)
         if FORM == "logits":
-            by = kappa[:, None] * q + by
+            others = kappa[:, None] * q
+            if label is not None:
+                others = tl.where(classes[None, :] == label[:, None], 0.0, others)
+            by += others
         if DENSE:
             by -= t
         if FORM == "probs":
@@ -197,15 +200,22 @@ def label_loss_kernel(
     row = settle(m, s, FORM)
     rows_entropy = row[1] - energy * row[2]
     loss = zeros
-    at_label = zeros
+    at_label, own_slope = zeros, zeros
     if DENSE:
         loss += a * row[1] - dot
     if labels is not None:
         # Both terms are at least 0, and so is their sum.
-        f, slope_of_f = LOSS(row[1] - above(own, row[0]), tl.full([], p0, COMPUTE))
+        information = row[1] - above(own, row[0])
+        f, slope_of_f = LOSS(information, tl.full([], p0, COMPUTE))
         loss += keep * own_weight * f
         at_label = keep * own_weight * slope_of_f
-    kappa = a + at_label + 2 * times(z_loss, row[3])
+    rest = a + 2 * times(z_loss, row[3])
+    kappa = at_label + rest
+    if labels is not None:
+        # The derivative by the label's score: q - 1, without cancellation where q is nearly 1.
+        own_slope = -at_label
+        if FORM == "logits":
+            own_slope = at_label * expm1(-information) + rest * tl.exp(-information)
     loss += times(z_loss, row[3] * row[3])
     loss = tl.where(counts, tl.where(inside, loss, float("nan")), 0.0)
     store_rows(value, place, loss)
@@ -229,7 +239,7 @@ def label_loss_kernel(
         if RESIDENT:
             _label_gradients(
                 grad_input, grad_target, x, z, t, w, place, classes, mask, row, rows_entropy,
-                label, inside, kappa, at_label, keep, factor, upstream, by_lse, by_entropy,
+                label, inside, kappa, own_slope, keep, factor, upstream, by_lse, by_entropy,
                 form, FORM, DENSE,
             )  # fmt: skip
         else:
@@ -243,7 +253,7 @@ def label_loss_kernel(
                 )  # fmt: skip
                 _label_gradients(
                     grad_input, grad_target, x, z, t, w, place, at, mask, row, rows_entropy,
-                    label, inside, kappa, at_label, keep, factor, upstream, by_lse, by_entropy,
+                    label, inside, kappa, own_slope, keep, factor, upstream, by_lse, by_entropy,
                     form, FORM, DENSE,
                 )  # fmt: skip
 
