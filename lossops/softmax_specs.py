@@ -266,7 +266,6 @@ ROW_SPECS: tuple[RowSpec, ...] = (
             Sample({"reverse": True}, target="probs", input="probs"),
         ),
         in_torch=in_torch.by_distributions(in_torch.kl_divergence),
-        torchs_own=True,
         source="Kullback and Leibler, On Information and Sufficiency, 1951",
         refused=_COLD,
     ),
