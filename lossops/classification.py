@@ -225,6 +225,9 @@ def log_prob_of(
         ValueError: if the shapes do not match. RuntimeError: if the index is not of an integer
         dtype. IndexError: for an index that is no class, on the CPU; on a GPU its result is NaN.
 
+    Source: Williams, Simple Statistical Gradient-Following Algorithms, 1992. torch has no such
+    function.
+
     Example:
         >>> import torch, lossops.functional as F
         >>> F.log_prob_of(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
