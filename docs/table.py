@@ -1,36 +1,57 @@
-"""Writes the README's table of losses from lossops.specs. Run by ``make format``."""
+"""Writes the README's tables of losses from lossops.specs and lossops.softmax_specs. Run by
+``make format``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lossops import specs
+from lossops import softmax_specs, specs
 
 README = Path(__file__).parent.parent / "README.md"
-START, END = "<!-- losses: written by docs/table.py -->\n", "<!-- end of losses -->\n"
 
 
-def table() -> str:
-    """One row per loss."""
-    rows = [
-        "| loss | formula, x = input, y = target, d = x - y | module | in torch |",
-        "|---|---|---|---|",
-    ]
+def of_elements() -> str:
+    """One row per elementwise loss."""
+    rows = []
     for row in specs.SPECS:
-        formula = row.formula.replace("|", "\\|")
         name = row.public_name
         if row.called:
             name += "(" + ", ".join(f"{k}={v}" for k, v in row.defaults.items()) + ")"
-        in_torch = "yes" if row.torch_function else "no"
-        rows.append(f"| `{name}` | {formula} | `{row.module.__name__}` | {in_torch} |")
-    return "\n".join(rows) + "\n"
+        rows.append((name, row.formula, row.module, row.torch_function is not None))
+    return _table("x = input, y = target, d = x - y", rows)
 
 
-def with_table(text: str) -> str:
-    """A document with what stands between the marks replaced by today's table."""
-    before, rest = text.split(START)
-    return before + START + table() + END + rest.split(END)[1]
+def over_rows() -> str:
+    """One row per loss over rows of class scores."""
+    return _table(
+        "z = input, q = softmax(z), p = target, y = its label",
+        ((row.name, row.formula, row.module, row.torchs_own) for row in softmax_specs.ROW_SPECS),
+    )
+
+
+# By the marks between which they stand.
+TABLES: dict[str, Callable[[], str]] = {"losses": of_elements, "losses over rows": over_rows}
+
+
+def _table(symbols: str, rows: Iterable[tuple[str, str, type | None, bool]]) -> str:
+    """Of names, formulas, modules, and whether torch has them."""
+    lines = [f"| loss | formula, {symbols} | module | in torch |", "|---|---|---|---|"]
+    for name, formula, module, in_torch in rows:
+        formula = formula.replace("|", "\\|")
+        module_name = f"`{module.__name__}`" if module else "none"
+        lines.append(f"| `{name}` | {formula} | {module_name} | {'yes' if in_torch else 'no'} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_tables(text: str) -> str:
+    """A document with what stands between the marks replaced by today's tables."""
+    for name, table in TABLES.items():
+        start, end = f"<!-- {name}: written by docs/table.py -->\n", f"<!-- end of {name} -->\n"
+        before, rest = text.split(start)
+        text = before + start + table() + end + rest.split(end)[1]
+    return text
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    README.write_text(with_tables(README.read_text()))

@@ -16,8 +16,8 @@ from lossops import functional, nn, softmax_specs, specs
 
 ROOT = Path(__file__).parent.parent
 MODULES = [
-    "lossops", "lossops.functional", "lossops.probabilities", "lossops.backends", "lossops.info",
-    "lossops.nn",
+    "lossops", "lossops.functional", "lossops.probabilities", "lossops.classification",
+    "lossops.divergences", "lossops.backends", "lossops.info", "lossops.nn",
 ]  # fmt: skip
 
 
@@ -44,12 +44,12 @@ def test_quoted_code_is_the_code():
     """Every block of CONTRIBUTING.md that names a file stands in it, word by word."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     blocks = re.findall(r"```(?:cpp|python)\n(?://|#) (\S+).*?\n(.*?)```", text, re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 11
     for path, code in blocks:
         assert " ".join(code.split()) in " ".join((ROOT / path).read_text().split()), path
 
 
-@pytest.mark.parametrize("row", specs.SPECS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [*specs.SPECS, *softmax_specs.ROW_SPECS], ids=lambda row: row.name)
 def test_docstring_says_everything(row):
     text = inspect.getdoc(row.function)
     for heading in ("Args:", "Returns:", "Raises:", "Example:"):
@@ -69,12 +69,14 @@ def test_everything_is_public_and_listed():
     assert set(lossops.__all__) <= set(dir(lossops))
 
 
-def test_table_of_losses_is_todays():
+def test_tables_of_losses_are_todays():
     spec = importlib.util.spec_from_file_location("table", ROOT / "docs" / "table.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     readme = (ROOT / "README.md").read_text()
-    assert module.with_table(readme) == readme, "run: make format"
+    assert module.with_tables(readme) == readme, "run: make format"
+    listed = set(re.findall(r"^\| `(\w+)", "".join(t() for t in module.TABLES.values()), re.M))
+    assert listed == set(functional.__all__)
 
 
 def test_relative_links_lead_somewhere():
