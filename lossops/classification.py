@@ -59,7 +59,8 @@ def cross_entropy(
             strides, where the dimensions before and those behind the classes each step evenly.
         target: class indices (int64, int32 or uint8) of shape (), (N) or (N, d1, …, dK); or class
             probabilities, of the shape of input.
-        weight: w, a number per class, of shape (C).
+        weight: w, a number per class, of shape (C). Where it requires a gradient, the loss is
+            computed by the formulas in plain torch.
         size_average, reduce: deprecated, see ``reduction``.
         ignore_index: a label whose rows have loss and gradient 0 and do not count. Not with
             probabilities.
@@ -78,7 +79,8 @@ def cross_entropy(
             1 or 0, and 0 for rows that do not count. With probabilities, than the likeliest class.
         inplace: let the gradient overwrite the logits, so that a step needs no memory of their
             size. They must not be a leaf, and nothing else may need them afterwards; backward can
-            be called once, on the loss alone.
+            be called once, on the loss alone. Under ``torch.compile``, and where no gradient is
+            wanted, logits are left as they are.
 
     Returns:
         The loss, of input's dtype (float32 under autocast); or a tuple of it and, in this order,
@@ -91,6 +93,9 @@ def cross_entropy(
             :func:`lossops.label_checks`.
         RuntimeError: for a target or weight of a wrong shape or dtype, ``label_smoothing`` outside
             of [0, 1] (torch takes negative ones), or ``ignore_index`` with probabilities.
+
+    Infinite logits are their limit: those of -inf are impossible classes, those of +inf, where
+    torch has NaN, equally likely and alone. A row of -inf only has no distribution: NaN.
 
     Follows :func:`torch.nn.functional.cross_entropy`. z-loss: de Brébisson and Vincent, The Z-loss,
     2016; label smoothing: Szegedy et al., Rethinking the Inception Architecture, 2016.

@@ -1,20 +1,23 @@
 """Losses with the names and signatures of ``torch.nn.functional``, and those torch lacks.
 
-Every function computes loss and gradient in one fused pass over memory. All take tensors of
-float64, float32, bfloat16 or float16, also mixed (the result has the promoted dtype, float32 under
-autocast, and every gradient has the dtype of its tensor); compute in at least float32; and
-differentiate by ``input``, ``target`` and ``weight``, to any order.
+There are losses over elements, and over rows of class scores. Every function computes loss and
+gradient in one fused pass over memory. All take tensors of float64, float32, bfloat16 or float16,
+also mixed (the result has the promoted dtype, float32 under autocast, and every gradient has the
+dtype of its tensor); compute in at least float32; and differentiate by ``input``, ``weight`` and a
+``target`` that is no label, to any order. Over rows, derivatives of gradients and those by class
+weights are not fused: they come of the formulas in plain torch.
 
-``reduction`` is, for all of them:
+``reduction`` is, for all of them but :func:`log_prob_of`:
 
-``"none"``    one number per element
-``"mean"``    the mean over all elements, a scalar
+``"none"``    one number per element, or per row
+``"mean"``    the mean over all of them, a scalar
 ``"sum"``     their sum, a scalar
 ``"sample"``  one number per sample of the batch: the mean over all dimensions but the first,
               a tensor of shape (B,)
 
-and for :func:`kl_div` also "batchmean". The losses of differences stand here, those of
-probabilities and logits in :mod:`lossops.probabilities`.
+and for :func:`kl_div` also "batchmean". The losses of differences stand here, those of single
+probabilities and logits in :mod:`lossops.probabilities`, those over rows in
+:mod:`lossops.classification` (of a label) and :mod:`lossops.divergences` (of two distributions).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Loss modules: the classes of ``torch.nn`` with only ``forward`` replaced, and those torch lacks.
 
-Every ``forward`` takes the optional ``weight`` of its function in :mod:`lossops.functional`, and
-``reduction`` may also be "sample".
+Every ``forward`` takes the optional ``weight`` of its function in :mod:`lossops.functional`, over
+rows of class scores the ``normalizer``, and ``reduction`` may also be "sample".
 """
 
 from __future__ import annotations

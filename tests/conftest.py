@@ -49,6 +49,7 @@ HOST_FILES = {
     "test_docs.py",
     "test_gpu_run.py",
     "test_simd_math.py",
+    "test_softmax_report.py",
     "test_triton.py",
 }
 needs_kernels = pytest.mark.skipif(BACKEND == "reference", reason="the reference has no kernels")

@@ -1,0 +1,288 @@
+"""What the report says of the losses over rows: is it right, and would it notice what is wrong?"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy
+import pytest
+import torch
+
+import lossops
+from lossops import functional, softmax_reference
+from lossops.__main__ import main
+from lossops.report import (
+    classification_claims,
+    classifying,
+    softmax_bench,
+    softmax_edges,
+    softmax_tables,
+    softmax_targets,
+    softmax_verify,
+    softmax_worker,
+    targets,
+)
+from lossops.report.softmax_accuracy import RowErrors, Trial
+from lossops.report.softmax_steps import Rows, cases, contenders
+from lossops.report.softmax_truth import exact
+from lossops.report.tables import to_text
+from lossops.softmax_specs import ROW_SPECS, Sample, row_spec
+
+CHEAP = "nll_loss"
+each_row = pytest.mark.parametrize("spec", ROW_SPECS, ids=lambda row: row.name)
+SMALL = ((20, 10), (4, 100))
+
+
+# ---------------------------------------------------------------------------------------------
+# The truth and its judge.
+
+
+@each_row
+def test_truth_agrees_with_autograd(spec):
+    """Written by hand here, by torch there."""
+    for sample in spec.samples:
+        x, y, options = sample.tensors((12, 9), torch.float64, 3)
+        truth = exact(spec, sample, x, y, options)
+        leaf = x.detach().requires_grad_()
+        with lossops.backend("reference"):
+            value = spec.call(sample)(leaf, y, "none", **options)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        close = {"rtol": 1e-9, "atol": 1e-12}
+        numpy.testing.assert_allclose(truth.value.astype(float), value.detach(), **close)
+        numpy.testing.assert_allclose(truth.gradient.astype(float), gradient, **close)
+        assert (truth.value_moves >= 0).all()
+        assert (truth.gradient_moves >= 0).all()
+
+
+def judged(change, dtype=torch.float32):
+    spec, sample = row_spec("cross_entropy"), Sample()
+    trial = Trial(spec, sample, (50, 10), dtype, 0, "cpu")
+
+    def loss(x, y, reduction, **options):
+        return change(spec.loss(x, y, reduction, **options), x)
+
+    return trial.judge(loss)
+
+
+def test_errors_are_counted_in_units():
+    assert judged(lambda value, x: value).value < 1
+    off = judged(lambda value, x: value * (1 + 2.0**-18))
+    assert 8 < off.value < 40  # 2^-18 is 32 units of 2^-23, some of which are unavoidable
+    assert off.reduced > 4
+    steep = judged(lambda value, x: value + 1e-3 * (x - x.detach()).sum())
+    assert steep.gradient > 1000
+    assert steep.value < 1
+
+
+def test_what_is_nan_out_of_place_is_counted():
+    wrong = judged(lambda value, x: torch.where(value > 2, math.nan, value))
+    assert wrong.wrong_kind > 0
+    assert "NaN out of place" in softmax_verify._beyond(wrong, RowErrors(), 1.0)
+
+
+def test_beyond_is_torchs_error_and_a_unit():
+    beyond = softmax_verify._beyond
+    assert beyond(RowErrors(value=1.9), RowErrors(value=1.0), 1.0) == ""
+    assert "value off by 2.1 units, torch by 1" in beyond(
+        RowErrors(value=2.1), RowErrors(value=1.0), 1.0
+    )
+    assert "gradient" in beyond(RowErrors(gradient=1.1), RowErrors(), 1.0)
+    assert beyond(RowErrors(gradient=1.1), RowErrors(gradient=0.1), 2.0) == ""
+    assert beyond("ValueError: no", RowErrors(), 1.0) == "ValueError: no"
+    assert beyond(RowErrors(value=0.9), "RuntimeError: not for halves", 1.0) == ""
+
+
+# ---------------------------------------------------------------------------------------------
+# Verifying.
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(softmax_verify, "SHAPES", SMALL)
+
+
+def test_verify_passes(small, capsys):
+    assert main(["verify", "--loss", CHEAP, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["rows"]
+    assert found["passed"]
+    assert {row["backend"] for row in found["numbers"]} >= {"native", "reference"}
+    assert {row["dtype"] for row in found["numbers"]} == {
+        "float64", "float32", "bfloat16", "float16",
+    }  # fmt: skip
+
+
+def test_verify_tables(small):
+    result = softmax_verify.verify([row_spec(CHEAP)])
+    errors, checks = map(to_text, softmax_verify.tables(result))
+    assert "units" in errors
+    assert "gradgradcheck" in checks
+    assert "FAIL" not in errors + checks
+    assert softmax_verify.failures(result) == []
+
+
+def test_verify_notices_a_wrong_formula(small, monkeypatch):
+    """The reference's, beside which the kernels stay right."""
+    monkeypatch.setitem(softmax_reference.LABEL_LOSSES, "cross_entropy", lambda u: 1.001 * u)
+    result = softmax_verify.verify([row_spec(CHEAP)])
+    assert not result["passed"]
+    failed = {row["backend"] for row in result["numbers"] if not row["passed"]}
+    assert failed == {"reference"}
+    lines = softmax_verify.failures(result)
+    assert any("nll_loss reference float32" in line and "value off by" in line for line in lines)
+    assert any("as_torch" in line for line in lines)
+
+
+def test_verify_notices_that_another_backend_ran(small, monkeypatch):
+    monkeypatch.setitem(softmax_verify._NAMESPACES, "native", "no_such_namespace")
+    result = softmax_verify.verify([row_spec(CHEAP)])
+    assert any("ran" in failure for failure in softmax_verify.failures(result))
+
+
+@pytest.mark.parametrize("edge", softmax_edges.EDGES)
+def test_edges_notice_what_is_wrong(edge, monkeypatch):
+    """Each, of a loss that is nowhere what it should be."""
+    spec = row_spec("cross_entropy")
+    check = softmax_edges.EDGES[edge]
+    assert check(spec, "cpu") == ""
+
+    def wrong(input, target, *args, reduction="mean", **kwargs):
+        target = target.clamp(0, 1) if not target.is_floating_point() else target
+        value = functional.kl_divergence(
+            input.nan_to_num(neginf=-3.0, posinf=3.0) * 1.5, target, reduction=reduction,
+            **({"target_form": "probs"} if target.is_floating_point() else {}),
+        )  # fmt: skip
+        return value + 0.25
+
+    monkeypatch.setattr(functional, "cross_entropy", wrong)
+    assert check(spec, "cpu") != ""
+
+
+# ---------------------------------------------------------------------------------------------
+# Measuring.
+
+
+def test_every_loss_has_a_case_and_goals_have_theirs():
+    losses = [spec.name for spec in ROW_SPECS]
+    found = cases(losses)
+    assert {case.loss for case in found} == set(losses)
+    words = {(case.loss, case.words()) for case in found}
+    for shape in ("512 × 32000", "4096 × 1000", "64 × 128256", "8 × 21 × 512 × 512"):
+        assert ("cross_entropy", shape) in words
+    assert ("kl_divergence", "512 × 32000, target logits") in words
+    assert cases(["poly_loss"]) == [case for case in found if case.loss == "poly_loss"]
+
+
+@pytest.mark.parametrize("case", cases([spec.name for spec in ROW_SPECS]), ids=lambda c: c.words())
+def test_contenders_compute_the_same(case):
+    case = case.quick()
+    rows = Rows(case, torch.float64, "cpu")
+    steps, grads = contenders(case, rows, compiled=False), {}
+    for name in ("lossops", "eager"):
+        steps[name]()
+        grads[name] = rows.input.grad
+    torch.testing.assert_close(grads["lossops"], grads["eager"])
+    steps["floor"]()
+    assert rows.input.grad.shape == rows.input.shape
+
+
+def test_bench_quick():
+    task = dict.fromkeys(softmax_bench.PARTS, True)
+    task |= {"losses": ["cross_entropy"], "device": "cpu", "quick": True, "compile": False}
+    rows = list(softmax_worker.run(task | {"rounds": 1}))
+    kinds = {row["kind"] for row in rows}
+    assert kinds == {"rows_step", "rows_half", "rows_tiny", "rows_memory"}
+    assert len(rows) == softmax_bench.pieces([row_spec("cross_entropy")])
+    for row in rows:
+        if row["kind"] == "rows_memory":
+            held = row["gradients"]["lossops"]
+            assert held < 0.1 if row["inplace"] else 0.9 < held < 1.1
+        else:
+            assert all(time > 0 for time in row.get("ms", row.get("us")).values())
+    text = "\n".join(to_text(table) for table in softmax_tables.tables(rows))
+    assert "eager / lossops" in text
+    assert "inplace=True" in text
+
+
+def test_targets_are_met_and_missed():
+    row = {
+        "kind": "rows_step", "loss": "cross_entropy", "case": "512 × 32000", "device": "cpu",
+        "memory": "warm", "ms": {"floor": 10.0, "lossops": 11.0, "eager": 33.0, "compile": 12.0},
+    }  # fmt: skip
+    found = {
+        outcome["target"]: outcome["met"]
+        for outcome in targets.outcomes([row], False, softmax_targets.ALL)
+        if outcome["met"] is not None
+    }
+    assert found["cross_entropy faster than torch eager"] is True
+    assert found["cross_entropy faster than torch.compile"] is False
+    assert not any("pictures" in name or "kl_divergence" in name for name in found)
+
+
+# ---------------------------------------------------------------------------------------------
+# Training and claims.
+
+
+def test_soft_labels_are_distributions_and_wrong_labels_wrong():
+    data = classifying.digits(2)
+    soft = data.soft()
+    torch.testing.assert_close(soft.sum(-1), torch.ones(soft.shape[:2]))
+    assert torch.equal(soft.argmax(-1), data.train_y)
+    wrong = data.with_wrong_labels()
+    share = (wrong.train_y != data.train_y).double().mean().item()
+    assert abs(share - classifying.WRONG) < 0.001
+    assert torch.equal(wrong.test_y, data.test_y)
+    assert int(wrong.train_y.min()) >= 0
+    assert int(wrong.train_y.max()) < classifying.CLASSES
+
+
+def test_training_learns():
+    wanted = [classifying.contender(name) for name in ("cross entropy", "L1, soft labels")]
+    for row in classifying.train(wanted, seeds=1, steps=60):
+        assert row["clean"]["by_step"][0] < 0.3
+        assert row["clean"]["by_step"][-1] > 0.6
+        assert len(row["wrong"]["by_step"]) == 7
+
+
+def training(name, clean, wrong, arrives=5):
+    by_step = [0.1] * arrives + [0.99] * 10
+    return {
+        "name": name, "loss": "cross_entropy", "soft": False,
+        "clean": {"accuracy": [clean, clean], "by_step": by_step},
+        "wrong": {"accuracy": [wrong, wrong + 0.001], "by_step": by_step},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("as_claimed", [True, False])
+def test_claims_are_decided_by_the_numbers(as_claimed):
+    low, high = (0.90, 0.96) if as_claimed else (0.96, 0.90)
+    rows = [
+        training("cross entropy", 0.97, low, 2 if as_claimed else 9),
+        training("L1", 0.97, high, 5),
+    ]
+    steps = ([10, 20, 30], [20, 40, 60])
+    ours, theirs = steps if as_claimed else steps[::-1]
+    race = [{"name": "cross entropy", "steps": ours}, {"name": "L1", "steps": theirs}]
+    found = {f["claim"]: f["confirmed"] for f in classification_claims.findings(rows, race)}
+    decided = [
+        "L1 over distributions is robust to wrong labels",
+        "Cross entropy is sensitive to label noise",
+        "L1 over distributions learns more slowly than cross entropy",
+        "Cross entropy learns faster than L1 over distributions",
+    ]
+    assert [found[claim] for claim in decided] == [as_claimed] * 4
+    assert found["KL is as cross entropy"] is True
+    assert found["KL is not symmetric"] is True
+    assert found["The losses of the lecture take hard and soft labels"] is True
+
+
+def test_a_false_claim_is_not_confirmed(monkeypatch):
+    """Of what the kernels decide by themselves."""
+    monkeypatch.setattr(
+        functional, "kl_divergence",
+        lambda x, y, reduction="mean", **kwargs: functional.js_divergence(
+            x, y, reduction=reduction,
+            **{k: v for k, v in kwargs.items() if k == "target_form"}),
+    )  # fmt: skip
+    assert classification_claims._as_cross_entropy().confirmed is False
+    assert classification_claims._asymmetric().confirmed is False
