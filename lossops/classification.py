@@ -7,11 +7,14 @@ number per row, "sample" the mean over the rows of each sample of the batch.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops.checks import legacy_reduction, number
+from lossops.library import accumulator
 from lossops.softmax_checks import (
     any_dimension,
     check_class_weight,
@@ -76,7 +79,8 @@ def cross_entropy(
         return_lse: also return lse per row, differentiable.
         return_entropy: also return the entropy of softmax(z) per row, differentiable.
         return_accuracy: also return, per row, whether no class has a higher logit than the label:
-            1 or 0, and 0 for rows that do not count. With probabilities, than the likeliest class.
+            1 or 0, and 0 for rows that do not count. With probabilities, than the likeliest class;
+            torch finds that, in a pass of its own.
         inplace: let the gradient overwrite the logits, so that a step needs no memory of their
             size. They must not be a leaf, and nothing else may need them afterwards; backward can
             be called once, on the loss alone. Under ``torch.compile``, and where no gradient is
@@ -134,6 +138,11 @@ def cross_entropy(
     else:
         target = check_labels(input, target, dim)
         check_class_weight("cross_entropy", input, dim, weight)
+    hit = None
+    if return_accuracy and soft:  # before the logits are overwritten
+        best = target.detach().argmax(dim, keepdim=True)
+        scores = input.detach()
+        hit = scores.gather(dim, best).squeeze(dim) >= scores.amax(dim)
     found = softmax_loss(
         "cross_entropy", "cross_entropy", input, target, dim=dim, reduction=reduction,
         target_form="probs" if soft else "labels", class_weight=weight, ignore_index=ignore_index,
@@ -141,8 +150,7 @@ def cross_entropy(
         normalizer=normalizer, empty=empty,
         per_row=(return_lse, return_entropy, return_accuracy and not soft), in_place=inplace,
     )  # fmt: skip
-    if return_accuracy and soft:
-        hit = input.detach().argmax(dim) == target.detach().argmax(dim)
+    if hit is not None:
         found = (*found, hit.to(torch.float64 if input.dtype == torch.float64 else torch.float32))
     return found if len(found) > 1 else found[0]
 
@@ -302,10 +310,13 @@ def focal_loss(
     gamma = number("focal_loss", "gamma", gamma)
     if not gamma >= 0:
         raise ValueError(f"focal_loss(): gamma should not be negative, got {gamma}")
+    if gamma == math.inf:
+        raise ValueError("focal_loss(): gamma should be finite, got inf")
+    check_scores("focal_loss", input)
     weight = alpha
-    if alpha is not None and not (isinstance(alpha, Tensor) and alpha.dim()):
+    if alpha is not None and not isinstance(alpha, Tensor):
         alpha = number("focal_loss", "alpha", alpha)
-        weight = torch.full((), alpha, dtype=torch.float32, device=input.device)
+        weight = torch.full((), alpha, dtype=accumulator(input.dtype), device=input.device)
     return _of_labels(
         "focal_loss", "focal", input, target, weight, (gamma,), ignore_index, reduction, normalizer
     )

@@ -49,6 +49,10 @@ def _divergence(
                 f"{function}(): target should have the shape of input, {tuple(input.shape)}, or be "
                 f"class indices; got {tuple(target.shape)}"
             )
+    if temperature != 1 and "logits" not in (form, target_form):
+        raise ValueError(
+            f"{function}(): temperature is for logits, and neither input nor target holds any"
+        )
     return softmax_loss(
         function, loss, input, target, dim=dim, reduction=reduction, form=form,
         target_form=target_form, ignore_index=ignore_index, temperature=temperature,

@@ -79,7 +79,7 @@ class FusedSoftmax(Function):
         if call.in_place:
             *outputs, denominator = ops.softmax_forward_(input, *arguments, call.per_row)
             torch.autograd.graph.increment_version(input)
-            grads = [input.detach(), None]
+            grads, ctx.version = [input.detach(), None], input._version
         else:
             wanted = mask if call.gives_a_number else (False, False)
             found = ops.softmax_forward(input, *arguments, (*call.per_row, *wanted))
@@ -121,6 +121,11 @@ class FusedSoftmax(Function):
                 raise RuntimeError(
                     "with inplace=True the gradient has taken the place of the logits: it can be "
                     "had once, of the loss alone, and cannot be differentiated"
+                )
+            if grads[0]._version != ctx.version:
+                raise RuntimeError(
+                    "the logits, whose place the gradient has taken with inplace=True, have been "
+                    "modified by an inplace operation since"
                 )
             kernel_ops(call.backend).rescale_([grads[0]], grad_output)
             return grads[0], None, None, None, None

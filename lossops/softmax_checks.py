@@ -5,11 +5,13 @@ wrong with a call, settles the rest. Exceptions have torch's types, and its word
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor
 
 from lossops import backends
+from lossops.autograd import transforms_active
 from lossops.checking import check_range
 from lossops.checks import HALF_DTYPES, KERNEL_DTYPES, REDUCTIONS, autocasts, number
 from lossops.softmax_autograd import Outputs, SoftmaxCall, softmax
@@ -47,6 +49,8 @@ def softmax_loss(
         raise ValueError(f"{function}(): empty should be 'nan' or 'zero', got {empty!r}")
     if input.shape[dim] == 0 and input.numel() != target.numel():
         raise IndexError(f"{function}(): input has no classes, of which target could be one")
+    if type(ignore_index) is not int:
+        ignore_index = operator.index(ignore_index)
     if target_form == "labels":
         check_range(target, input.shape[dim], ignore_index)
     mode, keep_dims = REDUCTIONS[reduction]
@@ -70,7 +74,7 @@ def softmax_loss(
     if normalizer is not None:
         normalizer = _normalizer(function, normalizer, input, mode, keep_dims)
     if in_place:
-        in_place = _may_overwrite(function, input, mode, keep_dims)
+        in_place = _may_overwrite(function, input, target, mode, keep_dims)
     call = SoftmaxCall(
         backends.resolve(input), loss, dim, form, target_form, params, ignore_index,
         empty == "zero", mode, keep_dims, dtype, per_row, in_place,
@@ -105,19 +109,28 @@ def _normalizer(function: str, normalizer, input: Tensor, mode: str, keep_dims: 
             normalizer = normalizer.to(torch.float32)
         return normalizer.detach().reshape(())
     value = number(function, "normalizer", normalizer)
-    return torch.full((), value, dtype=torch.float32, device=input.device)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{function}(): normalizer should be positive and finite, got {value}")
+    return torch.full((), value, dtype=torch.float64, device=input.device)
 
 
-def _may_overwrite(function: str, input: Tensor, mode: str, keep_dims: int) -> bool:
+def _may_overwrite(function: str, input: Tensor, target: Tensor, mode: str, keep_dims: int) -> bool:
     """Whether there is a gradient to write over the logits."""
     if mode == "none" or keep_dims:
         raise ValueError(
             f"{function}(): inplace=True needs a loss that is a single number, of reduction "
             "'mean' or 'sum'"
         )
-    if not (torch.is_grad_enabled() and input.requires_grad) or torch.compiler.is_compiling():
-        return False  # compiled code settles by itself what memory it uses again
-    if input.is_leaf:
+    if torch.compiler.is_compiling() or transforms_active():
+        return False  # they settle by themselves what memory is used again
+    if torch.is_grad_enabled() and target.requires_grad:
+        raise RuntimeError(
+            f"{function}(): with inplace=True there is no gradient by the target, and it requires "
+            "one"
+        )
+    if not (torch.is_grad_enabled() and input.requires_grad):
+        return False
+    if (input._base if input._is_view() else input).is_leaf:
         raise RuntimeError(
             f"{function}(): a leaf Variable that requires grad is being used in an in-place "
             "operation: with inplace=True its gradient would overwrite it"
@@ -182,7 +195,8 @@ def check_class_weight(function: str, input: Tensor, dim: int, weight, prefix: s
 
 def check_label_dtype(target: Tensor) -> None:
     if target.dtype not in _LABEL_DTYPES:
-        name = str(target.dtype).removeprefix("torch.").capitalize()
+        name = torch.empty(0, dtype=target.dtype).type().removeprefix("torch.")
+        name = name.removesuffix("Tensor")
         raise RuntimeError(f"expected target dtype to be Long, Int or Byte, but got {name}")
 
 

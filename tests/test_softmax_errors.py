@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as torch_functional
-from conftest import DEVICE, cpu_only, make
+from conftest import DEVICE, cpu_only, make, needs_kernels
 from softmax_losses import DIVERGENCES as DIVERGENCE_NAMES
 from softmax_losses import LABEL_LOSSES, each_softmax_case
 
@@ -248,6 +248,55 @@ def test_in_place():
     loss = F.cross_entropy((leaf * 1).t(), y, inplace=True)
     expected = torch.autograd.grad(F.cross_entropy(leaf.t(), y), leaf)
     torch.testing.assert_close(torch.autograd.grad(loss, leaf), expected)
+
+
+def test_in_place_spares_what_is_not_its_own():
+    leaf, y = make.randn(6, 5, requires_grad=True), labels(6)
+    kept = leaf.detach().clone()
+    for view in (lambda x: x.view(6, 5), lambda x: x[0:6], lambda x: x.t().t()):
+        with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
+            F.cross_entropy(view(leaf), y, inplace=True)
+        assert torch.equal(leaf, kept)
+    soft = make.randn(6, 5).softmax(1).requires_grad_()
+    with pytest.raises(RuntimeError, match="no gradient by the target"):
+        F.cross_entropy(leaf * 1, soft, inplace=True)
+    F.cross_entropy(leaf * 1, soft.detach(), inplace=True).backward()
+
+
+@needs_kernels
+def test_in_place_notices_that_the_gradient_is_overwritten():
+    leaf, y = make.randn(6, 5, requires_grad=True), labels(6)
+    hidden = leaf * 1
+    loss = F.cross_entropy(hidden, y, inplace=True)
+    with torch.no_grad():
+        hidden.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_in_place_under_transforms_changes_nothing():
+    x, y = make.randn(6, 5), labels(6)
+    kept = x.clone()
+    grad = torch.func.grad(lambda a: F.cross_entropy(a, y, inplace=True))(x)
+    torch.testing.assert_close(grad, torch.func.grad(lambda a: F.cross_entropy(a, y))(x))
+    assert torch.equal(x, kept)
+
+
+def test_what_is_surely_wrong_is_refused():
+    x, y = make.randn(4, 5), labels(4)
+    for bad in (float("nan"), 0, -3.0, float("inf")):
+        refuses(ValueError, "normalizer should be positive", F.cross_entropy, x, y, normalizer=bad)
+    refuses(ValueError, "gamma should be finite", F.focal_loss, x, y, gamma=float("inf"))
+    probs = x.softmax(1)
+    refuses(
+        ValueError, "temperature is for logits", F.kl_divergence, probs, probs, input_form="probs",
+        temperature=2.0,
+    )  # fmt: skip
+    F.kl_divergence(x, probs, target_form="probs", temperature=2.0)
+    refuses(TypeError, "input should be a Tensor", F.focal_loss, [1.0], y, alpha=0.1)
+    for bad in (None, 1.5):
+        refuses(TypeError, "as an integer", F.cross_entropy, x, y, ignore_index=bad)
+    refuses(RuntimeError, "but got Short", F.cross_entropy, x, y.short())
 
 
 @each_divergence

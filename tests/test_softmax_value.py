@@ -78,6 +78,35 @@ def test_nearly_certain_rows_keep_their_digits(classes, last, dtype):
         assert not torch.allclose(torchs.double(), others.log1p(), **close)
 
 
+@each_dtype
+def test_numbers_keep_the_digits_of_the_dtype(dtype):
+    """A normalizer or an alpha that float32 does not hold."""
+    x, y = make.randn(6, 5).to(dtype), torch.randint(5, (6,), device=DEVICE)
+    close = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 0.0}
+    total = functional.cross_entropy(x.double(), y, reduction="sum")
+    for normalizer in (0.1,) if dtype == torch.float16 else (0.1, 16777217.0):
+        mean = functional.cross_entropy(x, y, normalizer=normalizer)
+        torch.testing.assert_close(mean.double(), total / normalizer, **close)
+    for alpha in (0.1, make.tensor(0.1, dtype=torch.float64)):
+        scaled = functional.focal_loss(x, y, alpha=alpha, reduction="sum")
+        plain = functional.focal_loss(x.double(), y, reduction="sum")
+        torch.testing.assert_close(scaled.double(), 0.1 * plain, **close)
+
+
+def test_accuracy_is_of_the_logits():
+    """Also where the gradient overwrites them, and where several classes are best."""
+    x = make.randn(40, 5)
+    x[0], x[1] = 0, -math.inf
+    target = torch.randint(5, (40,), device=DEVICE)
+    soft = torch.nn.functional.one_hot(target, 5).float()
+    best = (x.gather(1, target[:, None])[:, 0] >= x.amax(1)).float()
+    for y in (target, soft):
+        for inplace in (False, True):
+            logits = x.clone().requires_grad_() * 1
+            found = functional.cross_entropy(logits, y, return_accuracy=True, inplace=inplace)
+            assert torch.equal(found[1].detach(), best)
+
+
 TORCH_OPTIONS = [
     {},
     {"weight": True},

@@ -76,22 +76,43 @@ std::vector<double> sum_over_pieces(const SoftmaxProblem& problem, int64_t piece
   return sums;
 }
 
-// The label of row r, and whether it counts.
-bool counts(const SoftmaxProblem& problem, int64_t r, int64_t& label) {
-  label = read_label(problem.labels, r / problem.inner, r % problem.inner);
-  return label != problem.ignore_index && label >= 0 && label < problem.classes;
+// Calls f(row, label) for the rows [begin, end), without a division for each.
+template <class F>
+void each_label(const SoftmaxProblem& problem, int64_t begin, int64_t end, const F& f) {
+  const RowLabels& labels = problem.labels;
+  const auto walk = [&](const auto* data) {
+    int64_t inner = begin % problem.inner;
+    int64_t at = begin / problem.inner * labels.outer_stride + inner * labels.inner_stride;
+    const int64_t to_next = labels.outer_stride - problem.inner * labels.inner_stride;
+    for (int64_t r = begin; r < end; ++r) {
+      if (!f(r, int64_t(data[at]))) return;
+      at += labels.inner_stride;
+      if (++inner == problem.inner) inner = 0, at += to_next;
+    }
+  };
+  if (labels.bytes == 8) return walk(static_cast<const int64_t*>(labels.data));
+  if (labels.bytes == 4) return walk(static_cast<const int32_t*>(labels.data));
+  walk(static_cast<const uint8_t*>(labels.data));
+}
+
+bool is_class(const SoftmaxProblem& problem, int64_t label) {
+  return static_cast<uint64_t>(label) < static_cast<uint64_t>(problem.classes);
 }
 
 // The mean's denominator, per group.
 void count(const SoftmaxProblem& problem) {
   const Operand& weight = problem.class_weight;
   const auto sums = sum_over_pieces(problem, kPiece, [&](int64_t begin, int64_t end, double* sum) {
-    for (int64_t r = begin, label; r < end; ++r) {
-      if (!counts(problem, r, label)) continue;
-      sum[r / problem.group_size - begin / problem.group_size] +=
-          problem.count_weights ? read_number(weight.data, weight.dtype, label * weight.stride[0])
-                                : 1;
-    }
+    int64_t in_group = begin % problem.group_size;
+    each_label(problem, begin, end, [&](int64_t, int64_t label) {
+      if (is_class(problem, label) && label != problem.ignore_index) {
+        *sum += problem.count_weights
+                    ? read_number(weight.data, weight.dtype, label * weight.stride[0])
+                    : 1;
+      }
+      if (++in_group == problem.group_size) in_group = 0, ++sum;
+      return true;
+    });
   });
   for (int64_t g = 0; g < problem.groups; ++g) {
     const double sum = sums[g] == 0 && problem.one_if_none ? 1 : sums[g];
@@ -126,12 +147,12 @@ std::optional<int64_t> bad_label(const SoftmaxProblem& problem) {
   // The first one, so that the message is the same whatever the number of threads.
   std::atomic<int64_t> first{problem.rows()};
   at::parallel_for(0, problem.rows(), kPiece, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin, label; r < end; ++r) {
-      if (counts(problem, r, label) || label == problem.ignore_index) continue;
+    each_label(problem, begin, end, [&](int64_t r, int64_t label) {
+      if (is_class(problem, label) || label == problem.ignore_index) return true;
       for (int64_t seen = first; r < seen && !first.compare_exchange_weak(seen, r);) {
       }
-      return;
-    }
+      return false;
+    });
   });
   if (first == problem.rows()) return std::nullopt;
   return read_label(problem.labels, first / problem.inner, first % problem.inner);

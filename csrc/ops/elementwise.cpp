@@ -189,7 +189,7 @@ Tensor add_loss(Layout& layout, ElementwiseProblem& problem, const ElementwiseCa
   const auto options = call.input.options().dtype(dtype);
   if (problem.numel == 0) {
     const bool is_sum = call.reduction == "sum";
-    if (!is_sum && call.normalizer.has_value()) {
+    if (call.normalizer.has_value()) {
       return at::zeros(call.group_shape(), options).div_(*call.normalizer);
     }
     return at::full(call.group_shape(), is_sum ? 0.0 : std::numeric_limits<double>::quiet_NaN(),
