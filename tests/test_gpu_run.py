@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
@@ -140,9 +141,36 @@ def test_measurements_make_sense(dry):
     (peers,) = part.rows_of(rows, "peers")
     names = {"liger_kernel", "quack", "cut_cross_entropy"}
     assert {peer["module"] for peer in peers["peers"]} == names
-    assert all(peer["has"] == [] for peer in peers["peers"])
+    has = {peer["module"]: peer["has"] for peer in peers["peers"]}
+    divergences = ["kl_divergence", "js_divergence"]
+    assert has["liger_kernel"] == ["cross_entropy", *divergences]
+    assert (has["quack"], has["cut_cross_entropy"]) == (["cross_entropy"], [])
     graphs = [row for row in part.rows_of(rows, "omitted") if "graph" in row["visit"]]
     assert len(graphs) == 4 * len(SPECS)
+
+
+def test_measurements_over_rows_make_sense(dry):
+    times = part.rows_of(load(dry / "measure.json")["rows"], visits.ROWS)
+    both = ("step", "forward")
+    assert {(r["loss"], r["dtype"], tuple(r["shape"]), r["what"]) for r in times} == {
+        (visit.case.loss, visits.words(visit.dtype), visit.case.shape, what)
+        for visit in visits.row_visits(dry=True)
+        for what in both
+    }
+    assert len(times) == 2 * 9
+    passes = {"cross_entropy": (2, 1), "kl_divergence": (3, 2), "js_divergence": (3, 2)}
+    for row in times:
+        size = math.prod(row["shape"]) * (4 if row["dtype"] == "float32" else 2)
+        assert row["bytes"] == passes[row["loss"]][both.index(row["what"])] * size
+        assert row["cold"]
+        assert not row["errors"]
+        assert {"native", "eager"} <= set(row["contenders"])
+        copy, native = row["yardsticks"]["copy"], row["contenders"]["native"]
+        assert native["of_copy"] == pytest.approx(copy["ms"] / native["ms"], rel=1e-3)
+        assert ("add" in row["yardsticks"]) == (row["what"] == "step" and "logits" in row["case"])
+    text = (dry / "tables.txt").read_text()
+    assert text.count("\nkl_divergence") >= 3  # step, forward, bandwidth
+    assert load(dry / "measure.json")["status"] == "passed"
 
 
 def test_dry_runs_are_not_kept(dry):
@@ -535,14 +563,14 @@ def test_a_contender_that_fails_is_left_out_and_ours_is_a_failure(tmp_path, monk
 
 
 def test_failures_of_ours_fail_the_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(visits, "visits", lambda sizes, dry: [STEPS])
+    monkeypatch.setattr(visits, "plan", lambda sizes, dry: [STEPS])
     monkeypatch.setattr(measure, "run_visit", lambda s, v: s.failures.append("native: broken"))
     with pytest.raises(part.FailedError, match="native: broken"):
         measure.measure(part.Task(tmp_path / "rows", 100, dry=True))
 
 
 def test_what_no_time_was_left_for_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(visits, "visits", lambda sizes, dry: [STEPS, STEPS])
+    monkeypatch.setattr(visits, "plan", lambda sizes, dry: [STEPS, STEPS])
     task = part.Task(tmp_path / "rows", measure.LAST_SECONDS - 1, dry=True)
     with pytest.raises(part.OutOfTimeError, match="2 measurements"):
         measure.measure(task)
@@ -551,7 +579,7 @@ def test_what_no_time_was_left_for_is_named(tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_into_memory_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(visits, "visits", lambda sizes, dry: [STEPS])
+    monkeypatch.setattr(visits, "plan", lambda sizes, dry: [STEPS])
     monkeypatch.setattr(measure, "free_bytes", lambda device: 14 * 4 * 256 - 1)
     task = part.Task(tmp_path / "rows", 100, dry=True)
     measure.measure(task)
@@ -830,13 +858,14 @@ def test_newest_result_is_shown(tmp_path):
 def test_goals_are_judged(tmp_path, step, compiled, verdicts):
     result = gpu_result(step_ms=step, compile_ms=compiled)
     found = goals.outcomes(result["parts"]["measure"]["rows"])
-    native = [goal for goal in found if goal["backend"] == "native"]
+    native = [goal for goal in found if goal["backend"] == "native" and goal["measured"]]
     assert ["met" if goal["met"] else "missed" for goal in native] == verdicts
     assert all(goal["measured"] == 4 for goal in native)  # not the small ones
     assert all(goal["met"] is None for goal in found if goal["backend"] == "triton")
     finish.store(result, tmp_path)
     lines = [line for line in readme.text(tmp_path).splitlines() if "training step:" in line]
     lines = [line for line in lines if "| native |" in line]
+    assert "| not measured |" in readme.text(tmp_path)  # the goals of rows
     for line, outcome in zip(lines, verdicts, strict=True):
         assert "**met**" in line if outcome == "met" else "**missed 4 times**" in line
 

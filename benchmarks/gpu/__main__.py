@@ -51,7 +51,8 @@ parts:
   tests_native  the tests on the device, by the CUDA C++ kernels
   tests_triton  the tests on the device, by the Triton kernels
   sanitizer     memcheck, racecheck, initcheck and synccheck over every kernel
-  measure       time, bandwidth and memory beside torch eager and torch.compile
+  measure       time, bandwidth and memory beside torch eager, torch.compile and, where they are
+                installed, other libraries
 
 A part that has finished is not run again, unless the sources changed or --again says so; one that
 ran out of time is. OUT_DIR gets a file per part, result.json with all of it, and run.log. Results

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 import lossops
+from benchmarks.gpu import peer_losses
 from lossops import backends
 from lossops.report.contenders import written_in_torch
+from lossops.report.softmax_steps import Case
 from lossops.specs import Spec
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -29,6 +31,7 @@ class Contender:
 
     name: str
     loss: Loss
+    overwrites: bool = False  # the input, by the gradient
 
     def within(self) -> contextlib.AbstractContextManager:
         """What it has to be called in."""
@@ -46,28 +49,57 @@ class Peer:
     module: str
     package: str
     losses: dict[str, Callable[[], Loss]] = field(default_factory=dict)
+    overwrites: frozenset[str] = frozenset()  # the losses that overwrite their input
 
 
-# None of them has an elementwise regression loss.
+LIGER, QUACK = "liger_kernel", "quack"
+# None of them has an elementwise regression loss, and one has none apart from a linear layer.
 PEERS = (
-    Peer("liger_kernel", "liger-kernel"),
-    Peer("quack", "quack-kernels"),
+    Peer(
+        LIGER,
+        "liger-kernel",
+        {
+            "cross_entropy": peer_losses.liger_cross_entropy,
+            "kl_divergence": peer_losses.liger_kl_divergence,
+            "js_divergence": peer_losses.liger_js_divergence,
+        },
+        overwrites=frozenset({"cross_entropy"}),
+    ),
+    Peer(QUACK, "quack-kernels", {"cross_entropy": peer_losses.quack_cross_entropy}),
     Peer("cut_cross_entropy", "cut-cross-entropy"),
 )
 
+Found = tuple[dict[str, Contender], dict[str, str]]
 
-def contenders(
-    spec: Spec, device: str, compiled: bool
-) -> tuple[dict[str, Contender], dict[str, str]]:
+
+def contenders(spec: Spec, device: str, compiled: bool) -> Found:
     """Those that can run here, and why the others cannot."""
+    ours = functools.partial(spec.function, **spec.defaults)
+    return _gather(spec.name, ours, written_in_torch(spec), device, compiled)
+
+
+def row_contenders(case: Case, options: dict[str, Any], device: str, compiled: bool) -> Found:
+    """The same for a loss over rows of class scores, called with ``options``."""
+    spec, sample = case.spec, case.sample
+    ours, in_torch = (
+        functools.partial(loss, **options) for loss in (spec.call(sample), spec.torch_call(sample))
+    )
+    # Other shapes have to be copied into rows first, which the others here need not.
+    plain = len(case.shape) == 2 and sample == spec.samples[0]
+    why_not = "" if plain else "takes nothing but rows of scores, without options"
+    return _gather(case.loss, ours, in_torch, device, compiled, why_not)
+
+
+def _gather(
+    name_of_loss: str, ours: Loss, in_torch: Loss, device: str, compiled: bool, no_peers: str = ""
+) -> Found:
     found: dict[str, Contender] = {}
     absent: dict[str, str] = {}
     for name in OURS:
         if name in backends.backends_for(device):
-            found[name] = Contender(name, functools.partial(spec.function, **spec.defaults))
+            found[name] = Contender(name, ours)
         else:
             absent[name] = f"this backend does not run on {device} tensors here"
-    in_torch = written_in_torch(spec)
     found[EAGER] = Contender(EAGER, in_torch)
     if compiled:
         torch.compiler.reset()
@@ -75,12 +107,18 @@ def contenders(
     else:
         absent[COMPILE] = "not compiled for this size"
     for peer in PEERS:
-        if spec.name not in peer.losses:
+        if name_of_loss not in peer.losses:
+            continue
+        if no_peers:
+            absent[peer.module] = no_peers
             continue
         try:
-            found[peer.module] = Contender(peer.module, peer.losses[spec.name]())
+            loss = peer.losses[name_of_loss]()
         except Exception as error:  # whatever an import of a foreign library may raise
-            absent[peer.module] = _words(error)
+            absent[peer.module] = in_words(error)
+        else:
+            overwrites = name_of_loss in peer.overwrites
+            found[peer.module] = Contender(peer.module, loss, overwrites)
     return found, absent
 
 
@@ -94,10 +132,10 @@ def _look(peer: Peer) -> dict[str, Any]:
     try:
         importlib.import_module(peer.module)
     except ModuleNotFoundError as error:
-        row["why_not"] = "not installed" if error.name == peer.module else _words(error)
+        row["why_not"] = "not installed" if error.name == peer.module else in_words(error)
         return row
     except Exception as error:
-        row["why_not"] = _words(error)
+        row["why_not"] = in_words(error)
         return row
     row["found"] = True
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -105,5 +143,5 @@ def _look(peer: Peer) -> dict[str, Any]:
     return row
 
 
-def _words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

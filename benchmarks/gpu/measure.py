@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import visits
+from benchmarks.gpu import rows, visits
 from benchmarks.gpu.clock import (
     CudaClock,
     Timed,
@@ -20,18 +20,38 @@ from benchmarks.gpu.clock import (
     cold_times,
     summary,
 )
-from benchmarks.gpu.contenders import COMPILE, EAGER, OURS, Contender, contenders, peers
+from benchmarks.gpu.contenders import (
+    COMPILE,
+    EAGER,
+    OURS,
+    Contender,
+    Found,
+    contenders,
+    peers,
+    row_contenders,
+)
 from benchmarks.gpu.part import FailedError, OutOfTimeError, Row, SkippedError, Task, main
-from benchmarks.gpu.visits import DRY, FORWARD, GPU, GRAPH, MEMORY, SCALED, Sizes, Visit
+from benchmarks.gpu.visits import (
+    DRY,
+    FORWARD,
+    GPU,
+    GRAPH,
+    MEMORY,
+    SCALED,
+    RowVisit,
+    Sizes,
+    Visit,
+)
 from lossops.report.measure import available_bytes, peak_bytes
+from lossops.report.softmax_steps import Rows
 from lossops.report.steps import Tensors
+from lossops.softmax_specs import ROW_SPECS
 from lossops.specs import SPECS
 
 COPY, ADD = "copy", "add"  # what the contenders' bandwidth is compared with
 GRAD_OUTPUT = 0.7310  # of a scaled step: anything but 1
 # Nothing is begun with less time left than this, and nothing compiled in the last third.
 LAST_SECONDS, COMPILED_SHARE = 8.0, 1 / 3
-PASSES_HELD = 14  # an upper bound on what is in memory at once, in tensors of the input's size
 
 
 @dataclass
@@ -51,14 +71,14 @@ class Session:
 def measure(task: Task) -> None:
     sizes = DRY if task.dry else GPU
     session = Session(task, sizes, WallClock() if task.dry else CudaClock())
-    task.emit({"kind": "peers", "peers": peers([spec.name for spec in SPECS])})
+    task.emit({"kind": "peers", "peers": peers([s.name for s in SPECS + ROW_SPECS])})
     task.emit({"kind": "settings", "flushed_bytes": session.clock.flushed.numel()} | asdict(sizes))
     wake(session)
     if task.dry:
         torch.set_num_threads(1)  # with so little to do, threads only wait for each other
     gc.disable()  # a collection in the middle of a timing would be part of it
     left_out = []
-    for visit in visits.visits(sizes, task.dry):
+    for visit in visits.plan(sizes, task.dry):
         if task.left() < LAST_SECONDS:
             left_out.append(str(visit))
             continue
@@ -81,18 +101,15 @@ def wake(session: Session, seconds: float = 0.5) -> None:
         session.clock.cold(lambda: None)
 
 
-def run_visit(session: Session, visit: Visit) -> None:
+def run_visit(session: Session, visit: Visit | RowVisit) -> None:
     """Emits a row per measurement."""
     print(f"{session.task.left():5.0f} s left, {visit}", flush=True)
-    need = PASSES_HELD * visit.count * visit.dtype.itemsize
+    need = visit.held * visit.count * visit.dtype.itemsize
     free = free_bytes(session.device)
     if need > free:
         raise SkippedError(f"up to {need >> 20} MiB may be needed, {free >> 20} MiB are free")
-    in_time = session.task.left() > COMPILED_SHARE * session.task.seconds
-    found, absent = contenders(visit.spec, session.device, visit.compiled and in_time)
-    if visit.compiled and not in_time:
-        absent[COMPILE] = "no time was left to compile"
-    tensors = Tensors(visit.spec, visit.count, visit.dtype, session.device)
+    tensors = visit.tensors(session.device)
+    found, absent = _contenders(session, visit, tensors)
     grad_output = torch.tensor(GRAD_OUTPUT, dtype=visit.dtype, device=session.device)
     for what in visit.whats:
         if what == GRAPH and session.device != "cuda":
@@ -106,6 +123,34 @@ def run_visit(session: Session, visit: Visit) -> None:
         torch.cuda.empty_cache()
 
 
+def _contenders(session: Session, visit: Visit | RowVisit, tensors: Tensors | Rows) -> Found:
+    in_time = session.task.left() > COMPILED_SHARE * session.task.seconds
+    compiled = visit.compiled and in_time
+    if isinstance(visit, RowVisit):
+        found, absent = row_contenders(visit.case, tensors.options, session.device, compiled)
+        absent |= _take_out_wrong(session, visit, tensors, found)
+    else:
+        found, absent = contenders(visit.spec, session.device, compiled)
+    if visit.compiled and not in_time:
+        absent[COMPILE] = "no time was left to compile"
+    return found, absent
+
+
+def _take_out_wrong(
+    session: Session, visit: RowVisit, tensors: Rows, found: dict[str, Contender]
+) -> dict[str, str]:
+    """Those whose result is not torch's, with the reason: a wrong loss is no measure of time."""
+    reasons = {}
+    expected = rows.of_torch(visit.case, tensors)
+    for name in [name for name in found if name not in (EAGER, COMPILE)]:
+        if reason := rows.wrong(found[name], tensors, expected):
+            reasons[name] = reason
+            del found[name]
+            if name in OURS:
+                session.failures.append(f"{name} {visit}: {reason}")
+    return reasons
+
+
 def free_bytes(device: str) -> int:
     if device != "cuda":
         return available_bytes()
@@ -113,7 +158,15 @@ def free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info()[0] + kept
 
 
-def call_of(what: str, contender: Contender, tensors: Tensors, grad_output: Tensor):
+def timed_call(what: str, contender: Contender, tensors, grad_output: Tensor) -> Timed:
+    """The measured call and what it is called in."""
+    if not contender.overwrites:
+        return Timed(call_of(what, contender, tensors, grad_output), contender.within)
+    own = rows.Own(tensors)
+    return Timed(call_of(what, contender, own, grad_output), own.fresh)
+
+
+def call_of(what: str, contender: Contender, tensors, grad_output: Tensor):
     """The measured call. A step begins without a gradient, as after zero_grad()."""
     input, target, loss = tensors.input, tensors.target, contender.loss
 
@@ -138,14 +191,15 @@ def _prepared(session, what, found, tensors, grad_output) -> tuple[dict[str, Tim
     for name, contender in found.items():
         if (what == GRAPH and name not in (*OURS, EAGER)) or (what == FORWARD and name == COMPILE):
             continue  # captures of its own, and a graph to be compiled for this alone
-        call = call_of(what, contender, tensors, grad_output)
         try:
-            with contender.within():
-                for _ in range(3):
-                    call()
-                if what == GRAPH:
-                    call = captured(call)
-                    call()
+            each = timed_call(what, contender, tensors, grad_output)
+            for _ in range(3):
+                with each.within():
+                    each.call()
+            if what == GRAPH:
+                with each.within():
+                    each = Timed(captured(each.call), each.within)
+                    each.call()
             _synchronize(session.device)
         except Exception as error:
             errors[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
@@ -154,7 +208,7 @@ def _prepared(session, what, found, tensors, grad_output) -> tuple[dict[str, Tim
             gc.collect()  # what the error holds on to
             _synchronize(session.device)  # where this raises, nothing more can be measured
         else:
-            timed[name] = Timed(call, contender.within)
+            timed[name] = each
     return timed, errors
 
 
@@ -177,13 +231,13 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def yardsticks(what: str, tensors: Tensors, moved: int) -> dict[str, Timed]:
-    """A copy that reads and writes as many bytes, and for a step the plain sum of two tensors,
-    which reads two and writes one as the step does."""
+def yardsticks(what: str, tensors: Tensors | Rows, moved: int) -> dict[str, Timed]:
+    """A copy that reads and writes as many bytes, and for a step with a target of the
+    input's size the plain sum of two tensors, which reads two and writes one as the step does."""
     half = torch.empty(moved // 2, dtype=torch.int8, device=tensors.target.device)
     other = torch.zeros_like(half)
     found = {COPY: Timed(lambda: half.copy_(other))}
-    if what == visits.STEP:
+    if what == visits.STEP and tensors.target.shape == tensors.input.shape:
         sum = torch.empty_like(tensors.target)
         input, target = tensors.input.detach(), tensors.target
         found[ADD] = Timed(lambda: torch.add(input, target, out=sum))
@@ -192,8 +246,8 @@ def yardsticks(what: str, tensors: Tensors, moved: int) -> dict[str, Timed]:
     return found
 
 
-def _time(session, visit: Visit, what, found, absent, tensors, grad_output) -> Row:
-    moved = visits.passes(visit.spec, what) * tensors.bytes
+def _time(session, visit: Visit | RowVisit, what, found, absent, tensors, grad_output) -> Row:
+    moved = visit.passes(what) * tensors.bytes
     timed, errors = _prepared(session, what, found, tensors, grad_output)
     ours_and_others = list(timed)
     if what != GRAPH:
@@ -233,16 +287,9 @@ def _memory(session, visit: Visit, what, found, absent, tensors, grad_output) ->
     return _row(visit, what, absent, errors) | {"kind": "memory", "gradients": peaks}
 
 
-def _row(visit: Visit, what: str, absent: dict[str, str], errors: dict[str, str]) -> Row:
-    return {
-        "kind": "time",
-        "what": what,
-        "loss": visit.spec.name,
-        "dtype": str(visit.dtype).removeprefix("torch."),
-        "count": visit.count,
-        "absent": absent,
-        "errors": errors,
-    }
+def _row(visit: Visit | RowVisit, what: str, absent: dict, errors: dict) -> Row:
+    row = {"kind": visit.kind, "what": what} | visit.facts
+    return row | {"absent": absent, "errors": errors}
 
 
 if __name__ == "__main__":

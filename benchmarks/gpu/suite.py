@@ -21,6 +21,7 @@ PATIENCE = 20.0  # seconds for pytest to write down what it has when it is told 
 # These compute nothing on the device, and take long or build the extension anew.
 LEFT_OUT = (
     "test_gpu_run.py",
+    "test_gpu_run_rows.py",
     "test_cuda_build.py",
     "test_cuda_on_cpu.py",
     "test_simd_math.py",

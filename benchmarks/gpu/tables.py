@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from benchmarks.gpu import row_tables
+from benchmarks.gpu.cells import milliseconds, speed
 from benchmarks.gpu.contenders import COMPILE, EAGER, OURS
 from benchmarks.gpu.goals import elements, outcomes, over
 from benchmarks.gpu.measure import ADD, COPY
 from benchmarks.gpu.part import Row, rows_of
-from benchmarks.gpu.visits import FORWARD, GRAPH, SCALED, STEP
+from benchmarks.gpu.visits import FORWARD, GRAPH, ROWS, SCALED, STEP
 from lossops.report.tables import NOTHING, Cell, Table, number, verdict
 
 NAMES = (*OURS, EAGER, COMPILE)
@@ -24,7 +26,9 @@ def tables(result: Row) -> list[Table]:
     made = summary(result)
     made += [_bandwidth(same) for same in _by_count(cold)]
     made += [_short(same) for same in _by_count(short)]
-    made += [_memory(rows_of(_measured(result), "memory")), _peers(_measured(result))]
+    made += [_memory(rows_of(_measured(result), "memory"))]
+    made += row_tables.tables(rows_of(_measured(result), ROWS))
+    made += [_peers(_measured(result))]
     return [table for table in made if table.rows]
 
 
@@ -33,6 +37,7 @@ def summary(result: Row) -> list[Table]:
     rows = _measured(result)
     steps = [row for row in rows_of(rows, "time") if row["cold"] and row["what"] == STEP]
     made = [_parts(result), _goals(rows), *map(_steps, _by_count(steps))]
+    made += row_tables.summary(rows_of(rows, ROWS))
     return [table for table in made if table.rows]
 
 
@@ -73,18 +78,20 @@ def _in_short(rows: list[Row]) -> str:
         for row in rows_of(rows, "build")
         if row["native"].get("cuda")
     ]
-    measured = rows_of(rows, "time")
+    measured = [*rows_of(rows, "time"), *rows_of(rows, ROWS)]
     said += [f"{len(measured)} measurements"] if measured else []
     return "; ".join(said)
 
 
 def _goals(rows: list[Row]) -> Table:
     table = Table(
-        "Goals, in float32 and bfloat16 from 2^26 elements on",
+        "Goals",
         ("goal", "by", "at least", "worst", "where", "outcome"),
         labels=2,
-        note="The bytes of a step are three passes over a tensor: input and target are read, the "
-        "gradient is written.",
+        note="Over single elements in float32 and bfloat16, from 2^26 elements on; over rows of "
+        "class scores in bfloat16, from 4096 classes on. The bytes of a step are three passes over "
+        "a tensor: input and target are read, the gradient is written; they are two where the "
+        "target is labels.",
     )
     for goal in outcomes(rows):
         outcome: str | Cell = "not measured"
@@ -95,13 +102,6 @@ def _goals(rows: list[Row]) -> Table:
             number(goal["worst"]), goal["where"] or NOTHING, outcome,
         )  # fmt: skip
     return table
-
-
-def _ms(row: Row, name: str, unit: float = 1.0, digits: int = 3) -> str:
-    numbers = row["contenders"].get(name)
-    if numbers is None and name in row["errors"]:
-        return "error"
-    return number(numbers and unit * numbers["ms"], digits)
 
 
 def _steps(rows: list[Row]) -> Table:
@@ -118,7 +118,7 @@ def _steps(rows: list[Row]) -> Table:
     for row in rows:
         yards = row["yardsticks"]
         table.add(
-            row["loss"], row["dtype"], *(_ms(row, name) for name in NAMES),
+            row["loss"], row["dtype"], *(milliseconds(row, name) for name in NAMES),
             *(number(yards[name]["ms"], 3) if name in yards else NOTHING for name in (COPY, ADD)),
             *(number(over(row, above, below)) for above, below in ratios),
         )  # fmt: skip
@@ -141,17 +141,10 @@ def _bandwidth(rows: list[Row]) -> Table:
         cells = []
         for what in whats:
             row = found.get((loss, dtype, what), {"contenders": {}, "yardsticks": {}})
-            cells += [_speed(row["contenders"].get(name)) for name in OURS]
-            cells.append(_speed(row["yardsticks"].get(COPY)))
+            cells += [speed(row["contenders"].get(name)) for name in OURS]
+            cells.append(speed(row["yardsticks"].get(COPY)))
         table.add(loss, dtype, *cells)
     return table
-
-
-def _speed(numbers: Row | None) -> str:
-    if numbers is None:
-        return NOTHING
-    share = f" ({number(numbers['of_copy'])})" if "of_copy" in numbers else ""
-    return number(numbers["gb_per_s"], 0) + share
 
 
 def _short(rows: list[Row]) -> Table:
@@ -166,7 +159,7 @@ def _short(rows: list[Row]) -> Table:
     for loss, dtype in dict.fromkeys((row["loss"], row["dtype"]) for row in rows):
         for what in (STEP, GRAPH, SCALED, FORWARD):
             if row := found.get((loss, dtype, what)):
-                table.add(loss, dtype, what, *(_ms(row, name, 1e3, 1) for name in names))
+                table.add(loss, dtype, what, *(milliseconds(row, name, 1e3, 1) for name in names))
     return table
 
 

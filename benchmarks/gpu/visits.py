@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
+from lossops.report.softmax_steps import PICTURES, Case, Rows
+from lossops.report.steps import Tensors
+from lossops.softmax_specs import Sample
 from lossops.specs import SPECS, Spec
 
+ROWS = "rows time"  # the kind of a measurement over rows of class scores
 FORWARD, STEP, SCALED, GRAPH, MEMORY = "forward", "step", "scaled step", "step in a graph", "memory"
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -42,9 +48,78 @@ class Visit:
     compiled: bool = False
     short: bool = False  # calls are timed in blocks, from a warm cache
 
+    kind: ClassVar[str] = "time"  # of the rows it emits
+    held: ClassVar[int] = 14  # an upper bound on the tensors in memory at once
+
     def __str__(self) -> str:
-        name = str(self.dtype).removeprefix("torch.")
-        return f"{self.spec.name} {name} {self.count:,}: {', '.join(self.whats)}"
+        return f"{self.spec.name} {words(self.dtype)} {self.count:,}: {', '.join(self.whats)}"
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What tells its rows from those of other visits."""
+        return {"loss": self.spec.name, "dtype": words(self.dtype), "count": self.count}
+
+    def tensors(self, device: str) -> Tensors:
+        return Tensors(self.spec, self.count, self.dtype, device)
+
+    def passes(self, what: str) -> int:
+        return passes(self.spec, what)
+
+
+@dataclass(frozen=True)
+class RowVisit:
+    """Several measurements of one loss over rows of class scores, of one shape."""
+
+    case: Case
+    dtype: torch.dtype
+    whats: tuple[str, ...] = (STEP, FORWARD)
+    compiled: bool = False
+
+    short: ClassVar[bool] = False
+    kind: ClassVar[str] = ROWS
+    # Of the dtype's size: the check computes in float32, whose tensors are twice those of bfloat16.
+    held: ClassVar[int] = 36
+
+    def __str__(self) -> str:
+        name = f"{self.case.loss} {words(self.dtype)} {self.case.words()}"
+        return f"{name}: {', '.join(self.whats)}"
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.case.shape)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return {
+            "loss": self.case.loss,
+            "dtype": words(self.dtype),
+            "shape": list(self.case.shape),
+            "case": self.case.words(),
+            "count": self.count,
+        }
+
+    def tensors(self, device: str) -> Rows:
+        return Rows(self.case, self.dtype, device)
+
+    def passes(self, what: str) -> int:
+        spec, sample = self.case.spec, self.case.sample
+        return (spec.passes_per_forward if what == FORWARD else spec.passes_per_step)(sample)
+
+
+def words(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def plan(sizes: Sizes, dry: bool) -> list[Visit | RowVisit]:
+    """The visits of both families. Those over rows take turns with the first of the others, so
+    that neither family is left out where time runs out."""
+    elementwise, rows = list(visits(sizes, dry)), list(row_visits(dry))
+    turn = max(1, len(SPECS) * len(DTYPES) // len(rows))
+    made: list[Visit | RowVisit] = []
+    for i, visit in enumerate(elementwise):
+        made += rows[i // turn : i // turn + 1] if i % turn == 0 else []
+        made.append(visit)
+    return made
 
 
 def visits(sizes: Sizes, dry: bool, specs: Iterable[Spec] = SPECS) -> Iterator[Visit]:
@@ -64,6 +139,32 @@ def visits(sizes: Sizes, dry: bool, specs: Iterable[Spec] = SPECS) -> Iterator[V
     for count in (sizes.tiny, sizes.small):
         for spec, dtype in pairs:
             yield Visit(spec, dtype, count, (GRAPH,), short=True)
+
+
+def row_visits(dry: bool) -> Iterator[RowVisit]:
+    """Those with goals first. A dry run compiles none: it has compiled an elementwise loss."""
+    single, half = torch.float32, torch.bfloat16
+    pair = Sample(target="logits")
+    for loss, shape, sample, dtype, compiled in (
+        ("cross_entropy", (4096, 32_000), Sample(), half, True),
+        ("kl_divergence", (4096, 32_000), pair, half, True),
+        ("js_divergence", (4096, 32_000), pair, half, True),
+        ("cross_entropy", (2048, 128_256), Sample(), half, True),
+        ("cross_entropy", (4096, 4096), Sample(), half, False),
+        ("cross_entropy", (1024, 262_144), Sample(), half, False),
+        # Four times the rows: where launches count in the one above, here the bytes do.
+        ("cross_entropy", (16_384, 4096), Sample(), half, False),
+        ("cross_entropy", (4096, 32_000), Sample(), single, False),
+        ("cross_entropy", PICTURES, Sample(), single, True),
+    ):
+        case = Case(loss, _tiny(shape) if dry else shape, sample)
+        yield RowVisit(case, dtype, compiled=compiled and not dry)
+
+
+def _tiny(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) > 2:
+        return (2, shape[1], 4, 4)
+    return (shape[0] // 1024, shape[1] // 512)
 
 
 def passes(spec: Spec, what: str) -> int:
