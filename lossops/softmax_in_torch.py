@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as torch_functional
@@ -79,49 +80,58 @@ def _probs(numbers: Tensor, form: str, temperature: float) -> Tensor:
     return (numbers / temperature if temperature != 1 else numbers).softmax(1)
 
 
-def _distributions(
-    input: Tensor, target: Tensor, input_form: str, target_form: str, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log q, q and p."""
-    if target_form == "labels":
-        p = torch_functional.one_hot(target, input.shape[1]).to(input.dtype)
-    else:
-        p = _probs(target, target_form, temperature)
-    return _log_probs(input, input_form, temperature), _probs(input, input_form, temperature), p
+@dataclass(frozen=True)
+class _Distribution:
+    """Of the input. What a loss does not ask for is not computed: its users would not, either."""
+
+    numbers: Tensor
+    form: str
+    temperature: float
+
+    def log_probs(self) -> Tensor:
+        return _log_probs(self.numbers, self.form, self.temperature)
+
+    def probs(self) -> Tensor:
+        return _probs(self.numbers, self.form, self.temperature)
 
 
-def by_distributions(formula: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Loss:
-    """``formula``: per class, of log q, q and p."""
+def by_distributions(formula: Callable[..., Tensor]) -> Loss:
+    """``formula``: per class, of the input's distribution q and the target's probabilities p."""
 
     def loss(
         input, target, reduction="mean", *, input_form="logits", target_form="logits",
         temperature=1.0, **kwargs,
     ) -> Tensor:  # fmt: skip
-        parts = _distributions(input, target, input_form, target_form, temperature)
-        return reduced(formula(*parts, **kwargs).sum(1), reduction)
+        if target_form == "labels":
+            p = torch_functional.one_hot(target, input.shape[1]).to(input.dtype)
+        else:
+            p = _probs(target, target_form, temperature)
+        q = _Distribution(input, input_form, temperature)
+        return reduced(formula(q, p, **kwargs).sum(1), reduction)
 
     return loss
 
 
-def kl_divergence(log_q: Tensor, q: Tensor, p: Tensor, reverse: bool = False) -> Tensor:
+def kl_divergence(q: _Distribution, p: Tensor, reverse: bool = False) -> Tensor:
     if reverse:
-        return torch_functional.kl_div(p.log(), q, reduction="none")
-    return torch_functional.kl_div(log_q, p, reduction="none")
+        return torch_functional.kl_div(p.log(), q.probs(), reduction="none")
+    return torch_functional.kl_div(q.log_probs(), p, reduction="none")
 
 
-def js_divergence(log_q: Tensor, q: Tensor, p: Tensor) -> Tensor:
-    log_m = (0.5 * (p + q)).log()
+def js_divergence(q: _Distribution, p: Tensor) -> Tensor:
+    probs = q.probs()
+    log_m = (0.5 * (p + probs)).log()
     to_p = torch_functional.kl_div(log_m, p, reduction="none")
-    return 0.5 * (to_p + torch_functional.kl_div(log_m, q, reduction="none"))
+    return 0.5 * (to_p + torch_functional.kl_div(log_m, probs, reduction="none"))
 
 
-def total_variation(log_q: Tensor, q: Tensor, p: Tensor) -> Tensor:
-    return 0.5 * (p - q).abs()
+def total_variation(q: _Distribution, p: Tensor) -> Tensor:
+    return 0.5 * (p - q.probs()).abs()
 
 
-def l1_distribution(log_q: Tensor, q: Tensor, p: Tensor) -> Tensor:
-    return (p - q).abs()
+def l1_distribution(q: _Distribution, p: Tensor) -> Tensor:
+    return (p - q.probs()).abs()
 
 
-def soft_cross_entropy(log_q: Tensor, q: Tensor, p: Tensor) -> Tensor:
-    return -p * log_q
+def soft_cross_entropy(q: _Distribution, p: Tensor) -> Tensor:
+    return -p * q.log_probs()

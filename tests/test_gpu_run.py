@@ -40,7 +40,7 @@ from benchmarks.gpu import machine as gpu_machine
 from lossops import library
 from lossops.report import machine
 from lossops.report.tables import NOTHING, Table, to_text
-from lossops.softmax_specs import ROW_SPECS
+from lossops.softmax_specs import ROW_SPECS, Sample
 from lossops.specs import SPECS
 
 ROOT = Path(__file__).parents[1]
@@ -662,6 +662,19 @@ def test_a_contender_of_ours_runs_on_its_backend():
         with contender.within() if ours else lossops.backend(name), expect_ops() as names:
             contender.loss(x, torch.zeros(8)).backward()
         assert any(op.startswith("lossops::") for op in names) == (name == "native")
+
+
+def test_torch_computes_what_a_loss_needs_only():
+    """Its users would write no more, and would have to wait for no more."""
+    scores = torch.randn(3, 5)
+    softmax, log_softmax = "aten::_softmax", "aten::_log_softmax"
+    needed = {"kl_divergence": {log_softmax}, "soft_cross_entropy": {log_softmax}}
+    for spec in ROW_SPECS:
+        if not spec.takes_forms:
+            continue
+        with expect_ops() as names:
+            spec.torch_call(Sample(target="probs"))(scores, scores.exp())
+        assert {softmax, log_softmax} & set(names) == needed.get(spec.name, {softmax})
 
 
 # The clock
