@@ -146,6 +146,7 @@ def _take_out_wrong(
         if reason := rows.wrong(found[name], tensors, expected):
             reasons[name] = reason
             del found[name]
+            gc.collect()  # what an error holds on to
             if name in OURS:
                 session.failures.append(f"{name} {visit}: {reason}")
     return reasons
