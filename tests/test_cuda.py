@@ -1,6 +1,6 @@
 """Graphs, streams, several devices, and the rest of torch, on a GPU. What a call costs there is in
-test_cuda_cost.py, its numbers are in test_cuda_numbers.py, and all other tests run on a GPU under
-LOSSOPS_TEST_DEVICE=cuda."""
+test_cuda_cost.py, its numbers are in test_cuda_numbers.py, losses over rows in test_cuda_rows.py,
+and all other tests run on a GPU under LOSSOPS_TEST_DEVICE=cuda."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ REDUCTIONS = ("none", "mean", "sum", "sample")
 LONG = 2_000_000_000  # cycles: about a second, in which a test's own work is long done
 # The files that LOSSOPS_TEST_DEVICE takes to a GPU, and those that go there by themselves.
 MOVED = ("backends", "errors", "gradient", "layouts", "transforms", "value")
-MOVED += ("cuda", "cuda_cost", "cuda_numbers")
+MOVED += ("cuda", "cuda_cost", "cuda_numbers", "cuda_rows")
+MOVED += ("softmax_errors", "softmax_gradient", "softmax_transforms", "softmax_value")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 needs_two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
 

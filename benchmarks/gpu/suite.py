@@ -24,6 +24,8 @@ LEFT_OUT = (
     "test_gpu_run_rows.py",
     "test_cuda_build.py",
     "test_cuda_on_cpu.py",
+    "test_softmax_on_cpu_device.py",
+    "test_softmax_report.py",
     "test_simd_math.py",
     "test_architecture.py",
     "test_docs.py",
