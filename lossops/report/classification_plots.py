@@ -119,7 +119,8 @@ def _draw_symmetry(path: Path) -> Picture:
         legend_below(left, [*handles, *others])
     return path.name, (
         f"{title}. Left: the two as functions of the prediction; right: gradient descent on mean "
-        "and width of a bell over 161 classes."
+        "and width of a bell over 161 classes. Which mode the latter settles on depends on where it "
+        "starts: here between the two."
     )
 
 
@@ -212,7 +213,7 @@ def draw_bench(path: Path, rows: list[dict[str, Any]]) -> Picture | None:
     steps = [row for row in rows if row["kind"] == "rows_step"]
     if not steps:
         return None
-    title = "A training step over rows of class scores, in multiples of one fresh torch.mul or add"
+    title = "A step over rows of class scores, in multiples of a fresh torch.mul or add"
     names = [f"{row['loss'].replace('_', ' ')}\n{row['case']}" for row in steps]
     draw_bars(path, steps, names, title)
     return path.name, (
