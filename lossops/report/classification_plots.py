@@ -119,8 +119,8 @@ def _draw_symmetry(path: Path) -> Picture:
         legend_below(left, [*handles, *others])
     return path.name, (
         f"{title}. Left: the two as functions of the prediction; right: gradient descent on mean "
-        "and width of a bell over 161 classes. Which mode the latter settles on depends on where it "
-        "starts: here between the two."
+        "and width of a bell over 161 classes. Which mode the latter settles on depends on where "
+        "it starts: here between the two."
     )
 
 
