@@ -149,7 +149,9 @@ def _distribution(
         numbers = softcap * torch.tanh(numbers / softcap)
     if temperature != 1:
         numbers = numbers / temperature
-    log_p = _Limit.apply(numbers, dim).log_softmax(dim)
+    # Compiled transforms cannot trace it, and give NaN, as torch does.
+    limit = numbers if torch.compiler.is_compiling() else _Limit.apply(numbers, dim)
+    log_p = limit.log_softmax(dim)
     return log_p, exp(log_p), numbers, numbers.logsumexp(dim)
 
 

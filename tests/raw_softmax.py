@@ -375,6 +375,12 @@ class Errors:
         self.terms = terms.detach().abs().sum(-1)
         for first, e in zip(self.firsts, errors, strict=False):
             self.terms = self.terms + torch.where(e == 0, 0.0, first.abs() * e).sum(-1)
+        if case.loss == "jensen_shannon":  # whose truth is a difference of logarithms, in float64
+            double = FLOAT64 in (case.input.dtype, case.out_dtype)
+            share = torch.finfo(FLOAT64).eps / torch.finfo(FLOAT64 if double else FLOAT32).eps
+            for side, log in ((self.p, log_p), (self.q, log_q)):
+                sizes = torch.where(side == 0, 0.0, side * log.detach().abs())
+                self.terms = self.terms + share * sizes.sum(-1)
         # Of z_loss lse².
         self.counts = counts
         lse, z_loss = self.true_lse.abs(), abs(o["z_loss"]) * counts

@@ -10,8 +10,12 @@
 namespace lossops::cuda {
 namespace {
 
+// How many blocks a multiprocessor should hold: what their registers are for.
 template <class Loss, class T>
-__global__ void __launch_bounds__(kThreads, 2)
+constexpr int kBlocksAtOnce = std::is_same_v<Loss, JensenShannon> && sizeof(T) == 8 ? 1 : 2;
+
+template <class Loss, class T>
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Loss, T>)
     rows_thread(const __grid_constant__ SoftmaxProblem problem,
                 const __grid_constant__ RowSchedule schedule) {
   LOSSOPS_DYNAMIC_SHARED(memory);
