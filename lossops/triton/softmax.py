@@ -244,7 +244,8 @@ class _Problem:
         divergence = self.loss in DIVERGENCES
         temperature, softcap, smoothing, z_loss, p0, _ = self.params
         long = DIVERGENCES[self.loss].long if divergence else softcap != 0
-        limit = RESIDENT >> (double + divergence + long)
+        two = divergence or target is not None  # rows are kept, of input and target
+        limit = RESIDENT >> (double + two + long)
         block, lanes, resident = _tiling(self.classes, inner, contiguous, limit)
         per_outer = triton.cdiv(inner, lanes)
         programs = outer * per_outer
