@@ -257,7 +257,7 @@ def _kernels(options: argparse.Namespace) -> int:
 
     architectures = tuple(dict.fromkeys(options.arch or ARCHITECTURES))
     wanted, rows = _wanted(options)
-    over_rows = kernels.over_rows(rows) if options.loss else kernels_softmax.LOSSES
+    over_rows = kernels.of_rows(rows) if options.loss else kernels_softmax.LOSSES
     result = kernels.survey(architectures, wanted, over_rows, progress)
     _deliver(result, kernel_tables.tables(result, options.all), options.json)
     for engine, reason in result["missing"].items():

@@ -99,7 +99,7 @@ def cross_entropy(
             of [0, 1] (torch takes negative ones), or ``ignore_index`` with probabilities.
 
     Infinite logits are their limit: those of -inf are impossible classes, those of +inf, where
-    torch has NaN, equally likely and alone. A row of -inf only has no distribution: NaN.
+    torch has NaN, equally likely and alone. In a row of -inf only, all are equally likely.
 
     Follows :func:`torch.nn.functional.cross_entropy`. z-loss: de Brébisson and Vincent, The Z-loss,
     2016; label smoothing: Szegedy et al., Rethinking the Inception Architecture, 2016.
@@ -151,7 +151,7 @@ def cross_entropy(
         per_row=(return_lse, return_entropy, return_accuracy and not soft), in_place=inplace,
     )  # fmt: skip
     if hit is not None:
-        found = (*found, hit.to(torch.float64 if input.dtype == torch.float64 else torch.float32))
+        found = (*found, hit.to(accumulator(input.dtype)))
     return found if len(found) > 1 else found[0]
 
 

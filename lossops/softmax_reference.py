@@ -112,7 +112,8 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
 
 class _Limit(torch.autograd.Function):
     """Rows with logits of infinity as what they tend to: those are equal, and all others
-    impossible. A derivative by what comes of it is one by the logits."""
+    impossible; rows of -infinity alone are equal, too. A derivative by what comes of it is one by
+    the logits."""
 
     generate_vmap_rule = True
 
@@ -120,7 +121,8 @@ class _Limit(torch.autograd.Function):
     def forward(logits: Tensor, dim: int) -> Tensor:
         infinite = logits == math.inf
         limit = torch.where(infinite, 0.0, -math.inf).to(logits.dtype)
-        return torch.where(infinite.any(dim, keepdim=True), limit, logits)
+        limit = torch.where(infinite.any(dim, keepdim=True), limit, logits)
+        return torch.where((logits == -math.inf).all(dim, keepdim=True), 0.0, limit)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -152,7 +154,9 @@ def _distribution(
     # Compiled transforms cannot trace it, and give NaN, as torch does.
     limit = numbers if torch.compiler.is_compiling() else _Limit.apply(numbers, dim)
     log_p = limit.log_softmax(dim)
-    return log_p, exp(log_p), numbers, numbers.logsumexp(dim)
+    largest = numbers.detach().amax(dim)
+    lse = limit.logsumexp(dim) + torch.where(largest.isinf(), largest, 0.0)
+    return log_p, exp(log_p), numbers, lse
 
 
 def _one_hot(labels: Tensor, counts: Tensor, like: Tensor, dim: int) -> Tensor:

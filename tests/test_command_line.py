@@ -221,7 +221,7 @@ def test_kernels_over_rows_are_named_by_their_losses():
     from lossops.report import kernels
 
     wanted = [row_spec(name) for name in ("kl_divergence", "nll_loss", "cross_entropy")]
-    assert kernels.over_rows(wanted) == ["kl", "cross_entropy", "reverse_kl"]
+    assert kernels.of_rows(wanted) == ["kl", "cross_entropy", "reverse_kl"]
 
 
 def test_kernels(capsys):

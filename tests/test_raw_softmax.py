@@ -1,6 +1,7 @@
 """The raw softmax ops' contract (see ``lossops/library.py``), on every engine, as
 test_raw_ops.py holds the elementwise ones to theirs."""
 
+import copy
 import itertools
 import math
 import random
@@ -461,10 +462,52 @@ def test_certain_classes(backend, dtypes):
 
 
 @each_same
+def test_rows_of_impossible_classes(backend, dtypes):
+    """Logits that are all -inf are equal, as those that are all +inf, whatever lies beside the row:
+    the limit of equal numbers, where torch has NaN."""
+    inf = math.inf
+    for classes in (3, 31, 120, 4501):  # a row of a few classes, of some vectors, of some blocks
+        rows = [[-inf] * classes, [0.0] * classes, [-inf] * classes, [1.0] + [-inf] * (classes - 1)]
+        case = logits_case(backend, rows, [1, 0, classes - 1, 0], dtype=dtypes[0])
+        loss, lse, entropy, accuracy, *_ = case.forward()
+        hard(case, loss, [math.log(classes)] * 3 + [0.0])
+        hard(case, lse, [-inf, math.log(classes), -inf, 1.0])
+        hard(case, entropy, [math.log(classes)] * 3 + [0.0])
+        hard(case, accuracy, [1.0] * 4)
+        grad, _ = case.backward()
+        assert grad.isfinite().all()
+        case.input = case.input[[1, 1, 1, 3]]
+        expected, _ = case.backward()
+        hard(case, grad.flatten(), expected.flatten().tolist(), atol=1e-6 / classes)
+
+
+@each_same
+@pytest.mark.parametrize("loss", DIVERGENCES)
+@pytest.mark.parametrize("side", ["input", "target", "both"])
+def test_divergences_of_impossible_classes(backend, side, loss, dtypes):
+    for classes, dim in itertools.product((3, 31, 120, 4501), (0, 1)):
+        case = Case(backend, (4,), classes, loss, dim=dim, dtypes=dtypes, target_form="logits")
+        case.to_device()
+        of_zeros = copy.copy(case)
+        for name in ("input", "target"):
+            if side in (name, "both"):
+                row = (slice(None), 2) if dim == 0 else (2,)
+                for of, number in ((case, -math.inf), (of_zeros, 0.0)):
+                    setattr(of, name, getattr(case, name).clone())
+                    getattr(of, name)[row] = number
+        found, expected = case.forward([False] * 5), of_zeros.forward([False] * 5)
+        found, expected = [*found, *case.backward()], [*expected, *of_zeros.backward()]
+        for one, other in zip(found, expected, strict=True):
+            if other is not None:
+                eps = torch.finfo(one.dtype).eps
+                torch.testing.assert_close(one, other, rtol=8 * eps, atol=eps / classes)
+
+
+@each_same
 def test_rows_without_a_distribution(backend, dtypes):
-    """All -inf, or NaN: as torch, NaN; and the rows beside them are not touched."""
+    """With NaN: as torch, NaN; and the rows beside them are not touched."""
     inf, nan = math.inf, math.nan
-    rows = [[-inf] * 3, [inf, 0.0, nan], [nan, 0.0, 1.0], [0.0, 0.0, nan], [0.5, 0.5, 0.5]]
+    rows = [[-inf, nan, -inf], [inf, 0.0, nan], [nan, 0.0, 1.0], [0.0, 0.0, nan], [0.5, 0.5, 0.5]]
     for repeat in (1, 30):
         case = logits_case(backend, [row * repeat for row in rows], [0] * 5, dtype=dtypes[0])
         torchs = torch.nn.functional.cross_entropy(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lossops.backends import KernelOps
+from lossops.library import accumulator
 from lossops.softmax_reference import DIVERGENCES, LABEL_LOSSES
 
 LOSSES = (*LABEL_LOSSES, *DIVERGENCES)
@@ -60,7 +61,7 @@ def _step(ops: KernelOps, loss: str, tensors, shape, dim: int, dtype: torch.dtyp
                 *mean, [True, soft],
             )  # fmt: skip
         each = tensors.random(rows, dtype)
-        per_row = [tensors.random(rows, _accumulator(dtype)) if extras else None for _ in range(2)]
+        per_row = [tensors.random(rows, accumulator(dtype)) if extras else None for _ in range(2)]
         ops.softmax_backward(each, *per_row, input, target, weight, None, *none, [True, soft])
         ops.softmax_forward(
             input, target, weight, tensors.number(3.0), *call, "sum", 1, dtype, [False] * 5
@@ -81,7 +82,3 @@ def _target(tensors, shape, dim: int, dtype: torch.dtype, form: str) -> Tensor:
     if form == "logits":
         return scores
     return (scores.softmax if form == "probs" else scores.log_softmax)(dim)
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return DOUBLE if dtype == DOUBLE else SINGLE

@@ -20,7 +20,11 @@ template <class To, class From>
 inline void convert(const From* from, To* to, int64_t n) {
   using at::vec::Vectorized;
   if constexpr (std::is_same_v<To, From>) {
-    std::memcpy(to, from, n * sizeof(To));
+    // For a few thousand bytes std::memcpy may choose `rep movs`, which is slow to start.
+    constexpr int width = Vectorized<From>::size();
+    int64_t i = 0;
+    for (; i + width <= n; i += width) Vectorized<From>::loadu(from + i).store(to + i);
+    for (; i < n; ++i) to[i] = from[i];
   } else if constexpr (std::is_same_v<To, float> && sizeof(From) == 2) {
     constexpr int width = Vectorized<From>::size();
     int64_t i = 0;

@@ -93,6 +93,31 @@ template <class T>
 LOSSOPS_FN Simd<T> select(Mask<T> condition, Simd<T> yes, Simd<T> no) {
   return blend(condition, yes.v, no.v);
 }
+// a + b where the condition holds, else a; and the other way round.
+template <class T>
+LOSSOPS_FN Simd<T> add_where(Mask<T> condition, Simd<T> a, Simd<T> b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    return Simd<T>(_mm512_mask_add_ps(a.v, condition.lanes, a.v, b.v));
+  } else {
+    return Simd<T>(_mm512_mask_add_pd(a.v, condition.lanes, a.v, b.v));
+  }
+#else
+  return a + select(condition, b, Simd<T>(0.0));
+#endif
+}
+template <class T>
+LOSSOPS_FN Simd<T> add_unless(Mask<T> condition, Simd<T> a, Simd<T> b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    return Simd<T>(_mm512_mask_add_ps(a.v, _knot_mask16(condition.lanes), a.v, b.v));
+  } else {
+    return Simd<T>(_mm512_mask_add_pd(a.v, _knot_mask8(condition.lanes), a.v, b.v));
+  }
+#else
+  return a + select(condition, Simd<T>(0.0), b);
+#endif
+}
 template <class T>
 LOSSOPS_FN Simd<T> abs(Simd<T> a) {
   return a.v.abs();
@@ -114,6 +139,12 @@ LOSSOPS_FN Simd<T> tanh(Simd<T> a) {
 template <class T>
 LOSSOPS_FN Simd<T> max(Simd<T> a, Simd<T> b) {
   return at::vec::maximum(a.v, b.v);  // NaN where one is
+}
+
+// The same in one instruction on x86, for where it does not matter which comes of a NaN.
+template <class T>
+LOSSOPS_FN Simd<T> larger(Simd<T> a, Simd<T> b) {
+  return at::vec::clamp_min(b.v, a.v);
 }
 
 template <class T>
@@ -184,10 +215,11 @@ LOSSOPS_FN at::vec::Vectorized<float> power_of_two(at::vec::Vectorized<float> n)
   return at::vec::cast<float>(exponent << at::vec::Vectorized<int32_t>(23));
 }
 
-LOSSOPS_FN Simd<float> exp(Simd<float> a) {
+// exp for a <= 88: of larger numbers, whatever comes.
+LOSSOPS_FN Simd<float> exp_of_small(Simd<float> a) {
   using Vector = at::vec::Vectorized<float>;
-  // Beyond these bounds the result is 0 or infinite. NaN passes through both.
-  const ReducedExponent x(at::vec::clamp(a.v, Vector(-104.0f), Vector(88.8f)));
+  // Below this bound the result is 0. NaN passes.
+  const ReducedExponent x(at::vec::clamp_min(a.v, Vector(-104.0f)));
   const Vector p = x.expm1();
 #if defined(CPU_CAPABILITY_AVX512)
   return Vector(_mm512_scalef_ps(p + Vector(1.0f), x.n));
@@ -196,6 +228,14 @@ LOSSOPS_FN Simd<float> exp(Simd<float> a) {
   const Vector half = (x.n * Vector(0.5f)).floor();
   return (p + Vector(1.0f)) * power_of_two(half) * power_of_two(x.n - half);
 #endif
+}
+
+LOSSOPS_FN Simd<float> exp(Simd<float> a) {
+  // Beyond this bound the result is infinite. NaN passes.
+  return exp_of_small(at::vec::clamp_max(a.v, at::vec::Vectorized<float>(88.8f)));
+}
+LOSSOPS_FN Simd<double> exp_of_small(Simd<double> a) {
+  return exp(a);
 }
 
 // exp(x) - 1 = 2^n exp(r) - 1.

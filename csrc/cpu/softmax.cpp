@@ -84,10 +84,11 @@ void each_label(const SoftmaxProblem& problem, int64_t begin, int64_t end, const
     int64_t inner = begin % problem.inner;
     int64_t at = begin / problem.inner * labels.outer_stride + inner * labels.inner_stride;
     const int64_t to_next = labels.outer_stride - problem.inner * labels.inner_stride;
-    for (int64_t r = begin; r < end; ++r) {
-      if (!f(r, int64_t(data[at]))) return;
-      at += labels.inner_stride;
-      if (++inner == problem.inner) inner = 0, at += to_next;
+    for (int64_t r = begin; r < end; inner = 0, at += to_next) {
+      const int64_t stop = std::min(end, r + problem.inner - inner);
+      for (; r < stop; ++r, at += labels.inner_stride) {
+        if (!f(r, int64_t(data[at]))) return;
+      }
     }
   };
   if (labels.bytes == 8) return walk(static_cast<const int64_t*>(labels.data));
@@ -103,6 +104,15 @@ bool is_class(const SoftmaxProblem& problem, int64_t label) {
 void count(const SoftmaxProblem& problem) {
   const Operand& weight = problem.class_weight;
   const auto sums = sum_over_pieces(problem, kPiece, [&](int64_t begin, int64_t end, double* sum) {
+    if (!problem.count_weights && end - begin <= problem.group_size) {
+      int64_t counted = 0;
+      each_label(problem, begin, end, [&](int64_t, int64_t label) {
+        counted += is_class(problem, label) & (label != problem.ignore_index);
+        return true;
+      });
+      *sum += static_cast<double>(counted);
+      return;
+    }
     int64_t in_group = begin % problem.group_size;
     each_label(problem, begin, end, [&](int64_t, int64_t label) {
       if (is_class(problem, label) && label != problem.ignore_index) {

@@ -1,17 +1,10 @@
 // The online softmax over the blocks of a tile: shared by the kernels of the family.
 #pragma once
 
-#include <limits>
-
 #include "cpu/softmax_tile.h"
 
 namespace lossops {
 inline namespace CPU_CAPABILITY {
-
-// Below every number but -infinity: from a row of nothing else, exp(-infinity - kLowest) is 0, and
-// no block of such a row is mistaken for the largest.
-template <class T>
-constexpr double kLowest = -static_cast<double>(std::numeric_limits<T>::max());
 
 // How far a number is above the largest; where both are infinite, 0: the limit of equal numbers.
 template <class T>
@@ -27,7 +20,7 @@ LOSSOPS_FN Simd<T> above(Simd<T> number, Simd<T> largest) {
 template <class T>
 struct RunningSums {
   using V = Simd<T>;
-  V largest{kLowest<T>};
+  V largest{-kInfinity};
   V others{-1.0};  // sum of exp(z - m), less 1
   V entropy;       // sum of exp(z - m) (z - m)
   V mass, scores;  // sums of t and of t (z - m)
@@ -47,7 +40,25 @@ struct RunningSums {
     mass = mass + block.mass;
     largest = both;
   }
+
+  // Numbers that are all -infinity are equal, as those that are all +infinity; the padding beyond
+  // them, which is -infinity, does not count.
+  void finish(int64_t classes) {
+    const V equals = V(static_cast<double>(classes - 1)) + (others - others);  // a NaN stays one
+    others = select(largest == V(-kInfinity), equals, others);
+  }
 };
+
+// Whether the numbers of all lanes are finite.
+template <bool across, class T>
+LOSSOPS_FN bool are_finite(Simd<T> numbers) {
+  const Simd<T> zeros = numbers - numbers;  // NaN where a number is not
+  alignas(64) T all[Simd<T>::width];
+  zeros.store(all);
+  T sum = all[0];
+  for (int i = 1; !across && i < Simd<T>::width; ++i) sum += all[i];
+  return sum == 0;
+}
 
 // The exponentials of a block, summed up but for those that are 1, and how many these are.
 template <class T>
@@ -56,12 +67,13 @@ struct BlockSum {
   V less, ones;
 
   // Adds exp(z - m), m being the block's largest, and returns it and, as `distance`, z - m.
+  template <bool finite>
   LOSSOPS_FN V add(V score, V largest, V& distance) {
+    distance = finite ? score - largest : above(score, largest);
+    const V exponential = exp_of_small(distance);
     const auto one = score == largest;
-    distance = select(one, V(0.0), score - largest);
-    const V exponential = exp(distance);
-    less = less + select(one, V(0.0), exponential);
-    ones = ones + select(one, V(1.0), V(0.0));
+    less = add_unless(one, less, exponential);
+    ones = add_where(one, ones, V(1.0));
     return exponential;
   }
   template <class Tile>
@@ -70,21 +82,21 @@ struct BlockSum {
   }
 };
 
-// The largest number per lane of a block of n classes.
+// The largest number per lane of a block of n classes. A NaN may be lost: it is in the sum.
 template <class T, bool across>
-LOSSOPS_FN Simd<T> block_maximum(const Tile<T, across>& tile, int64_t v, const T* z, int64_t n) {
+LOSSOPS_FN Simd<T> block_maximum(const Tile<T, across>& tile, int64_t v, const Numbers<T>& z,
+                                 int64_t n) {
   using V = Simd<T>;
-  V a(kLowest<T>), b = a, c = a, d = a;
-  const int64_t steps = tile.steps(n);
+  V a(-kInfinity), b = a, c = a, d = a;
   int64_t i = 0;
-  for (; i + 4 <= steps; i += 4) {
-    a = max(a, V::load(z + tile.at(v, i)));
-    b = max(b, V::load(z + tile.at(v, i + 1)));
-    c = max(c, V::load(z + tile.at(v, i + 2)));
-    d = max(d, V::load(z + tile.at(v, i + 3)));
+  for (; i + 4 <= z.whole; i += 4) {
+    a = larger(a, V::load(z.stored + tile.at(v, i)));
+    b = larger(b, V::load(z.stored + tile.at(v, i + 1)));
+    c = larger(c, V::load(z.stored + tile.at(v, i + 2)));
+    d = larger(d, V::load(z.stored + tile.at(v, i + 3)));
   }
-  for (; i < steps; ++i) a = max(a, V::load(z + tile.at(v, i)));
-  return tile.largest(max(max(a, b), max(c, d)));
+  for (; i < tile.steps(n); ++i) a = larger(a, V::load(z.at(i, tile.at(v, i))));
+  return tile.largest(larger(larger(a, b), larger(c, d)));
 }
 
 // Logits as a loss sees them: capped and cooled.

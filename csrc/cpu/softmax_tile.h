@@ -45,6 +45,26 @@ T* scratch(int slot, int64_t n) {
   return buffers[slot].reserve(n);
 }
 
+// A block of numbers: whole vectors of them where they are stored, and in a buffer the last few
+// that do not fill one, padded. Or all of them in a buffer, which is then both.
+template <class T>
+struct Numbers {
+  T *stored, *buffer;
+  int64_t whole;  // steps
+
+  T* at(int64_t step, int64_t place) const { return (step < whole ? stored : buffer) + place; }
+  // Any address may be prefetched, of memory or not.
+  LOSSOPS_FN void prefetch(int64_t place) const { __builtin_prefetch(stored + place); }
+};
+
+// Memory that will be read soon.
+struct Ahead {
+  const char* data;
+  int64_t bytes;  // of a number
+
+  LOSSOPS_FN void prefetch(int64_t i) const { __builtin_prefetch(data + i * bytes); }
+};
+
 // The rows [first, first + lanes) of a problem.
 template <class T, bool across>
 class Tile {
@@ -73,7 +93,13 @@ class Tile {
 
   // Adds a number per row to the sums of the groups, of which the first is `first_group`.
   void add_to_groups(const double* values, int64_t first_group, double* sums) const {
-    for (int64_t l = 0; l < lanes_; ++l) sums[group_[l] - first_group] += values[l];
+    if (group_[0] != group_[lanes_ - 1]) {
+      for (int64_t l = 0; l < lanes_; ++l) sums[group_[l] - first_group] += values[l];
+      return;
+    }
+    double of_four[4] = {};  // a single sum would wait for itself
+    for (int64_t l = 0; l < lanes_; ++l) of_four[l % 4] += values[l];
+    sums[group_[0] - first_group] += (of_four[0] + of_four[1]) + (of_four[2] + of_four[3]);
   }
 
   // Vectors of lanes: one, of which every element stands for the row, or as many as there are.
@@ -105,6 +131,7 @@ class Tile {
   }
 
   // What a row's numbers add up to, or the largest of them, in every element that stands for it.
+  // A NaN may be lost among the largest.
   static V sum(V value) {
     if constexpr (!across) return value;
     alignas(64) T all[width];
@@ -118,21 +145,47 @@ class Tile {
     if constexpr (!across) return value;
     alignas(64) T all[width];
     value.store(all);
-    T most = all[0];
-    for (int64_t i = 1; i < width; ++i) {
-      if (all[i] > most || all[i] != all[i]) most = all[i];
+    for (int64_t n = width / 2; n > 0; n /= 2) {
+      for (int64_t i = 0; i < n; ++i) all[i] = all[i] > all[i + n] ? all[i] : all[i + n];
     }
-    return V(static_cast<double>(most));
+    return V(static_cast<double>(all[0]));
   }
 
-  // The n numbers of an operand from class `c` on: where they lie, or converted into `buffer`,
-  // whose padding becomes `pad`.
-  const T* read(const RowsOperand& operand, int64_t c, int64_t n, T* buffer, T pad) const {
-    if (across && operand.dtype == dtype_of<T> && operand.class_stride == 1 && n % width == 0) {
-      return static_cast<const T*>(operand.data) + offset(operand, 0) + c;
+  // What is read after class `c` of a row: the rest of it, or the next one. For a prefetch, which
+  // may be of any address.
+  Ahead ahead(const RowsOperand& operand, int64_t c) const {
+    Ahead result;
+    with_dtype(operand.dtype, [&]<class S>(S*) {
+      result = {static_cast<const char*>(operand.data) + (offset(operand, 0) + c) * sizeof(S),
+                sizeof(S)};
+    });
+    return result;
+  }
+
+  // The places of the n numbers of an operand from class `c` on; all in `buffer` where they are not
+  // stored as they are computed.
+  Numbers<T> places(const RowsOperand& operand, int64_t c, int64_t n, T* buffer) const {
+    if (!across || operand.dtype != dtype_of<T> || operand.class_stride != 1) {
+      return {buffer, buffer, steps(n)};
     }
-    load(operand, c, n, buffer, pad);
-    return buffer;
+    return {static_cast<T*>(operand.data) + offset(operand, 0) + c, buffer, n / width};
+  }
+
+  // These numbers, read; padded with `pad`.
+  Numbers<T> read(const RowsOperand& operand, int64_t c, int64_t n, T* buffer, T pad) const {
+    const Numbers<T> numbers = places(operand, c, n, buffer);
+    if (numbers.stored == buffer) {
+      load(operand, c, n, buffer, pad);
+    } else if (const int64_t read = numbers.whole * width; read < n) {
+      std::copy(numbers.stored + read, numbers.stored + n, buffer + read);
+      pad_block(n, buffer, pad);
+    }
+    return numbers;
+  }
+  void write_rest(const Numbers<T>& numbers, int64_t n) const {
+    if (numbers.stored == numbers.buffer) return;
+    const int64_t written = numbers.whole * width;
+    std::copy(numbers.buffer + written, numbers.buffer + n, numbers.stored + written);
   }
 
   void load(const RowsOperand& operand, int64_t c, int64_t n, T* buffer, T pad) const {
@@ -140,7 +193,12 @@ class Tile {
       const S* data = static_cast<const S*>(operand.data) + c * operand.class_stride;
       each_line(operand, n, [&](Line from, Line to, int64_t count) {
         if (from.step == 1 && to.step == 1) {
-          return convert(data + from.start, buffer + to.start, count);
+          const S* const start = data + from.start;
+          // The next tile is read in as many pieces, which is more than the machine foresees.
+          for (int64_t i = 0; !across && i < count; i += 64 / int64_t(sizeof(S))) {
+            __builtin_prefetch(start + count + i);
+          }
+          return convert(start, buffer + to.start, count);
         }
         for (int64_t i = 0; i < count; ++i) {
           buffer[to.start + i * to.step] = static_cast<T>(data[from.start + i * from.step]);

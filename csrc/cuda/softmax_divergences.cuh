@@ -52,8 +52,8 @@ __device__ __forceinline__ T load_pair(const Scores<T>& scores, Distribution<T>&
   T numbers[4] = {input.highest, input.others(), target.highest, target.others()};
   const T inverse_temperature = logits ? q.inverse_temperature : p.inverse_temperature;
   team.reduce(Exponentials<T>{inverse_temperature}, numbers);
-  if (logits) q.settle(numbers[0], numbers[1]);
-  if (target_logits) p.settle(numbers[2], numbers[3]);
+  if (logits) q.settle(numbers[0], numbers[1], scores.classes);
+  if (target_logits) p.settle(numbers[2], numbers[3], scores.classes);
   return numbers[0];
 }
 
@@ -79,8 +79,13 @@ __device__ __forceinline__ T divergence_row(const SoftmaxProblem& problem, const
   const T own[1] = {team.share(fetched)};
   T score[1];
   scores.of(row.label, own, score);
+  const bool level = input.level() || target.level();
   const auto at = [&](T y, T t, int64_t c, T& q, T& log_q) {
     T p, log_p;
+    if (level && (c < 0 || c >= problem.classes)) {
+      q = 0, log_q = 0;
+      return DivergenceJet<T>{};
+    }
     input.at(y, q, log_q);
     target.at(t, p, log_p);
     return Loss::at(weighting.of(p, c), log_p, q, log_q);

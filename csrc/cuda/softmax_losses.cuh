@@ -89,7 +89,7 @@ __device__ __forceinline__ T load_logits(const Scores<T>& scores, Distribution<T
   }
   T numbers[2] = {seen.highest, seen.others()};
   team.reduce(Exponentials<T>{scores.inverse_temperature}, numbers);
-  if (q.form == Form::logits) q.settle(numbers[0], numbers[1]);
+  if (q.form == Form::logits) q.settle(numbers[0], numbers[1], scores.classes);
   return numbers[0];
 }
 

@@ -145,11 +145,14 @@ struct Distribution {
   __device__ __forceinline__ explicit Distribution(Form form, T inverse_temperature)
       : form(form), inverse_temperature(inverse_temperature) {}
   // `others`: the sum of exponentials, less that of the maximum, which is 1.
-  __device__ __forceinline__ void settle(T highest, T others) {
+  __device__ __forceinline__ void settle(T highest, T others, int64_t classes) {
     maximum = highest;
+    if (level() && others == others) others = static_cast<T>(classes - 1);  // a NaN stays one
     log_sum = log1p(others);
     inverse_sum = T(1) / (T(1) + others);
   }
+  // Scores that are all -infinity are equal, and so is then what is beyond the row.
+  __device__ __forceinline__ bool level() const { return maximum == -T(kInfinity); }
   __device__ __forceinline__ T log_sum_exp() const {
     return maximum * inverse_temperature + log_sum;
   }
@@ -161,7 +164,7 @@ struct Distribution {
   // scores the limit: they are equal, and nothing else is possible.
   __device__ __forceinline__ T above(T y) const {
     if (form == Form::probs) return y > T(0) ? log(y) : -T(kInfinity);
-    return y == T(kInfinity) ? T(0) : (y - maximum) * inverse_temperature;
+    return y == maximum ? T(0) : (y - maximum) * inverse_temperature;
   }
   __device__ __forceinline__ void at(T y, T& p, T& log_p) const {
     const T d = above(y);

@@ -112,7 +112,7 @@ def survey(
     return result
 
 
-def over_rows(wanted: Iterable[RowSpec]) -> list[str]:
+def of_rows(wanted: Iterable[RowSpec]) -> list[str]:
     """The kernels of some losses over rows, each once."""
     names = [row.kernel for row in wanted]
     names += ["reverse_kl"] if "kl" in names else []

@@ -107,10 +107,15 @@ def certain_class(spec: RowSpec, device: str) -> str:
 
 
 def nothing_possible(spec: RowSpec, device: str) -> str:
-    """A row of -inf is no distribution: no finite loss, as in torch."""
+    """A row of -inf: the limit of equal logits, where torch has NaN."""
     x = torch.full((1, 3), -math.inf, dtype=torch.float64, device=device)
-    value = _loss(spec, x, torch.tensor([1], device=device), "none")
-    return f"value {value.item()}" if value.isfinite().any() else ""
+    target = torch.tensor([1], device=device)
+    if spec.samples[0].input == "log_probs":
+        value = _loss(spec, x, target, "none")  # nothing relates log-probabilities to each other
+        return "" if value.item() == math.inf else f"value {value.item()}"
+    value, gradient = _value_and_gradient(spec, x, target)
+    limit, slope = _value_and_gradient(spec, torch.zeros_like(x), target)
+    return _differ("value", value, limit) or _differ("gradient", gradient, slope)
 
 
 def largest_halves(spec: RowSpec, device: str) -> str:

@@ -64,7 +64,7 @@ def _normalize(state, z, FORM: tl.constexpr, ACCURACY: tl.constexpr):
 
 @triton.jit
 def _divergence_walk(
-    state, q_side, p_side, q_row, p_row,
+    state, q_side, p_side, q_row, p_row, mask,
     LOSS: tl.constexpr, FORM: tl.constexpr, TARGET_FORM: tl.constexpr, ENTROPY: tl.constexpr,
 ):  # fmt: skip
     """Adds more classes to: the divergence; its derivatives by log q and by log p; -H."""
@@ -73,11 +73,11 @@ def _divergence_walk(
     p, log_p = _side_distribution(p_side[0], p_side[1], p_row, TARGET_FORM)
     f, _by_q, by_log_q, _by_p, by_log_p = LOSS(p, log_p, q, log_q)
     if ENTROPY:
-        energy += tl.sum(times(q, log_q), axis=1)
+        energy += tl.sum(tl.where(mask, times(q, log_q), 0.0), axis=1)
     return (
-        value + tl.sum(f, axis=1),
-        by_q_sum + tl.sum(by_log_q, axis=1),
-        by_p_sum + tl.sum(by_log_p, axis=1),
+        value + tl.sum(tl.where(mask, f, 0.0), axis=1),
+        by_q_sum + tl.sum(tl.where(mask, by_log_q, 0.0), axis=1),
+        by_p_sum + tl.sum(tl.where(mask, by_log_p, 0.0), axis=1),
         energy,
     )
 
@@ -190,14 +190,14 @@ def divergence_kernel(
             if TARGET_FORM == "logits":
                 p_side = _side(target, label, place, at, mask, form, TARGET_FORM, COMPUTE)
                 p_state = _normalize(p_state, p_side[1], TARGET_FORM, False)
-    q_row = settle(q_state[0], q_state[1], FORM)
-    p_row = settle(p_state[0], p_state[1], TARGET_FORM)
+    q_row = settle(q_state[0], q_state[1], count, FORM)
+    p_row = settle(p_state[0], p_state[1], count, TARGET_FORM)
 
     # What the classes add up to.
     state = (zeros, zeros, zeros, zeros)
     if RESIDENT:
         state = _divergence_walk(
-            state, q_side, p_side, q_row, p_row, LOSS, FORM, TARGET_FORM, ENTROPY
+            state, q_side, p_side, q_row, p_row, mask, LOSS, FORM, TARGET_FORM, ENTROPY
         )
     else:
         for start in range(0, count, BLOCK):
@@ -206,7 +206,7 @@ def divergence_kernel(
             q_side = _side(input, label, place, at, mask, form, FORM, COMPUTE)
             p_side = _side(target, label, place, at, mask, form, TARGET_FORM, COMPUTE)
             state = _divergence_walk(
-                state, q_side, p_side, q_row, p_row, LOSS, FORM, TARGET_FORM, ENTROPY
+                state, q_side, p_side, q_row, p_row, mask, LOSS, FORM, TARGET_FORM, ENTROPY
             )
     loss = tl.where(counts, tl.where(inside, state[0], float("nan")), 0.0)
     store_rows(value, place, loss)

@@ -13,7 +13,7 @@ import triton.language as tl
 from lossops.triton.elementwise_kernels import _store, divide, expm1
 from lossops.triton.softmax_losses import times
 from lossops.triton.softmax_rows import (
-    above,
+    below_maximum,
     by_rows,
     conclude,
     distribution,
@@ -85,14 +85,9 @@ def _label_gradients(
 ):  # fmt: skip
     q, log_q = distribution(x, z, row, FORM)
     if grad_input is not None:
-        by = tl.zeros_like(z)
+        by = kappa[:, None] * q if FORM == "logits" else tl.zeros_like(z)
         if label is not None:
-            by = tl.where(classes[None, :] == label[:, None], own_slope[:, None], 0.0)
-        if FORM == "logits":
-            others = kappa[:, None] * q
-            if label is not None:
-                others = tl.where(classes[None, :] == label[:, None], 0.0, others)
-            by += others
+            by = tl.where(classes[None, :] == label[:, None], own_slope[:, None], by)
         if DENSE:
             by -= t
         if FORM == "probs":
@@ -197,15 +192,17 @@ def label_loss_kernel(
     m, s, a, dot, energy, broken = state
 
     # The row.
-    row = settle(m, s, FORM)
+    row = settle(m, s, count, FORM)
     rows_entropy = row[1] - energy * row[2]
     loss = zeros
     at_label, own_slope = zeros, zeros
     if DENSE:
+        if FORM == "logits":
+            dot = tl.where(m == float("-inf"), 0.0, dot)
         loss += a * row[1] - dot
     if labels is not None:
         # Both terms are at least 0, and so is their sum.
-        information = row[1] - above(own, row[0])
+        information = row[1] - below_maximum(own, row[0])
         f, slope_of_f = LOSS(information, tl.full([], p0, COMPUTE))
         loss += keep * own_weight * f
         at_label = keep * own_weight * slope_of_f

@@ -143,8 +143,8 @@ def slope(x, form, FORM: tl.constexpr):
 
 @triton.jit
 def above(z, m):
-    """z - m, m being the maximum. Of infinite numbers it is 0, their limit; a maximum of -inf
-    leaves z alone."""
+    """z - m, m being the maximum so far. Of infinite numbers it is 0, their limit; a maximum of
+    -inf, before anything else was seen, leaves z alone."""
     base = tl.where(m == float("-inf"), 0.0, m)
     return tl.where(z == base, 0.0, z - base)
 
@@ -172,21 +172,30 @@ def online(m, others, z):
 
 
 @triton.jit
-def settle(m, others, FORM: tl.constexpr):
-    """m, log S, 1 / S and lse of rows, S being the sum of exp(z - m): log q = (z - m) - log S."""
+def settle(m, others, count, FORM: tl.constexpr):
+    """m, log S, 1 / S and lse of rows of `count` classes, S being the sum of exp(z - m):
+    log q = (z - m) - log S. Where all are -inf, they are equal."""
     if FORM == "logits":
-        log_s = tl.where(others == -1, float("-inf"), log1p(others))
-        return m, log_s, divide(1 + 0 * log_s, 1 + others), m + log_s
+        equal = (m == float("-inf")) & (others == others)
+        others = tl.where(equal, (count - 1).to(others.dtype), others)
+        log_s = log1p(others)
+        return m, log_s, divide(tl.zeros_like(others) + 1, 1 + others), m + log_s
     else:
         zero = tl.zeros_like(others)
         return zero, zero, zero + 1, zero
 
 
 @triton.jit
+def below_maximum(z, m):
+    """z - m, m being the maximum of the row; of infinite numbers 0."""
+    return tl.where(z == m, 0.0, z - m)
+
+
+@triton.jit
 def distribution(x, z, row, FORM: tl.constexpr):
-    """Probabilities and their logarithms."""
+    """Probabilities and their logarithms; beyond a row of -inf those of its classes, too."""
     if FORM == "logits":
-        centered = above(z, row[0][:, None])
+        centered = below_maximum(z, row[0][:, None])
         return tl.exp(centered) * row[2][:, None], centered - row[1][:, None]
     elif FORM == "probs":
         return x, z
