@@ -12,6 +12,15 @@ from lossops import functional, nn
 from lossops.backends import backend
 from lossops.checking import label_checks
 from lossops.info import info
+from lossops.patching import use_in_torch, use_in_torch_always
 
-__all__ = ["backend", "functional", "info", "label_checks", "nn"]
+__all__ = [
+    "backend",
+    "functional",
+    "info",
+    "label_checks",
+    "nn",
+    "use_in_torch",
+    "use_in_torch_always",
+]
 __version__ = "0.1.0"

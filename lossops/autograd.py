@@ -248,7 +248,7 @@ def _by_reference(tensors, moving, call):
     """double_backward by the reference formulas, as a function of the tensors that move."""
 
     def function(*values):
-        return _reference_double_backward(*_merge(tensors, moving, values), call)
+        return _reference_double_backward(*merge(tensors, moving, values), call)
 
     return function, _wanted(tensors, moving)
 
@@ -264,7 +264,7 @@ if native_extension is not None:
     native_extension.set_differentiable_backward(_differentiable_backward)
 
 
-def _merge(saved, chosen, replacements):
+def merge(saved, chosen, replacements):
     remaining = iter(replacements)
     return [next(remaining) if c else t for t, c in zip(saved, chosen, strict=True)]
 
@@ -284,7 +284,7 @@ def _reference_double_backward(
     )
 
     def loss(*values):
-        merged = _merge(tensors, given, values)
+        merged = merge(tensors, given, values)
         return reference.elementwise(*merged, normalizer, *call.op_args, call.out_dtype)
 
     def along(*values):

@@ -16,6 +16,10 @@ from torch.nn import _reduction as _torch_reduction
 
 from lossops import backends
 from lossops.autograd import Call, elementwise, transforms_active
+from lossops.library import accumulator
+
+# As it is when this is imported: lossops.use_in_torch() may put ours in its place.
+_torch_l1_loss = torch.nn.functional.l1_loss
 
 HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
 KERNEL_DTYPES = HALF_DTYPES | {torch.float64, torch.float32}
@@ -49,8 +53,8 @@ def number(function: str, name: str, value) -> float:
 def l1_in_torch(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     """The L1 loss of integer or complex tensors, for which there are no kernels."""
     if reduction != "sample":
-        return torch.nn.functional.l1_loss(input, target, reduction=reduction, weight=weight)
-    rows = torch.nn.functional.l1_loss(input, target, reduction="none", weight=weight)
+        return _torch_l1_loss(input, target, reduction=reduction, weight=weight)
+    rows = _torch_l1_loss(input, target, reduction="none", weight=weight)
     return rows.reshape(rows.shape[0], -1).mean(1)
 
 
@@ -107,13 +111,15 @@ def elementwise_loss(
     if dtype in HALF_DTYPES and autocasts(input.device.type):
         dtype = torch.float32
     call = Call(backends.resolve(input), loss, params, mode, keep_dims, dtype)
-    if sum_of_weights is None:
-        return elementwise(input, target, weight, normalizer, call)
-    if transforms_active() or (torch.is_grad_enabled() and weight.requires_grad):
-        # The loss depends on the weight through the denominator too: leave that to autograd.
-        total = replace(call, reduction="sum", out_dtype=sum_of_weights.dtype)
-        return (elementwise(input, target, weight, None, total) / sum_of_weights).to(dtype)
-    return elementwise(input, target, weight, sum_of_weights, call)
+    denominator = normalizer if sum_of_weights is None else sum_of_weights
+    moves = sum_of_weights is not None and torch.is_grad_enabled() and weight.requires_grad
+    if denominator is not None and (moves or transforms_active()):
+        # The loss depends on the weight through the denominator too; and to a transform it may be a
+        # tensor like any other. Leave it to autograd.
+        total = replace(call, reduction="sum", out_dtype=accumulator(dtype))
+        loss = elementwise(input, target, weight, None, total)
+        return (loss / denominator).to(dtype)
+    return elementwise(input, target, weight, denominator, call)
 
 
 def _warn_of_broadcast(input: Tensor, target: Tensor) -> None:

@@ -40,34 +40,63 @@ from lossops.divergences import (
     soft_cross_entropy,
     total_variation,
 )
+from lossops.likelihoods import gaussian_nll_loss, poisson_nll_loss
+from lossops.linear import linear_cross_entropy
+from lossops.margins import (
+    hinge_embedding_loss,
+    margin_ranking_loss,
+    multi_margin_loss,
+    multilabel_margin_loss,
+    multilabel_soft_margin_loss,
+    soft_margin_loss,
+)
+from lossops.pairs import (
+    cosine_embedding_loss,
+    triplet_margin_loss,
+    triplet_margin_with_distance_loss,
+)
 from lossops.probabilities import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     kl_div,
     sigmoid_focal_loss,
 )
+from lossops.sequences import ctc_loss
 
 __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "cosine_embedding_loss",
     "cross_entropy",
+    "ctc_loss",
     "focal_loss",
+    "gaussian_nll_loss",
+    "hinge_embedding_loss",
     "huber_loss",
     "js_divergence",
     "kl_div",
     "kl_divergence",
     "l1_distribution_loss",
     "l1_loss",
+    "linear_cross_entropy",
     "log_cosh_loss",
     "log_prob_of",
+    "margin_ranking_loss",
     "mse_loss",
+    "multi_margin_loss",
+    "multilabel_margin_loss",
+    "multilabel_soft_margin_loss",
     "nll_loss",
+    "poisson_nll_loss",
     "poly_loss",
     "quantile_loss",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
     "soft_cross_entropy",
+    "soft_margin_loss",
     "total_variation",
+    "triplet_margin_loss",
+    "triplet_margin_with_distance_loss",
 ]
 
 

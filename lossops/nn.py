@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss, _WeightedLoss
 
 from lossops import functional as F
+from lossops import nn_composed
+from lossops.nn_composed import *  # noqa: F403
 
 __all__ = [
+    *nn_composed.__all__,
     "BCELoss",
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",

@@ -43,6 +43,35 @@ def softmax_loss(
     in_place: bool = False,
 ) -> Outputs:
     """Settles a call whose shapes are checked, and runs it."""
+    normalizer, call = softmax_call(
+        function, loss, input, target, dim, reduction, form, target_form, ignore_index, temperature,
+        softcap, label_smoothing, z_loss, own_params, normalizer, empty, per_row, in_place,
+    )  # fmt: skip
+    return softmax(input, target, class_weight, normalizer, call)
+
+
+def softmax_call(
+    function: str,
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    dim: int,
+    reduction: str,
+    form: str = "logits",
+    target_form: str = "labels",
+    ignore_index: int = -100,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    own_params: tuple[float, ...] = (),
+    normalizer: float | Tensor | None = None,
+    empty: str = "nan",
+    per_row: tuple[bool, bool, bool] = (False, False, False),
+    in_place: bool = False,
+) -> tuple[Tensor | None, SoftmaxCall]:
+    """What a call is settled to, and the normalizer as the kernels take it. Of the tensors, reads
+    nothing but shapes, dtypes and the range of labels."""
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{reduction} is not a valid value for reduction")
     if empty not in ("nan", "zero"):
@@ -75,11 +104,10 @@ def softmax_loss(
         normalizer = _normalizer(function, normalizer, input, mode, keep_dims)
     if in_place:
         in_place = _may_overwrite(function, input, target, mode, keep_dims)
-    call = SoftmaxCall(
+    return normalizer, SoftmaxCall(
         backends.resolve(input), loss, dim, form, target_form, params, ignore_index,
         empty == "zero", mode, keep_dims, dtype, per_row, in_place,
     )  # fmt: skip
-    return softmax(input, target, class_weight, normalizer, call)
 
 
 def _positive(function: str, name: str, value) -> float:

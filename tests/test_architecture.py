@@ -61,8 +61,9 @@ def test_ops_know_engines_by_their_launch_functions_only():
 # up.
 LAYERS = [
     "library", "reference", "softmax_reference", "backends", "batching", "autograd",
-    "softmax_autograd", "checks", "softmax_checks", "probabilities", "classification",
-    "divergences", "functional", "nn",
+    "softmax_autograd", "checks", "softmax_checks", "composed", "probabilities", "classification",
+    "divergences", "likelihoods", "linear", "margins", "pairs", "sequences", "functional",
+    "nn_composed", "nn", "patching",
 ]  # fmt: skip
 READERS = {
     "specs",

@@ -12,12 +12,25 @@ from pathlib import Path
 import pytest
 
 import lossops
-from lossops import functional, nn, softmax_specs, specs
+from lossops import (
+    functional,
+    likelihoods,
+    linear,
+    margins,
+    nn,
+    nn_composed,
+    pairs,
+    sequences,
+    softmax_specs,
+    specs,
+)
 
 ROOT = Path(__file__).parent.parent
 MODULES = [
     "lossops", "lossops.functional", "lossops.probabilities", "lossops.classification",
-    "lossops.divergences", "lossops.backends", "lossops.info", "lossops.nn",
+    "lossops.divergences", "lossops.backends", "lossops.info", "lossops.nn", "lossops.margins",
+    "lossops.likelihoods", "lossops.linear", "lossops.pairs", "lossops.sequences",
+    "lossops.patching",
 ]  # fmt: skip
 
 
@@ -49,23 +62,31 @@ def test_quoted_code_is_the_code():
         assert " ".join(code.split()) in " ".join((ROOT / path).read_text().split()), path
 
 
-@pytest.mark.parametrize("row", [*specs.SPECS, *softmax_specs.ROW_SPECS], ids=lambda row: row.name)
-def test_docstring_says_everything(row):
-    text = inspect.getdoc(row.function)
+# The losses without kernels of their own.
+COMPOSED = (linear, likelihoods, margins, pairs, sequences)
+FUNCTIONS = {row.name: row.function for row in (*specs.SPECS, *softmax_specs.ROW_SPECS)}
+FUNCTIONS |= {name: getattr(functional, name) for module in COMPOSED for name in module.__all__}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_docstring_says_everything(function):
+    text = inspect.getdoc(function)
     for heading in ("Args:", "Returns:", "Raises:", "Example:"):
         assert heading in text, heading
-    for name in inspect.signature(row.function).parameters:
+    for name in inspect.signature(function).parameters:
         assert re.search(rf"\b{name}\b", text), name
-    assert "Follows" in text or "Source" in text
-    assert row.function.__name__ in text.split("Example:")[1]
+    assert re.search(r"\b(Follows|Source|Is :func)", text)
+    assert function.__name__ in text.split("Example:")[1]
 
 
 def test_everything_is_public_and_listed():
     rows = softmax_specs.ROW_SPECS
-    functions = {row.public_name for row in specs.SPECS} | {row.function.__name__ for row in rows}
     modules = [row.module for row in (*specs.SPECS, *rows) if row.module is not None]
+    functions = {function.__name__ for function in FUNCTIONS.values()}
     assert sorted(functional.__all__) == sorted(functions)
-    assert sorted(nn.__all__) == sorted({module.__name__ for module in modules})
+    assert sorted(nn.__all__) == sorted(
+        {module.__name__ for module in modules} | set(nn_composed.__all__)
+    )
     assert set(lossops.__all__) <= set(dir(lossops))
 
 
@@ -76,7 +97,9 @@ def test_tables_of_losses_are_todays():
     readme = (ROOT / "README.md").read_text()
     assert module.with_tables(readme) == readme, "run: make format"
     listed = set(re.findall(r"^\| `(\w+)", "".join(t() for t in module.TABLES.values()), re.M))
-    assert listed == set(functional.__all__)
+    composed = {name for module in COMPOSED for name in module.__all__}
+    assert listed == set(functional.__all__) - composed
+    assert all(f"`{name}`" in readme for name in composed)
 
 
 def test_relative_links_lead_somewhere():

@@ -69,7 +69,9 @@ def test_nearly_certain_rows_keep_their_digits(classes, last, dtype):
     loss.backward(torch.ones_like(loss))
     eps = max(torch.finfo(dtype).eps, 1e-300)
     tiny = torch.finfo(dtype).smallest_normal
-    close = {"rtol": 8 * eps, "atol": 2 * tiny * eps}
+    # A difference of logits, up to 33 here, is rounded by half a unit, its exponential by as much
+    # as that is of 1.
+    close = {"rtol": 20 * eps, "atol": 2 * tiny * eps}
     torch.testing.assert_close(loss.detach().double(), others.log1p(), **close)
     own = x.grad[:, classes // 2].double()
     torch.testing.assert_close(own, -others / (1 + others), **close)

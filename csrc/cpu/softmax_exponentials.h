@@ -25,6 +25,12 @@ struct RunningSums {
   V entropy;       // sum of exp(z - m) (z - m)
   V mass, scores;  // sums of t and of t (z - m)
 
+  // Of log-probabilities, which are relative to 0 and add up to 1 as they are.
+  static RunningSums settled() {
+    RunningSums sums;
+    sums.largest = sums.others = V(0.0);
+    return sums;
+  }
   V exponentials() const { return V(1.0) + others; }
   V log_sum() const { return log1p(others); }  // log sum exp(z - m)
 

@@ -9,7 +9,10 @@ from lossops.report.kernel_rows import Row
 from lossops.report.tables import BAD, NOTHING, Cell, Table
 
 TITLES = {"cuda": "CUDA kernels", "triton": "Triton kernels"}
-_SHORT = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_SHORT = {
+    "float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int64": "i64",
+    "int32": "i32",
+}  # fmt: skip
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _ACCESSES = (
     f"Loads and stores are the instructions that access global memory, number {_TIMES} bytes"

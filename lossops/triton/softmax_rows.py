@@ -188,7 +188,8 @@ def settle(m, others, count, FORM: tl.constexpr):
 @triton.jit
 def below_maximum(z, m):
     """z - m, m being the maximum of the row; of infinite numbers 0."""
-    return tl.where(z == m, 0.0, z - m)
+    base = tl.where(m == float("-inf"), 0.0, m)  # without it, the longest rows spill on sm_100
+    return tl.where(z == m, 0.0, z - base)
 
 
 @triton.jit

@@ -1,0 +1,60 @@
+"""Losses that are formulas in plain torch, differentiable any number of times by torch itself: what
+they share.
+
+They have the signatures, the conventions and the accuracy of their kin with kernels, half precision
+included: computed in float32, rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lossops.checks import HALF_DTYPES, REDUCTIONS, autocasts
+from lossops.reference import reduce
+
+
+def check_reduction(reduction: str) -> None:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+
+
+def composed(
+    function: str,
+    formula: Callable[..., Tensor],
+    moving: tuple[Tensor, ...],
+    reduction: str,
+) -> Tensor:
+    """``formula`` of the tensors in the dtype to compute in, reduced and rounded."""
+    check_reduction(reduction)
+    dtype = moving[0].dtype
+    for tensor in moving[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    if dtype in HALF_DTYPES:
+        wide = torch.float32
+        if autocasts(moving[0].device.type):
+            dtype = torch.float32
+    else:
+        wide = dtype
+    value = formula(*(tensor.to(wide) for tensor in moving))
+    mode, keep_dims = REDUCTIONS[reduction]
+    if value.dim() < keep_dims:
+        raise ValueError(
+            f"{function}(): reduction='sample' needs a batch dimension, got one loss alone"
+        )
+    if not wide.is_floating_point and mode == "mean":
+        return value.mean()  # which torch refuses, of integers
+    reduced = reduce(value, mode, keep_dims)
+    return reduced.to(dtype) if wide != dtype or dtype in HALF_DTYPES else reduced
+
+
+def at_least(number: Tensor, bound: float) -> Tensor:
+    """The larger, with derivative 1 where both are equal, as :func:`torch.clamp_min`; NaN stays."""
+    return torch.clamp_min(number, bound)
+
+
+def positive_part(number: Tensor) -> Tensor:
+    """max(0, x), with derivative 0 at 0; NaN stays."""
+    return torch.where(number <= 0, torch.zeros_like(number), number)

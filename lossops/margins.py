@@ -1,0 +1,391 @@
+"""Losses with a margin; public as part of :mod:`lossops.functional`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from lossops.autograd import transforms_active
+from lossops.checks import legacy_reduction, number
+from lossops.composed import check_reduction, composed, positive_part
+from lossops.probabilities import binary_cross_entropy_with_logits
+
+__all__ = [
+    "hinge_embedding_loss",
+    "margin_ranking_loss",
+    "multi_margin_loss",
+    "multilabel_margin_loss",
+    "multilabel_soft_margin_loss",
+    "soft_margin_loss",
+]
+
+
+def soft_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Logistic loss of a signed label: ``log(1 + exp(-y x))``.
+
+    Args:
+        input: x, any shape.
+        target: y, 1 or -1, of a shape that broadcasts with the input's.
+        size_average, reduce: deprecated, see ``reduction``.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+
+    Returns:
+        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
+        "sample".
+
+    Raises:
+        ValueError: if ``reduction`` is none of these.
+        RuntimeError: if the shapes do not broadcast.
+
+    Follows :func:`torch.nn.functional.soft_margin_loss`, but does not overflow: where y x is very
+    negative it is -y x, and torch's is infinite.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> x, y = torch.tensor([0.0, 3.0]), torch.tensor([1.0, -1.0])
+        >>> F.soft_margin_loss(x, y, reduction="none")
+        tensor([0.6931, 3.0486])
+    """
+    if has_torch_function_variadic(input, target):
+        return handle_torch_function(
+            soft_margin_loss, (input, target), input, target, size_average, reduce, reduction
+        )
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    return composed(
+        "soft_margin_loss",
+        lambda x, y: -torch.nn.functional.logsigmoid(x * y),
+        (input, target),
+        reduction,
+    )
+
+
+def hinge_embedding_loss(
+    input: Tensor,
+    target: Tensor,
+    margin: float = 1.0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Of a distance x: itself where y is 1, ``max(0, margin - x)`` where y is -1.
+
+    Args:
+        input: x, a distance of two embeddings, any shape.
+        target: y, 1 for a pair that belongs together, -1 for one that does not; of a shape that
+            broadcasts with the input's.
+        margin: how far apart the latter should be.
+        size_average, reduce: deprecated, see ``reduction``.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+
+    Returns:
+        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
+        "sample".
+
+    Raises:
+        ValueError: if ``reduction`` is none of these.
+        TypeError: if ``margin`` is not a number.
+
+    Follows :func:`torch.nn.functional.hinge_embedding_loss`, also in that other labels than 1 and
+    -1 give the sum of both.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.hinge_embedding_loss(
+        ...     torch.tensor([0.3, 0.3]), torch.tensor([1, -1]), reduction="none")
+        tensor([0.3000, 0.7000])
+    """
+    if has_torch_function_variadic(input, target):
+        return handle_torch_function(
+            hinge_embedding_loss, (input, target), input, target, margin, size_average, reduce,
+            reduction,
+        )  # fmt: skip
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    margin = number("hinge_embedding_loss", "margin", margin)
+
+    def formula(x: Tensor) -> Tensor:
+        zero = torch.zeros((), dtype=x.dtype, device=x.device)
+        apart = torch.where(target != 1, torch.clamp_min(margin - x, 0), zero)
+        return apart + torch.where(target != -1, x, zero)
+
+    return composed("hinge_embedding_loss", formula, (input,), reduction)
+
+
+def margin_ranking_loss(
+    input1: Tensor,
+    input2: Tensor,
+    target: Tensor,
+    margin: float = 0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Whether x1 ranks above x2 by a margin: ``max(0, margin - y (x1 - x2))``.
+
+    Args:
+        input1, input2: x1 and x2, of shapes that broadcast.
+        target: y, 1 where x1 should rank higher, -1 where x2 should.
+        margin: by how much.
+        size_average, reduce: deprecated, see ``reduction``.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+
+    Returns:
+        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
+        "sample".
+
+    Raises:
+        ValueError: if ``reduction`` is none of these.
+        RuntimeError: if the tensors do not have the same number of dimensions, or do not broadcast.
+        TypeError: if ``margin`` is not a number.
+
+    Follows :func:`torch.nn.functional.margin_ranking_loss`.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> x1, x2 = torch.tensor([2.0, 0.0]), torch.tensor([1.0, 1.0])
+        >>> F.margin_ranking_loss(x1, x2, torch.tensor([1.0, 1.0]), reduction="none")
+        tensor([0., 1.])
+    """
+    if has_torch_function_variadic(input1, input2, target):
+        return handle_torch_function(
+            margin_ranking_loss, (input1, input2, target), input1, input2, target, margin,
+            size_average, reduce, reduction,
+        )  # fmt: skip
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    check_reduction(reduction)
+    if not input1.dim() == input2.dim() == target.dim():
+        raise RuntimeError(
+            "margin_ranking_loss : All input tensors should have same dimension but got sizes: "
+            f"input1: {input1.size()}, input2: {input2.size()}, target: {target.size()} "
+        )
+    margin = number("margin_ranking_loss", "margin", margin)
+    if not input1.is_floating_point():
+        margin = int(margin) if margin == int(margin) else margin
+    return composed(
+        "margin_ranking_loss",
+        lambda x1, x2, y: torch.clamp_min(margin - y * (x1 - x2), 0),
+        (input1, input2, target),
+        reduction,
+    )
+
+
+def multi_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    p: int = 1,
+    margin: float = 1.0,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Hinge loss of many classes: ``w_y Σ_(c ≠ y) max(0, margin - x_y + x_c)^p / C``.
+
+    Args:
+        input: x, scores of shape (C) or (N, C).
+        target: y, class indices (int64) of shape () or (N).
+        p: 1 or 2.
+        margin: by how much the label's score should be the highest.
+        weight: w, a number per class, of shape (C).
+        size_average, reduce: deprecated, see ``reduction``.
+        reduction: "none", "mean", "sum" or "sample". A mean divides by the number of rows.
+
+    Returns:
+        The loss, of input's dtype: a scalar, or for "none" of the shape of the target.
+
+    Raises:
+        ValueError: if ``p`` is neither 1 nor 2, or ``reduction`` is none of these.
+        RuntimeError: for shapes or dtypes that do not fit, or, on the CPU, a label that is no
+            class. On a GPU its loss is NaN.
+
+    Follows :func:`torch.nn.functional.multi_margin_loss`, which cannot be differentiated twice;
+    Crammer and Singer, On the Algorithmic Implementation of Multiclass Kernel-based Vector
+    Machines, 2001.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.multi_margin_loss(torch.tensor([[0.5, 0.0, 1.0]]), torch.tensor([2]))
+        tensor(0.1667)
+    """
+    if has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            multi_margin_loss, (input, target, weight), input, target, p, margin, weight,
+            size_average, reduce, reduction,
+        )  # fmt: skip
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    check_reduction(reduction)
+    if p not in (1, 2):
+        raise ValueError("only p == 1 and p == 2 supported")
+    if weight is not None and weight.dim() != 1:
+        raise ValueError("weight must be one-dimensional")
+    margin = number("multi_margin_loss", "margin", margin)
+    _check_rows("multi_margin_loss", input, target)
+    rows = 1 if input.dim() < 2 else input.shape[0]
+    if target.dim() > 1 or target.numel() != rows:
+        raise RuntimeError(
+            f"inconsistent target size, expected {rows} labels but got {tuple(target.shape)}"
+        )
+    classes = input.shape[-1] if input.dim() else 1
+    if weight is not None and weight.numel() != classes:
+        raise RuntimeError(
+            f"inconsistent weight size, expected {classes} but got {tuple(weight.shape)}"
+        )
+    _check_labels("multi_margin_loss", target, classes, 0)
+    shape = () if target.dim() == 0 else (rows,)
+    inside = (target >= 0) & (target < classes)
+    label = torch.where(inside, target, 0).reshape(rows, 1)
+
+    def formula(x: Tensor, w: Tensor | None = None) -> Tensor:
+        x = x.reshape(rows, classes)
+        z = positive_part(margin - x.gather(1, label) + x)
+        others = torch.arange(classes, device=x.device) != label
+        z = torch.where(others, z.square() if p == 2 else z, 0.0)
+        loss = z.sum(1) / classes
+        if w is not None:
+            loss = loss * w[label.squeeze(1)]
+        return torch.where(inside.reshape(rows), loss, torch.nan).reshape(shape)
+
+    moving = (input,) if weight is None else (input, weight.to(input.dtype))
+    return composed("multi_margin_loss", formula, moving, reduction)
+
+
+def multilabel_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Hinge loss of several labels: ``Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C``.
+
+    Needs memory for all pairs of classes of a row.
+
+    Args:
+        input: x, scores of shape (C) or (N, C).
+        target: class indices (int64) of the shape of input; of each row, those before the first
+            that is -1 are its labels.
+        size_average, reduce: deprecated, see ``reduction``.
+        reduction: "none", "mean", "sum" or "sample". A mean divides by the number of rows.
+
+    Returns:
+        The loss, of input's dtype: a scalar, or for "none" a number per row.
+
+    Raises:
+        ValueError: if ``reduction`` is none of these.
+        RuntimeError: for shapes or dtypes that do not fit, or, on the CPU, a label that is no
+            class.
+
+    Follows :func:`torch.nn.functional.multilabel_margin_loss`, which cannot be differentiated
+    twice.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> x = torch.tensor([[0.1, 0.2, 0.4, 0.8]])
+        >>> F.multilabel_margin_loss(x, torch.tensor([[3, 0, -1, 1]]))
+        tensor(0.8500)
+    """
+    if has_torch_function_variadic(input, target):
+        return handle_torch_function(
+            multilabel_margin_loss, (input, target), input, target, size_average, reduce, reduction
+        )
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    check_reduction(reduction)
+    _check_rows("multilabel_margin_loss", input, target)
+    if target.shape != input.shape and not (input.dim() < 2 and target.numel() == input.numel()):
+        raise RuntimeError(
+            f"inconsistent target size: {tuple(target.shape)} for input of size: "
+            f"{tuple(input.shape)}"
+        )
+    classes = input.shape[-1] if input.dim() else 1
+    rows = 1 if input.dim() < 2 else input.shape[0]
+    _check_labels("multilabel_margin_loss", target, classes, -1)
+    labels = target.reshape(rows, classes)
+    given = (labels >= 0).cumprod(1).bool()  # those before the first that is none
+    safe = torch.where(given, labels, 0)
+    hits = torch.zeros_like(labels).scatter_add(1, safe, given.long()) > 0
+
+    def formula(x: Tensor) -> Tensor:
+        x = x.reshape(rows, classes)
+        z = positive_part(1 - x.gather(1, safe).unsqueeze(2) + x.unsqueeze(1))
+        pairs = given.unsqueeze(2) & ~hits.unsqueeze(1)
+        loss = torch.where(pairs, z, 0.0).sum((1, 2)) / classes
+        return loss.reshape(()) if input.dim() < 2 else loss
+
+    return composed("multilabel_margin_loss", formula, (input,), reduction)
+
+
+def multilabel_soft_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Binary cross entropy of logits, the mean over the classes of a row.
+
+    Args:
+        input: x, logits of shape (…, C).
+        target: y, between 0 and 1, of the shape of input.
+        weight: a number per class, of shape (C), or of one that broadcasts to the input's.
+        size_average, reduce: deprecated, see ``reduction``.
+        reduction: "none", "mean", "sum" or "sample", of the numbers per row.
+
+    Returns:
+        The loss: a scalar, or for "none" a number per row.
+
+    Raises:
+        ValueError: if ``reduction`` is none of these, or the sizes of input and target differ.
+        NotImplementedError: if the tensors are not floating point.
+
+    Follows :func:`torch.nn.functional.multilabel_soft_margin_loss`.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.multilabel_soft_margin_loss(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 1.0]]))
+        tensor(0.4100)
+    """
+    if has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            multilabel_soft_margin_loss, (input, target, weight), input, target, weight,
+            size_average, reduce, reduction,
+        )  # fmt: skip
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    check_reduction(reduction)
+    if input.dim() == 0:
+        raise IndexError("multilabel_soft_margin_loss(): input should have a dimension of classes")
+    if target.shape != input.shape:
+        input, target = torch.broadcast_tensors(input, target)
+    if reduction == "mean":
+        return binary_cross_entropy_with_logits(input, target, weight)
+    if reduction == "sum":
+        total = binary_cross_entropy_with_logits(input, target, weight, reduction="sum")
+        return total / input.shape[-1]
+    loss = binary_cross_entropy_with_logits(input, target, weight, reduction="none").mean(-1)
+    return loss if reduction == "none" else loss.reshape(loss.shape[0], -1).mean(1)
+
+
+def _check_rows(function: str, input: Tensor, target: Tensor) -> None:
+    if input.dim() > 2 or (input.dim() and input.shape[-1] == 0):
+        raise RuntimeError(
+            "Expected non-empty vector or matrix with optional 0-dim batch size, but got: "
+            f"{tuple(input.shape)}"
+        )
+    if not input.is_floating_point():
+        raise RuntimeError(f"{function}(): input should be floating point, got {input.dtype}")
+    if target.dtype != torch.int64:
+        raise RuntimeError(f"{function}(): target should be int64, got {target.dtype}")
+
+
+def _check_labels(function: str, target: Tensor, classes: int, lowest: int) -> None:
+    """On the CPU: elsewhere to look would mean to wait."""
+    if target.device.type != "cpu" or torch.compiler.is_compiling() or transforms_active():
+        return
+    if ((target < lowest) | (target >= classes)).any():
+        raise RuntimeError(f"{function}(): target out of range, of {classes} classes")

@@ -1,0 +1,66 @@
+"""The loss of an alignment; public as part of :mod:`lossops.functional`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from lossops.composed import check_reduction
+
+__all__ = ["ctc_loss"]
+
+# As it is when this is imported: lossops.use_in_torch() may put ours in its place.
+_torch_ctc_loss = torch.nn.functional.ctc_loss
+
+
+def ctc_loss(
+    log_probs: Tensor,
+    targets: Tensor,
+    input_lengths: Tensor | Sequence[int],
+    target_lengths: Tensor | Sequence[int],
+    blank: int = 0,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+) -> Tensor:
+    r"""Connectionist temporal classification: ``-log Σ_(alignments) Π_t p_t``.
+
+    It is a dynamic programme over time and not a loss over rows: torch's own kernels compute it.
+
+    Args:
+        log_probs: log-probabilities, of shape (T, N, C) or (T, C).
+        targets: labels, of shape (N, S), or all in one of shape (Σ target_lengths).
+        input_lengths: of the sequences, of shape (N) or ().
+        target_lengths: of the labels, of shape (N) or ().
+        blank: the class of no label.
+        reduction: "none", "mean", "sum" or "sample"; the last is the first, as a sequence is a
+            sample. "mean" divides each loss by the length of its labels first.
+        zero_infinity: count infinite losses, and their gradients, as 0.
+
+    Returns:
+        The loss: a scalar, or a number per sequence.
+
+    Raises:
+        ValueError: if ``reduction`` is none of these. Else what torch's function raises.
+
+    Is :func:`torch.nn.functional.ctc_loss`. Graves et al., Connectionist Temporal Classification,
+    2006.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> log_probs = torch.full((4, 1, 3), 1 / 3).log()
+        >>> F.ctc_loss(log_probs, torch.tensor([[1, 2]]), [4], [2], reduction="sum")
+        tensor(1.6864)
+    """
+    if has_torch_function_variadic(log_probs, targets):
+        return handle_torch_function(
+            ctc_loss, (log_probs, targets), log_probs, targets, input_lengths, target_lengths,
+            blank, reduction, zero_infinity,
+        )  # fmt: skip
+    check_reduction(reduction)
+    reduction = "none" if reduction == "sample" else reduction
+    return _torch_ctc_loss(
+        log_probs, targets, input_lengths, target_lengths, blank, reduction, zero_infinity
+    )

@@ -1,0 +1,333 @@
+"""lossops in torch's place: modules, functions, and the losses without kernels of their own."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as torch_functional
+from conftest import DEVICE, make, random_grad_like
+from torch.testing._internal.common_modules import module_db
+
+import lossops
+from lossops import functional, nn
+
+MODULES = {
+    info.module_cls.__name__: info for info in module_db if info.module_cls.__name__ in nn.__all__
+}
+each_module = pytest.mark.parametrize("name", MODULES)
+
+
+def test_every_loss_module_is_here():
+    has_no_loss_of_its_own = {"AdaptiveLogSoftmaxWithLoss", "NLLLoss2d"}
+    losses = {name for name in dir(torch.nn) if name.endswith("Loss")} - has_no_loss_of_its_own
+    assert losses <= set(nn.__all__)
+    no_samples = {"LinearCrossEntropyLoss", "TripletMarginLoss", "TripletMarginWithDistanceLoss"}
+    assert losses - no_samples <= set(MODULES)
+
+
+def inputs_of(name: str, dtype: torch.dtype):
+    info = MODULES[name]
+    yield from info.module_inputs_func(
+        info, device=DEVICE.type, dtype=dtype, requires_grad=True, training=True
+    )
+
+
+def forward(module, arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return module(*arguments.args, **arguments.kwargs)
+
+
+@each_module
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_modules(name, dtype):
+    """torch's samples of its modules, with the class swapped; pickled, copied and loaded."""
+    if dtype not in MODULES[name].dtypes:
+        pytest.skip(f"torch has no samples of {name} in {dtype}")
+    seen = 0
+    for sample in inputs_of(name, dtype):
+        seen += 1
+        arguments = sample.constructor_input
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = MODULES[name].module_cls(*arguments.args, **arguments.kwargs)
+            module = getattr(nn, name)(*arguments.args, **arguments.kwargs)
+        module.load_state_dict(theirs.state_dict())
+        for each in (theirs, module):
+            each.to(device=DEVICE, dtype=dtype)
+        expected = forward(theirs, sample.forward_input)
+        close = (
+            {"rtol": 1e-11, "atol": 1e-12}
+            if dtype == torch.float64
+            else {"rtol": 2e-5, "atol": 1e-5}
+        )
+        stored = io.BytesIO()
+        torch.save(module.state_dict(), stored)
+        variants = [module, copy.deepcopy(module)]
+        if not any(callable(v) for v in arguments.kwargs.values()):  # lambdas are not pickled
+            variants.append(pickle.loads(pickle.dumps(module)))
+        for each in variants:
+            got = forward(each, sample.forward_input)
+            torch.testing.assert_close(got, expected, equal_nan=True, **close)
+        assert isinstance(repr(module), str)
+    assert seen
+
+
+def test_use_in_torch():
+    x, y = make.randn(5), make.randn(5)
+    before = {name: getattr(torch_functional, name) for name in dir(torch_functional)}
+    with lossops.use_in_torch():
+        assert torch_functional.mse_loss is functional.mse_loss
+        assert torch_functional.linear_cross_entropy is functional.linear_cross_entropy
+        # torch.nn's modules look the functions up by name; and what lossops takes from torch is not
+        # taken from itself.
+        loss = torch.nn.MSELoss(reduction="sample")(x, y)
+        torch.testing.assert_close(loss, (x - y).square())
+        assert torch.nn.L1Loss()(torch.tensor([1j]), torch.tensor([0j])) == 1
+        log_probs = make.randn(6, 2, 4).log_softmax(2)
+        torch.nn.CTCLoss()(log_probs, torch.ones(2, 2, dtype=torch.long), [6, 6], [2, 2])
+        with lossops.use_in_torch():
+            pass
+        assert torch_functional.mse_loss is functional.mse_loss
+    assert {name: getattr(torch_functional, name) for name in dir(torch_functional)} == before
+    with pytest.raises(ZeroDivisionError), lossops.use_in_torch():
+        raise ZeroDivisionError
+    assert torch_functional.mse_loss is before["mse_loss"]
+
+
+# ---------------------------------------------------------------------------------------------
+# The losses that are formulas in plain torch.
+
+
+def labels(*shape, classes):
+    return torch.randint(classes, shape, device=DEVICE)
+
+
+def signs(*shape):
+    return make.randn(*shape).sign()
+
+
+def _with(function, *fixed, **options):
+    """The loss of the tensors that come first, given the others."""
+    return lambda *moving, **more: function(*moving, *fixed, **options, **more)
+
+
+# name: the tensors to differentiate by, and a function of them.
+CASES = {
+    "soft_margin": lambda: ([make.randn(4, 3), make.randn(4, 3)], functional.soft_margin_loss),
+    "hinge_embedding": lambda: (
+        [make.randn(4, 3)], _with(functional.hinge_embedding_loss, signs(4, 3))
+    ),
+    "margin_ranking": lambda: (
+        [make.randn(5), make.randn(5)], _with(functional.margin_ranking_loss, signs(5), 0.3)
+    ),
+    "multi_margin": lambda: (
+        [make.randn(4, 6)],
+        _with(functional.multi_margin_loss, labels(4, classes=6), 2, 1.0, make.rand(6).double()),
+    ),
+    "multilabel_margin": lambda: (
+        [make.randn(4, 6)],
+        _with(functional.multilabel_margin_loss, make.tensor([[3, 0, -1, 1, 2, 2]] * 4)),
+    ),
+    "multilabel_soft_margin": lambda: (
+        [make.randn(4, 6), make.rand(4, 6)], functional.multilabel_soft_margin_loss
+    ),
+    "poisson_nll": lambda: (
+        [make.randn(4, 3), make.rand(4, 3) + 1.5], _with(functional.poisson_nll_loss, full=True)
+    ),
+    "poisson_nll of counts": lambda: (
+        [make.rand(4, 3) + 0.5, make.rand(4, 3)],
+        _with(functional.poisson_nll_loss, log_input=False),
+    ),
+    "gaussian_nll": lambda: (
+        [make.randn(4, 3), make.randn(4, 3), make.rand(4, 1) + 0.5], functional.gaussian_nll_loss
+    ),
+    "cosine_embedding": lambda: (
+        [make.randn(5, 4), make.randn(5, 4)],
+        _with(functional.cosine_embedding_loss, signs(5), -0.5),
+    ),
+    "triplet_margin": lambda: (
+        [make.randn(5, 4), make.randn(5, 4), make.randn(5, 4)],
+        _with(functional.triplet_margin_loss, margin=3.0, swap=True),
+    ),
+    "triplet_margin_with_distance": lambda: (
+        [make.randn(5, 4), make.randn(5, 4), make.randn(5, 4)],
+        _with(functional.triplet_margin_with_distance_loss, margin=3.0),
+    ),
+    "linear_cross_entropy": lambda: (
+        [make.randn(5, 4), make.randn(6, 4)],
+        _with(
+            functional.linear_cross_entropy, labels(5, classes=6), label_smoothing=0.1, z_loss=0.01,
+            softcap=3.0,
+        ),
+    ),
+}  # fmt: skip
+each_formula = pytest.mark.parametrize("name", CASES)
+each_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
+
+
+def case(name: str):
+    tensors, function = CASES[name]()
+    return [t.double().requires_grad_() for t in tensors], function
+
+
+@each_formula
+@each_reduction
+def test_gradcheck(name, reduction):
+    moving, function = case(name)
+
+    def loss(*tensors):
+        return function(*tensors, reduction=reduction)
+
+    # Batches of gradients, as vmap makes them, are none of a loss that walks its rows in chunks.
+    batched = {"check_batched_grad": True, "check_batched_forward_grad": True}
+    assert torch.autograd.gradcheck(loss, moving, check_forward_ad=True, **batched)
+    assert torch.autograd.gradgradcheck(loss, moving, check_fwd_over_rev=True)
+
+
+@each_formula
+def test_transforms(name):
+    """vmap of gradients, and forward over reverse twice, beside loops over torch.autograd."""
+    moving, function = case(name)
+    x, *rest = (t.detach() for t in moving)
+    xs = torch.stack([x, x + 0.1, x - 0.2])
+
+    def loss(x):
+        return function(x, *rest, reduction="sum")
+
+    batched = torch.func.vmap(torch.func.grad(loss))(xs)
+    for one, each in zip(batched, xs, strict=True):
+        leaf = each.clone().requires_grad_()
+        torch.testing.assert_close(one, torch.autograd.grad(loss(leaf), leaf)[0])
+    hessian = torch.func.hessian(loss)(x)
+    expected = torch.autograd.functional.hessian(loss, x)
+    torch.testing.assert_close(hessian, expected)
+    torch.testing.assert_close(torch.func.jacfwd(torch.func.jacrev(loss))(x), expected)
+
+
+@each_formula
+def test_compiles_to_one_graph(name):
+    moving, function = case(name)
+    torch._dynamo.reset()
+
+    def loss(*tensors):
+        return function(*tensors, reduction="mean")
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True)
+    for _ in range(2):
+        tensors = [t.detach().float().requires_grad_() for t in moving]
+        expected, got = loss(*tensors), compiled(*tensors)
+        torch.testing.assert_close(got, expected)
+        for one, other in zip(
+            torch.autograd.grad(got, tensors), torch.autograd.grad(expected, tensors), strict=True
+        ):
+            torch.testing.assert_close(one, other)
+
+
+@each_formula
+def test_autocast_computes_in_float32(name):
+    moving, function = case(name)
+    halves = [t.detach().bfloat16().requires_grad_() for t in moving]
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        loss = function(*halves)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(t.grad.dtype == torch.bfloat16 for t in halves)
+
+
+@each_formula
+def test_samples_are_rows_averaged(name):
+    moving, function = case(name)
+    none, sample = function(*moving, reduction="none"), function(*moving, reduction="sample")
+    torch.testing.assert_close(sample, none.reshape(none.shape[0], -1).mean(1))
+    with pytest.raises(ValueError, match="not a valid value for reduction"):
+        function(*moving, reduction="average")
+
+
+def test_limits():
+    """Where torch's formulas leave their range."""
+    x = make.tensor([-1000.0, 1000.0], requires_grad=True)
+    loss = functional.soft_margin_loss(x, make.tensor([1.0, 1.0]), reduction="none")
+    torch.testing.assert_close(loss, make.tensor([1000.0, 0.0]))
+    loss.sum().backward()
+    torch.testing.assert_close(x.grad, make.tensor([-1.0, 0.0]))
+    target = make.tensor([0.0, 0.5, 3.0], requires_grad=True)
+    functional.poisson_nll_loss(make.zeros(3), target, full=True).backward()
+    assert target.grad.isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------
+# linear_cross_entropy.
+
+
+@pytest.mark.parametrize("rows", [1, 127, 128, 129, 700])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_chunks(rows, reduction, soft):
+    """Gradients of chunks are those of all at once, the first time and again."""
+    classes = 40
+    x, a, b = (make.randn(*shape).double() for shape in ((rows, 8), (classes, 8), (classes,)))
+    weight = make.rand(classes).double()
+    target = (
+        make.randn(rows, classes).double().softmax(1) if soft else labels(rows, classes=classes)
+    )
+    options = {"weight": weight, "label_smoothing": 0.1, "reduction": reduction, "z_loss": 1e-2}
+    if not soft:
+        target[::3] = -100
+        if (target == -100).all():
+            target[0] = 3
+    moving = [t.requires_grad_() for t in (x, a, b)]
+    loss = functional.linear_cross_entropy(x, a, target, linear_bias=b, **options)
+    assert type(loss.grad_fn).__name__ == "_ChunkedBackward"
+    right = functional.cross_entropy(torch_functional.linear(x, a, b), target, **options)
+    torch.testing.assert_close(loss, right)
+    cotangent = random_grad_like(right)
+    expected = torch.autograd.grad(right, moving, cotangent, retain_graph=True)
+    for _ in range(2):
+        found = torch.autograd.grad(loss, moving, cotangent, retain_graph=True)
+        torch.testing.assert_close(found, expected)
+    again = torch.autograd.grad(loss, moving, cotangent, create_graph=True)
+    torch.testing.assert_close(again, expected)
+    with torch.no_grad():
+        value = functional.linear_cross_entropy(x, a, target, linear_bias=b, **options)
+    torch.testing.assert_close(value, right)
+
+
+def test_all_ignored_has_no_gradient():
+    x, a = make.randn(6, 3, requires_grad=True), make.randn(4, 3, requires_grad=True)
+    loss = functional.linear_cross_entropy(x, a, torch.full((6,), -100, device=DEVICE))
+    assert loss.isnan()
+    loss.backward()
+    assert not x.grad.any()
+    assert not a.grad.any()
+
+
+def test_small_gradients_survive_float16():
+    """A loss scaled by 32768, as for mixed precision: the gradient is not rounded to 0 first."""
+    rows, classes = 2000, 50
+    x = (make.randn(rows, 16) * 0.1).half().requires_grad_()
+    a = (make.randn(classes, 16) * 0.01).half()
+    target = labels(rows, classes=classes)
+    (functional.linear_cross_entropy(x, a, target) * 32768).backward()
+    exact = x.detach().double().requires_grad_()
+    loss = functional.cross_entropy(torch_functional.linear(exact, a.double()), target)
+    (expected,) = torch.autograd.grad(loss * 32768, exact)
+    torch.testing.assert_close(x.grad.double(), expected, rtol=2e-2, atol=2e-3)
+
+
+def test_micro_batches_with_a_normalizer_are_one_batch():
+    """Gradient accumulation over parts with different numbers of labels."""
+    x, a = make.randn(12, 5).double(), make.randn(7, 5).double().requires_grad_()
+    target = labels(12, classes=7)
+    target[[0, 1, 5]] = -100
+    tokens = (target != -100).sum()
+    functional.linear_cross_entropy(x, a, target).backward()
+    expected, a.grad = a.grad, None
+    for part in (slice(0, 2), slice(2, 7), slice(7, 12)):
+        functional.linear_cross_entropy(x[part], a, target[part], normalizer=tokens).backward()
+    torch.testing.assert_close(a.grad, expected)
