@@ -77,9 +77,13 @@ def reverse_kl(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
 
 
 def jensen_shannon(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
-    both = p + q > 0
-    log_m = torch.where(both, 0.5 * (p + q), 1.0).log()
-    return 0.5 * (times(p, log_p - log_m) + times(q, log_q - log_m))
+    """Where one is 0, the other's part is log 2 of it: so, too, in the limit where both are."""
+    none_p, none_q = p == 0, q == 0
+    log_m = torch.where(none_p & none_q, 1.0, 0.5 * (p + q)).log()
+    half = math.log(2)
+    p_term = torch.where(none_q, half * p, times(p, torch.where(none_q, 0.0, log_p - log_m)))
+    q_term = torch.where(none_p, half * q, times(q, torch.where(none_p, 0.0, log_q - log_m)))
+    return 0.5 * (p_term + q_term)
 
 
 def l1_distribution(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
@@ -225,7 +229,7 @@ def softmax(
         if counts is not None:
             value = formula(-_pick(log_q, target, counts, dim), *own[: _own_params(loss)])
             if weight is not None:
-                value = value * weight[torch.where(counts, target, 0).long()]
+                value = times(weight[torch.where(counts, target, 0).long()], value)
         else:
             soft = target if weight is None else target * wide_weight
             value = -times(soft, log_q).sum(dim)
@@ -245,6 +249,8 @@ def softmax(
         normalizer = reduce(units, "sum", keep_dims)
         if one_if_none:
             normalizer = torch.where(normalizer == 0, 1.0, normalizer)
+    elif reduction == "mean" and normalizer is None and one_if_none and value.numel() == 0:
+        normalizer = torch.ones_like(reduce(value, "sum", keep_dims))
     if normalizer is not None:
         normalizer = normalizer.to(compute)
     reduced = reduce(value, reduction, keep_dims, normalizer).to(out_dtype)

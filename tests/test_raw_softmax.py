@@ -504,6 +504,40 @@ def test_divergences_of_impossible_classes(backend, side, loss, dtypes):
 
 
 @each_same
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal", "poly"])
+def test_a_weight_of_zero_counts_nothing(backend, loss, dtypes):
+    """Also where the loss is infinite."""
+    for classes in (3, 120):
+        rows = [[-math.inf] + [1.0] * (classes - 1)] * 2
+        case = logits_case(backend, rows, [0, 1], loss, dtype=dtypes[0], weighted=True)
+        case.class_weight = torch.ones_like(case.class_weight)
+        case.class_weight[0] = 0
+        value, *_ = case.forward()
+        assert value[0] == 0
+        assert value[1] > 0
+        grad, _ = case.backward(grad_lse=None, grad_entropy=None)
+        assert not grad[0].any()
+
+
+@each_same
+def test_the_mean_of_nothing_and_nothing(backend, dtypes):
+    """Classes without probability on either side: Jensen-Shannon's derivative, with the other
+    side at 0, tends to log(2)/2."""
+    for more in (0, 60):
+        row = [0.0, 1.0, 0.0] + [0.0] * more
+        case = logits_case(
+            backend, [row], [0], "jensen_shannon", dtype=dtypes[0], form="probs"
+        )  # fmt: skip
+        case.target_form, case.target = "probs", case.input.clone()
+        case.grad_output = torch.ones_like(case.grad_output)
+        value, *_ = case.forward([False] * 5)
+        hard(case, value, [0.0])
+        for grad in case.backward([True, True], grad_lse=None, grad_entropy=None):
+            half = 0.5 * math.log(2)
+            hard(case, grad[0], [half, 0.0, half] + [half] * more)
+
+
+@each_same
 def test_rows_without_a_distribution(backend, dtypes):
     """With NaN: as torch, NaN; and the rows beside them are not touched."""
     inf, nan = math.inf, math.nan

@@ -527,3 +527,19 @@ def test_everything_at_once_in_half_precision():
         (exact,) = leaves(input.double())
         case.truth(exact, target, "sum", **kwargs).backward()
         assert scaled_ulps(leaf.grad, exact.grad, 1e-2) <= 1
+
+
+@cpu_only
+@pytest.mark.parametrize("classes", [5, 64, 100, 4096])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_in_place_of_logits_that_are_the_target_too(classes, smoothing):
+    """Soft targets that share the memory which the gradient takes."""
+    scores = make.randn(3, classes).softmax(1)
+    expected = make.zeros(3, classes).copy_(scores).requires_grad_()
+    functional.cross_entropy(expected * 1, scores, label_smoothing=smoothing).backward()
+    leaf = scores.clone().requires_grad_()
+    logits = leaf * 1
+    functional.cross_entropy(
+        logits, logits.detach(), label_smoothing=smoothing, inplace=True
+    ).backward()
+    torch.testing.assert_close(leaf.grad, expected.grad)

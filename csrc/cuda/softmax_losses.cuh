@@ -155,7 +155,7 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
   const T weight = row.counts ? class_weight<T>(p, row.label) * on_label : T(0);
   const T information = row.counts ? q.log_sum - q.above(score[0]) : T(0);
   const LabelJet<T> f = label_loss(LabelLosses{}, p, information);
-  T value = weight * f.value;
+  T value = times(weight, f.value);
   if (smooth) value += on_all * (q.log_sum * sums[1] - sums[2]);
   if (z_loss != T(0)) value += z_loss * lse * lse;
   value = finish_row(p, row, team, value, lse, entropy, q.reached(score[0], highest));

@@ -118,8 +118,11 @@ struct JensenShannon {
     // Where p and q are close, the logarithms would cancel.
     const auto close_p = abs(p - q) < T(0.5) * p;
     const auto close_q = abs(p - q) < T(0.5) * q;
-    const T p_m = select(close_p, -log1p(T(0.5) * (q - p) / p), log_p - log_m);
-    const T q_m = select(close_q, -log1p(T(0.5) * (p - q) / q), log_q - log_m);
+    T p_m = select(close_p, -log1p(T(0.5) * (q - p) / p), log_p - log_m);
+    T q_m = select(close_q, -log1p(T(0.5) * (p - q) / q), log_q - log_m);
+    // Half of the other, where that is all of the mean: also in the limit of nothing at all.
+    p_m = select(q == T(0), T(0.693147180559945309417232121458) + (p - p), p_m);
+    q_m = select(p == T(0), T(0.693147180559945309417232121458) + (q - q), q_m);
     const T p_term = T(0.5) * times(p, p_m), q_term = T(0.5) * times(q, q_m);
     return {p_term + q_term, T(0.5) * q_m, q_term, T(0.5) * p_m, p_term};
   }

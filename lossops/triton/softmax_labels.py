@@ -204,7 +204,7 @@ def label_loss_kernel(
         # Both terms are at least 0, and so is their sum.
         information = row[1] - below_maximum(own, row[0])
         f, slope_of_f = LOSS(information, tl.full([], p0, COMPUTE))
-        loss += keep * own_weight * f
+        loss += times(keep * own_weight, f)
         at_label = keep * own_weight * slope_of_f
     rest = a + 2 * times(z_loss, row[3])
     kappa = at_label + rest

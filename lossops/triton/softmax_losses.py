@@ -63,6 +63,9 @@ def jensen_shannon(p, log_p, q, log_q):
     close_q = tl.abs(p - q) < 0.5 * q
     p_m = tl.where(close_p, -log1p(0.5 * (q - p) / p), log_p - log_m)
     q_m = tl.where(close_q, -log1p(0.5 * (p - q) / q), log_q - log_m)
+    # Half of the other, where that is all of the mean: also in the limit of nothing at all.
+    p_m = tl.where(q == 0, 0.693147180559945309417232121458 + (p - p), p_m)
+    q_m = tl.where(p == 0, 0.693147180559945309417232121458 + (q - q), q_m)
     p_term, q_term = 0.5 * times(p, p_m), 0.5 * times(q, q_m)
     return p_term + q_term, 0.5 * q_m, q_term, 0.5 * p_m, p_term
 
