@@ -211,6 +211,7 @@ class _Walk:
                 values.append(found[0])
                 continue
             self._add(grads, by_logits, x, matrix, chunk)
+            del logits, by_logits  # before the next ones are made
         if grad_output is not None:
             return None, grads
         if number:

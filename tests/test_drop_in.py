@@ -10,11 +10,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as torch_functional
-from conftest import DEVICE, make, random_grad_like
+from conftest import DEVICE, cpu_only, make, random_grad_like
 from torch.testing._internal.common_modules import module_db
 
 import lossops
 from lossops import functional, nn
+from lossops.report.measure import peak_bytes
 
 MODULES = {
     info.module_cls.__name__: info for info in module_db if info.module_cls.__name__ in nn.__all__
@@ -331,3 +332,16 @@ def test_micro_batches_with_a_normalizer_are_one_batch():
     for part in (slice(0, 2), slice(2, 7), slice(7, 12)):
         functional.linear_cross_entropy(x[part], a, target[part], normalizer=tokens).backward()
     torch.testing.assert_close(a.grad, expected)
+
+
+@cpu_only
+def test_memory_of_a_chunk():
+    """Beyond the gradients, less than 15% of the logits are there at any time."""
+    x, a = make.randn(2048, 16, requires_grad=True), make.randn(3000, 16, requires_grad=True)
+    target = labels(2048, classes=3000)
+
+    def step():
+        torch.autograd.grad(functional.linear_cross_entropy(x, a, target), (x, a))
+
+    gradients = 4 * (x.numel() + a.numel())
+    assert peak_bytes(step, "cpu") - gradients <= 0.15 * 4 * 2048 * 3000
