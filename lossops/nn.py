@@ -205,6 +205,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     Args:
         weight, size_average, ignore_index, reduce, reduction, label_smoothing: as torch's.
         z_loss, softcap, temperature, empty, inplace: as the function's.
+        return_lse, return_entropy, return_accuracy: as the function's; it then returns a tuple.
     """
 
     def __init__(
@@ -221,6 +222,9 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         temperature: float = 1.0,
         empty: str = "nan",
         inplace: bool = False,
+        return_lse: bool = False,
+        return_entropy: bool = False,
+        return_accuracy: bool = False,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         self.z_loss = z_loss
@@ -228,10 +232,13 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         self.temperature = temperature
         self.empty = empty
         self.inplace = inplace
+        self.return_lse = return_lse
+        self.return_entropy = return_entropy
+        self.return_accuracy = return_accuracy
 
     def forward(
         self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, ...]:
         return F.cross_entropy(
             input,
             target,
@@ -244,12 +251,33 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             temperature=self.temperature,
             normalizer=normalizer,
             empty=self.empty,
+            return_lse=self.return_lse,
+            return_entropy=self.return_entropy,
+            return_accuracy=self.return_accuracy,
             inplace=self.inplace,
         )
 
 
 class NLLLoss(torch.nn.NLLLoss):
-    """Negative log-likelihood; see :func:`lossops.functional.nll_loss`."""
+    """Negative log-likelihood; see :func:`lossops.functional.nll_loss`.
+
+    Args:
+        weight, size_average, ignore_index, reduce, reduction: as torch's.
+        empty: as the function's.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        *,
+        empty: str = "nan",
+    ) -> None:
+        super().__init__(weight, size_average, ignore_index, reduce, reduction)
+        self.empty = empty
 
     def forward(
         self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None
@@ -261,6 +289,7 @@ class NLLLoss(torch.nn.NLLLoss):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             normalizer=normalizer,
+            empty=self.empty,
         )
 
 

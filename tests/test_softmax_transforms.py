@@ -357,6 +357,17 @@ def test_module_is_torchs(name):
         assert own(size_average=False).reduction == "sum"
 
 
+def test_modules_return_what_their_functions_do():
+    x, y = make.randn(4, 3), make.tensor([0, 2, 1, 1])
+    asked = {"return_lse": True, "return_entropy": True, "return_accuracy": True}
+    found = nn.CrossEntropyLoss(**asked)(x, y)
+    assert len(found) == 4
+    torch.testing.assert_close(found, functional.cross_entropy(x, y, **asked), rtol=0, atol=0)
+    none = torch.full((4,), -100, device=DEVICE)
+    assert nn.NLLLoss(empty="zero")(x, none) == 0
+    assert nn.NLLLoss()(x, none).isnan()
+
+
 def test_training_with_modules():
     """As a drop-in: a few steps of both give the same weights."""
     x = make.randn(32, 6)
