@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lossops.autograd import transforms_active
 from lossops.checks import HALF_DTYPES, REDUCTIONS, autocasts
 from lossops.reference import reduce
 
@@ -47,12 +48,13 @@ def composed(
     if not wide.is_floating_point and mode == "mean":
         return value.mean()  # which torch refuses, of integers
     reduced = reduce(value, mode, keep_dims)
-    return reduced.to(dtype) if wide != dtype or dtype in HALF_DTYPES else reduced
+    return reduced if wide == dtype else reduced.to(dtype)
 
 
-def at_least(number: Tensor, bound: float) -> Tensor:
-    """The larger, with derivative 1 where both are equal, as :func:`torch.clamp_min`; NaN stays."""
-    return torch.clamp_min(number, bound)
+def can_look(tensor: Tensor) -> bool:
+    """Whether to read its numbers makes nobody wait, and is possible."""
+    traced = torch.compiler.is_compiling() or transforms_active()
+    return tensor.device.type == "cpu" and not traced
 
 
 def positive_part(number: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from lossops.autograd import transforms_active
 from lossops.checks import legacy_reduction, number
-from lossops.composed import check_reduction, composed
+from lossops.composed import can_look, check_reduction, composed
 
 __all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
 
@@ -119,7 +118,7 @@ def gaussian_nll_loss(
         if var < 0:
             raise ValueError("var has negative entry/entries")
         var = torch.full_like(input, var)
-    elif _can_look(var) and (var < 0).any():
+    elif can_look(var) and (var < 0).any():
         raise ValueError("var has negative entry/entries")
     if var.shape != input.shape:
         if input.shape[:-1] == var.shape and input.dim():
@@ -135,15 +134,9 @@ def gaussian_nll_loss(
     def formula(x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         fixed = v.detach()
         bounded = torch.where(fixed < 0, torch.nan, fixed.clamp_min(eps))
-        v = v + (bounded - fixed)  # the bound, and the derivative of v itself
-        v = torch.where(fixed >= eps, v, bounded + (v - v.detach()))  # without a rounded difference
+        # The bound, with the derivative of v itself.
+        v = torch.where(fixed >= eps, v, bounded + (v - fixed))
         loss = 0.5 * (v.log() + (x - y).square() / v)
         return loss + 0.5 * math.log(2 * math.pi) if full else loss
 
     return composed("gaussian_nll_loss", formula, (input, target, var), reduction)
-
-
-def _can_look(tensor: Tensor) -> bool:
-    """Whether to read numbers stalls nobody."""
-    traced = torch.compiler.is_compiling() or transforms_active()
-    return tensor.device.type == "cpu" and not traced

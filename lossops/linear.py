@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from lossops import backends
 from lossops import softmax_reference as reference
 from lossops.autograd import is_transformed, merge, transforms_active
-from lossops.backends import kernel_ops
 from lossops.checks import autocasts
 from lossops.classification import cross_entropy
 from lossops.library import accumulator
@@ -112,6 +112,7 @@ def linear_cross_entropy(
         tensor is not None and tensor.requires_grad for tensor in (target, weight)
     )
     whole = moving or transforms_active() or torch.compiler.is_compiling()
+    whole = whole or backends.resolve(input) == "reference"
     if whole or linear_weight.dim() > 2 or not input.is_floating_point():
         logits = _all_logits(input, linear_weight, linear_bias, shape)
         return cross_entropy(logits, target, weight, reduction=reduction, **extras)
@@ -132,12 +133,7 @@ def linear_cross_entropy(
         "linear_cross_entropy", "cross_entropy", stand_in, target, 1, reduction,
         target_form="probs" if soft else "labels", **extras,
     )  # fmt: skip
-    if call.backend == "reference":
-        logits = _all_logits(input, linear_weight, linear_bias, shape)
-        return cross_entropy(logits, target, weight, reduction=reduction, **extras)
-    denominator = (
-        _denominator(target, weight, normalizer, call) if call.reduction == "mean" else None
-    )
+    denominator = _denominator(target, weight, normalizer, call)
     loss = _Chunked.apply(
         rows, linear_weight, linear_bias, target, weight, normalizer, denominator,
         _Walk(call, dtype, _rows_at_once(shape, dtype, options)),
@@ -183,7 +179,7 @@ class _Walk:
         sum or, with ``grad_output``, of the rows."""
         input, linear_weight, linear_bias = tensors
         number, wide = self.call.gives_a_number, accumulator(self.dtype)
-        ops = kernel_ops(self.call.backend)
+        ops = backends.kernel_ops(self.call.backend)
         call = replace(self.call, reduction="sum" if number else "none", keep_dims=0)
         matrix = linear_weight.to(self.dtype)
         bias = None if linear_bias is None else linear_bias.to(self.dtype)

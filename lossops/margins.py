@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from lossops.autograd import transforms_active
 from lossops.checks import legacy_reduction, number
-from lossops.composed import check_reduction, composed, positive_part
+from lossops.composed import can_look, check_reduction, composed, positive_part
 from lossops.probabilities import binary_cross_entropy_with_logits
 
 __all__ = [
@@ -385,7 +384,5 @@ def _check_rows(function: str, input: Tensor, target: Tensor) -> None:
 
 def _check_labels(function: str, target: Tensor, classes: int, lowest: int) -> None:
     """On the CPU: elsewhere to look would mean to wait."""
-    if target.device.type != "cpu" or torch.compiler.is_compiling() or transforms_active():
-        return
-    if ((target < lowest) | (target >= classes)).any():
+    if can_look(target) and ((target < lowest) | (target >= classes)).any():
         raise RuntimeError(f"{function}(): target out of range, of {classes} classes")

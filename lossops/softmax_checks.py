@@ -26,27 +26,11 @@ def softmax_loss(
     input: Tensor,
     target: Tensor,
     *,
-    dim: int,
-    reduction: str,
-    form: str = "logits",
-    target_form: str = "labels",
     class_weight: Tensor | None = None,
-    ignore_index: int = -100,
-    temperature: float = 1.0,
-    softcap: float | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    own_params: tuple[float, ...] = (),
-    normalizer: float | Tensor | None = None,
-    empty: str = "nan",
-    per_row: tuple[bool, bool, bool] = (False, False, False),
-    in_place: bool = False,
+    **options,  # as softmax_call's
 ) -> Outputs:
     """Settles a call whose shapes are checked, and runs it."""
-    normalizer, call = softmax_call(
-        function, loss, input, target, dim, reduction, form, target_form, ignore_index, temperature,
-        softcap, label_smoothing, z_loss, own_params, normalizer, empty, per_row, in_place,
-    )  # fmt: skip
+    normalizer, call = softmax_call(function, loss, input, target, **options)
     return softmax(input, target, class_weight, normalizer, call)
 
 

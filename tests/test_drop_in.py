@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 import warnings
 
@@ -67,8 +66,6 @@ def test_modules(name, dtype):
             if dtype == torch.float64
             else {"rtol": 2e-5, "atol": 1e-5}
         )
-        stored = io.BytesIO()
-        torch.save(module.state_dict(), stored)
         variants = [module, copy.deepcopy(module)]
         if not any(callable(v) for v in arguments.kwargs.values()):  # lambdas are not pickled
             variants.append(pickle.loads(pickle.dumps(module)))
@@ -185,7 +182,6 @@ def test_gradcheck(name, reduction):
     def loss(*tensors):
         return function(*tensors, reduction=reduction)
 
-    # Batches of gradients, as vmap makes them, are none of a loss that walks its rows in chunks.
     batched = {"check_batched_grad": True, "check_batched_forward_grad": True}
     assert torch.autograd.gradcheck(loss, moving, check_forward_ad=True, **batched)
     assert torch.autograd.gradgradcheck(loss, moving, check_fwd_over_rev=True)
