@@ -163,9 +163,10 @@ class Tile {
   }
 
   // The places of the n numbers of an operand from class `c` on; all in `buffer` where they are not
-  // stored as they are computed.
+  // stored as they are computed, or not wanted.
   Numbers<T> places(const RowsOperand& operand, int64_t c, int64_t n, T* buffer) const {
-    if (!across || operand.dtype != dtype_of<T> || operand.class_stride != 1) {
+    if (!across || !operand.defined() || operand.dtype != dtype_of<T> ||
+        operand.class_stride != 1) {
       return {buffer, buffer, steps(n)};
     }
     return {static_cast<T*>(operand.data) + offset(operand, 0) + c, buffer, n / width};
