@@ -30,6 +30,7 @@ from lossops.triton.softmax_rows import (
     settle,
     slope,
     store_rows,
+    walked_distribution,
 )
 
 
@@ -54,11 +55,14 @@ def _shares(
 def _label_walk(state, z, t, FORM: tl.constexpr, DENSE: tl.constexpr, ENTROPY: tl.constexpr,
                 ACCURACY: tl.constexpr):  # fmt: skip
     """Takes more classes into account: the maximum m and the sum of exp(z - m), less 1; sum t_c and
-    sum t_c (z_c - m); sum exp(z_c - m) (z_c - m); and whether a score is NaN."""
+    sum t_c (z_c - m); sum exp(z_c - m) (z_c - m); and whether a score is NaN. Also returns what
+    `walked_distribution` takes of a row that ends here."""
     m, s, a, dot, energy, broken = state
+    walked = None
     if FORM == "logits":
         old = 1 + s
         m, s, rescale, change, e, centered = online(m, s, z)
+        walked = centered, e
         if DENSE:
             dot += times(a, change)
         if ENTROPY:
@@ -74,16 +78,19 @@ def _label_walk(state, z, t, FORM: tl.constexpr, DENSE: tl.constexpr, ENTROPY: t
     if ACCURACY:
         m = tl.maximum(m, tl.max(z, axis=1))
         broken = tl.maximum(broken, tl.max((z != z).to(tl.int32), axis=1))
-    return m, s, a, dot, energy, broken
+    return (m, s, a, dot, energy, broken), walked
 
 
 @triton.jit
 def _label_gradients(
-    grad_input, grad_target, x, z, t, w, place, classes, mask, row, entropy, label, counts,
+    grad_input, grad_target, x, z, t, w, place, classes, mask, row, walked, entropy, label, counts,
     kappa, own_slope, keep, factor, upstream, grad_lse, grad_entropy, form,
     FORM: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
-    q, log_q = distribution(x, z, row, FORM)
+    if walked is None:
+        q, log_q = distribution(x, z, row, FORM)
+    else:
+        q, log_q = walked_distribution(walked, row)
     if grad_input is not None:
         by = kappa[:, None] * q if FORM == "logits" else tl.zeros_like(z)
         if label is not None:
@@ -179,7 +186,7 @@ def label_loss_kernel(
         t, w = _shares(
             target, class_weight, place, classes, mask, keep, spread, count, SMOOTHED, COMPUTE
         )
-        state = _label_walk(state, z, t, FORM, DENSE, ENTROPY, ACCURACY)
+        state, walked = _label_walk(state, z, t, FORM, DENSE, ENTROPY, ACCURACY)
     else:
         for start in range(0, count, BLOCK):
             at = start + classes
@@ -188,7 +195,7 @@ def label_loss_kernel(
             t, w = _shares(
                 target, class_weight, place, at, mask, keep, spread, count, SMOOTHED, COMPUTE
             )
-            state = _label_walk(state, z, t, FORM, DENSE, ENTROPY, ACCURACY)
+            state, _ = _label_walk(state, z, t, FORM, DENSE, ENTROPY, ACCURACY)
     m, s, a, dot, energy, broken = state
 
     # The row.
@@ -235,9 +242,9 @@ def label_loss_kernel(
             by_entropy = of_rows(grad_entropy, place, "row", group_size).to(COMPUTE)
         if RESIDENT:
             _label_gradients(
-                grad_input, grad_target, x, z, t, w, place, classes, mask, row, rows_entropy,
-                label, inside, kappa, own_slope, keep, factor, upstream, by_lse, by_entropy,
-                form, FORM, DENSE,
+                grad_input, grad_target, x, z, t, w, place, classes, mask, row, walked,
+                rows_entropy, label, inside, kappa, own_slope, keep, factor, upstream, by_lse,
+                by_entropy, form, FORM, DENSE,
             )  # fmt: skip
         else:
             for start in range(0, count, BLOCK):
@@ -249,9 +256,9 @@ def label_loss_kernel(
                     COMPUTE,
                 )  # fmt: skip
                 _label_gradients(
-                    grad_input, grad_target, x, z, t, w, place, at, mask, row, rows_entropy,
-                    label, inside, kappa, own_slope, keep, factor, upstream, by_lse, by_entropy,
-                    form, FORM, DENSE,
+                    grad_input, grad_target, x, z, t, w, place, at, mask, row, None,
+                    rows_entropy, label, inside, kappa, own_slope, keep, factor, upstream, by_lse,
+                    by_entropy, form, FORM, DENSE,
                 )  # fmt: skip
 
     conclude(total, reduced, workspace, normalizer, scale, SPAN)
