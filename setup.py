@@ -30,7 +30,8 @@ ROOT = Path(__file__).parent.resolve()
 CPU_SOURCES = (
     "csrc/ops/module.cpp",
     "csrc/ops/autograd.cpp",
-    "csrc/ops/fused.cpp",
+    "csrc/ops/elementwise_fused.cpp",
+    "csrc/ops/softmax_fused.cpp",
     "csrc/ops/elementwise.cpp",
     "csrc/ops/elementwise_cpu.cpp",
     "csrc/ops/softmax.cpp",

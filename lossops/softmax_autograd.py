@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 from lossops import softmax_reference as reference
 from lossops.autograd import is_transformed, transforms_active
-from lossops.backends import kernel_ops
+from lossops.backends import kernel_ops, native_extension
 
 Outputs = tuple[Tensor, ...]  # the loss, then lse, entropy and accuracy where they are wanted
 
@@ -174,6 +174,17 @@ def _differentiable_gradients(cotangents, inputs, call, mask) -> list:
     return _placed(pullback(_chosen(cotangents, given)), mask)
 
 
+def _differentiable_backward(grad_output, input, target, class_weight, normalizer, mask, *args):
+    """What the node in csrc/ops/softmax_fused.cpp calls: the gradients, None where not wanted."""
+    call = SoftmaxCall("native", *args)
+    inputs = (input, target, class_weight, normalizer)
+    return tuple(_differentiable_gradients((grad_output, None, None), inputs, call, mask))
+
+
+if native_extension is not None:
+    native_extension.set_differentiable_softmax_backward(_differentiable_backward)
+
+
 def softmax(
     input: Tensor,  # scores, the classes in dimension call.dim
     target: Tensor,  # class indices, or a distribution per row
@@ -193,6 +204,13 @@ def softmax(
         )
         return _chosen((*rows[:3], rows[3].detach()), call.wanted)
     if differentiated:
+        plain = not (any(call.per_row) or call.in_place or torch.compiler.is_compiling())
+        if call.backend == "native" and plain:
+            return (
+                native_extension.fused_softmax(
+                    input, target, class_weight, normalizer, *call.op_args, call.out_dtype
+                ),
+            )
         return FusedSoftmax.apply(input, target, class_weight, normalizer, call)
     found = kernel_ops(call.backend).softmax_forward(
         input, target, class_weight, normalizer, *call.op_args, call.out_dtype,

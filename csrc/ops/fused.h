@@ -1,10 +1,91 @@
-// Training in plain eager mode: the loss, and an autograd node that has its gradient ready.
+// Training in plain eager mode: the loss, and an autograd node that has its gradient ready. The C++
+// twins of lossops.autograd.FusedElementwise and lossops.softmax_autograd.FusedSoftmax: on small
+// tensors the Python of an autograd.Function takes longer than everything else together.
+//
+// Only the first derivative is handled here. Where a gradient must itself be differentiable, or is
+// a batch under vmap, a Python function is called.
 #pragma once
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <pybind11/pybind11.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <array>
+#include <optional>
 
 namespace lossops::ops {
 
-void bind_fused(pybind11::module_& module);
+using OptionalTensor = std::optional<at::Tensor>;
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+inline OptionalTensor optional(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+// Whether what comes of it will be differentiated, or is a batch: under torch.func, forward mode,
+// or the older vmap behind torch.autograd.grad(is_grads_batched=True).
+inline bool is_transformed(const at::Tensor& grad_output) {
+  const auto keys = grad_output.key_set();
+  return keys.has(c10::DispatchKey::FuncTorchBatched) ||
+         keys.has(c10::DispatchKey::FuncTorchGradWrapper) || keys.has(c10::DispatchKey::Batched) ||
+         grad_output._fw_grad(/*level=*/0).defined();
+}
+
+// Gradients of a forward pass, for grad_output = 1; handed out by the first backward. No saved
+// variables: those are checked for changes in place, and these are scaled in place.
+template <size_t count>
+class ReadyGradients {
+ public:
+  void keep(std::array<at::Tensor, count> grads) {
+    grads_ = std::move(grads);
+    ready_ = true;
+  }
+  // The gradients, if they are still there: they can be had once.
+  std::optional<std::array<at::Tensor, count>> take() {
+    if (!std::exchange(ready_, false)) return std::nullopt;
+    return std::exchange(grads_, {});
+  }
+
+ private:
+  std::array<at::Tensor, count> grads_;
+  bool ready_ = false;
+};
+
+// Those of `grads` that there are, and whether one of them is of float16. Scaling such a one
+// afterwards would lose digits: see lossops.autograd.
+struct Present {
+  explicit Present(at::ArrayRef<at::Tensor> grads) {
+    for (const at::Tensor& grad : grads) {
+      if (!grad.defined()) continue;
+      tensors.push_back(grad);
+      half = half || grad.scalar_type() == at::kHalf;
+    }
+  }
+  c10::SmallVector<at::Tensor, 3> tensors;
+  bool half = false;
+};
+
+inline void rescale(const Present& present, const at::Tensor& grad_output) {
+  static const auto op =
+      find_op<void(at::TensorList, const at::Tensor&)>("lossops::elementwise_rescale_");
+  op.call(present.tensors, grad_output);
+}
+
+// The gradients that a Python function returns as a tuple, None where there is none.
+template <size_t count>
+std::array<at::Tensor, count> gradients_of(const pybind11::tuple& found) {
+  std::array<at::Tensor, count> grads;
+  for (size_t i = 0; i < count; ++i) {
+    if (!found[i].is_none()) grads[i] = found[i].template cast<at::Tensor>();
+  }
+  return grads;
+}
+
+void bind_fused_elementwise(pybind11::module_& module);
+void bind_fused_softmax(pybind11::module_& module);
 
 }  // namespace lossops::ops

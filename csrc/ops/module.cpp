@@ -38,5 +38,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info, "How the extension was built.");
   module.def("instruction_set", &lossops::cpu::instruction_set,
              "The instruction set that the CPU kernels use on this machine.");
-  lossops::ops::bind_fused(module);
+  lossops::ops::bind_fused_elementwise(module);
+  lossops::ops::bind_fused_softmax(module);
 }

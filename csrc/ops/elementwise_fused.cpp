@@ -1,20 +1,13 @@
-// The C++ twin of lossops.autograd.FusedElementwise, for plain eager training: on small tensors
-// the Python of an autograd.Function takes longer than everything else together. Only the first
-// derivative is handled here. Where a gradient must itself be differentiable, or is a batch under
-// vmap, the Python rules are called.
-#include "ops/fused.h"
-
-#include <ATen/core/dispatch/Dispatcher.h>
+// The elementwise losses in eager training.
 #include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/custom_class.h>
 
-#include <array>
-#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
+
+#include "ops/fused.h"
 
 namespace lossops::ops {
 namespace {
@@ -22,18 +15,9 @@ namespace {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using OptionalTensor = std::optional<Tensor>;
 using Params = c10::ArrayRef<double>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-template <class Signature>
-using Op = c10::TypedOperatorHandle<Signature>;
-
-template <class Signature>
-Op<Signature> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 using Forward = Four(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
                      c10::string_view, Params, c10::string_view, int64_t, at::ScalarType,
@@ -44,7 +28,6 @@ using Backward = Three(const Tensor&, const Tensor&, const Tensor&, const Option
 using BackwardInPlace = void(at::TensorList, const Tensor&, const Tensor&, const Tensor&,
                              const OptionalTensor&, const OptionalTensor&, c10::string_view, Params,
                              c10::string_view, int64_t, std::array<bool, 3>);
-using Rescale = void(at::TensorList, const Tensor&);
 
 // What a node remembers besides its inputs.
 struct State : torch::CustomClassHolder {
@@ -53,27 +36,11 @@ struct State : torch::CustomClassHolder {
   int64_t keep_dims = 0;
   at::ScalarType out_dtype = at::kFloat;
   std::array<bool, 3> mask{};
-  // For grad_output = 1; handed out by the first backward. No saved variables: those are checked
-  // for changes in place, and these are scaled in place.
-  std::array<Tensor, 3> grads;
-  bool has_grads = false;
+  ReadyGradients<3> grads;
 };
 
 // lossops.autograd's differentiable backward. Never freed: the interpreter may be gone by then.
 pybind11::handle differentiable_backward;
-
-// Whether what comes of it will be differentiated, or is a batch: under torch.func, forward mode,
-// or the older vmap behind torch.autograd.grad(is_grads_batched=True).
-bool is_transformed(const Tensor& grad_output) {
-  const auto keys = grad_output.key_set();
-  return keys.has(c10::DispatchKey::FuncTorchBatched) ||
-         keys.has(c10::DispatchKey::FuncTorchGradWrapper) || keys.has(c10::DispatchKey::Batched) ||
-         grad_output._fw_grad(/*level=*/0).defined();
-}
-
-OptionalTensor optional(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
 
 variable_list place(const std::array<Tensor, 3>& grads) {
   return {grads[0], grads[1], grads[2], Tensor(), Tensor()};
@@ -82,33 +49,30 @@ variable_list place(const std::array<Tensor, 3>& grads) {
 std::array<Tensor, 3> backward_in_python(const State& state, const Tensor& grad_output,
                                          const variable_list& inputs) {
   const pybind11::gil_scoped_acquire gil;
-  const pybind11::tuple grads = differentiable_backward(
+  return gradients_of<3>(differentiable_backward(
       grad_output, optional(inputs[0]), optional(inputs[1]), optional(inputs[2]),
       optional(inputs[3]), state.loss, pybind11::tuple(pybind11::cast(state.params)),
       state.reduction, state.keep_dims, state.out_dtype,
-      pybind11::make_tuple(state.mask[0], state.mask[1], state.mask[2]));
-  std::array<Tensor, 3> out;
-  for (size_t i = 0; i < out.size(); ++i) {
-    if (!grads[i].is_none()) out[i] = grads[i].cast<Tensor>();
-  }
-  return out;
+      pybind11::make_tuple(state.mask[0], state.mask[1], state.mask[2])));
 }
 
 struct FusedElementwise : torch::autograd::Function<FusedElementwise> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
                         const OptionalTensor& weight, const OptionalTensor& normalizer,
                         const c10::intrusive_ptr<State>& state) {
-    static const auto op = find<Forward>("lossops::elementwise_forward");
+    static const auto op = find_op<Forward>("lossops::elementwise_forward");
     const auto wants = [](const Tensor& t) { return t.requires_grad(); };
     state->mask = {wants(input), wants(target), weight.has_value() && wants(*weight)};
-    state->has_grads = state->reduction != "none" && state->keep_dims == 0;
-    const auto in_forward = state->has_grads ? state->mask : std::array<bool, 3>{};
+    const bool gives_a_number = state->reduction != "none" && state->keep_dims == 0;
+    const auto in_forward = gives_a_number ? state->mask : std::array<bool, 3>{};
     Tensor value;
     {
       const at::AutoDispatchBelowADInplaceOrView guard;
-      std::tie(value, state->grads[0], state->grads[1], state->grads[2]) =
+      std::array<Tensor, 3> grads;
+      std::tie(value, grads[0], grads[1], grads[2]) =
           op.call(input, target, weight, normalizer, state->loss, state->params, state->reduction,
                   state->keep_dims, state->out_dtype, in_forward);
+      if (gives_a_number) state->grads.keep(std::move(grads));
     }
     ctx->save_for_backward(
         {input, target, weight.value_or(Tensor()), normalizer.value_or(Tensor())});
@@ -117,40 +81,31 @@ struct FusedElementwise : torch::autograd::Function<FusedElementwise> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    static const auto op = find<Backward>("lossops::elementwise_backward");
-    static const auto in_place = find<BackwardInPlace>("lossops::elementwise_backward_");
-    static const auto rescale = find<Rescale>("lossops::elementwise_rescale_");
+    static const auto op = find_op<Backward>("lossops::elementwise_backward");
+    static const auto in_place = find_op<BackwardInPlace>("lossops::elementwise_backward_");
     auto& state = static_cast<State&>(*ctx->saved_data["state"].toCapsule());
     const Tensor& grad_output = grad_outputs[0];
     const auto inputs = ctx->get_saved_variables();
-    const std::array<Tensor, 3> grads = std::move(state.grads);
-    state.grads = {};
-    const bool ready = std::exchange(state.has_grads, false);
+    const auto grads = state.grads.take();
     if (at::GradMode::is_enabled() || is_transformed(grad_output)) {
       return place(backward_in_python(state, grad_output, inputs));
     }
     const at::AutoDispatchBelowADInplaceOrView guard;
     const OptionalTensor weight = optional(inputs[2]), normalizer = optional(inputs[3]);
-    if (!ready) {
+    if (!grads) {
       const auto [gx, gy, gw] =
           op.call(grad_output, inputs[0], inputs[1], weight, normalizer, state.loss, state.params,
                   state.reduction, state.keep_dims, state.mask);
       return place({gx, gy, gw});
     }
-    c10::SmallVector<Tensor, 3> present;
-    bool half = false;
-    for (const Tensor& grad : grads) {
-      if (!grad.defined()) continue;
-      present.push_back(grad);
-      half = half || grad.scalar_type() == at::kHalf;
-    }
-    if (half) {  // see lossops.autograd: scaling afterwards would lose a float16 gradient's digits
-      in_place.call(present, grad_output, inputs[0], inputs[1], weight, normalizer, state.loss,
-                    state.params, state.reduction, state.keep_dims, state.mask);
+    const Present present(*grads);
+    if (present.half) {
+      in_place.call(present.tensors, grad_output, inputs[0], inputs[1], weight, normalizer,
+                    state.loss, state.params, state.reduction, state.keep_dims, state.mask);
     } else {
-      rescale.call(present, grad_output);
+      rescale(present, grad_output);
     }
-    return place(grads);
+    return place(*grads);
   }
 };
 
@@ -169,7 +124,7 @@ Tensor fused_elementwise(const Tensor& input, const Tensor& target, const Option
 
 }  // namespace
 
-void bind_fused(pybind11::module_& module) {
+void bind_fused_elementwise(pybind11::module_& module) {
   module.def("fused_elementwise", torch::wrap_pybind_function_no_gil(fused_elementwise),
              "A loss by the native kernels, attached to the graph.");
   module.def(

@@ -1,0 +1,150 @@
+// The losses over rows in eager training, as far as nothing but the loss is wanted of a row.
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/custom_class.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "ops/fused.h"
+
+namespace lossops::ops {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Params = c10::ArrayRef<double>;
+using Two = std::tuple<Tensor, Tensor>;
+using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+using Forward = Seven(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                      c10::string_view, int64_t, c10::string_view, c10::string_view, Params,
+                      int64_t, bool, c10::string_view, int64_t, at::ScalarType,
+                      std::array<bool, 5>);
+using Backward = Two(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                     const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                     c10::string_view, int64_t, c10::string_view, c10::string_view, Params, int64_t,
+                     bool, c10::string_view, int64_t, std::array<bool, 2>);
+using BackwardInPlace = void(at::TensorList, const Tensor&, const Tensor&, const Tensor&,
+                             const OptionalTensor&, const OptionalTensor&, c10::string_view,
+                             int64_t, c10::string_view, c10::string_view, Params, int64_t, bool,
+                             c10::string_view, int64_t, std::array<bool, 2>);
+
+// What a node remembers besides its inputs.
+struct State : torch::CustomClassHolder {
+  std::string loss, form, target_form, reduction;
+  std::vector<double> params;
+  int64_t dim = 0, ignore_index = 0, keep_dims = 0;
+  bool one_if_none = false;
+  at::ScalarType out_dtype = at::kFloat;
+  std::array<bool, 2> mask{};
+  ReadyGradients<2> grads;
+};
+
+// lossops.softmax_autograd's differentiable backward. Never freed: see elementwise_fused.cpp.
+pybind11::handle differentiable_backward;
+
+variable_list place(const std::array<Tensor, 2>& grads) {
+  return {grads[0], grads[1], Tensor(), Tensor(), Tensor()};
+}
+
+std::array<Tensor, 2> backward_in_python(const State& state, const Tensor& grad_output,
+                                         const variable_list& inputs) {
+  const pybind11::gil_scoped_acquire gil;
+  return gradients_of<2>(differentiable_backward(
+      grad_output, optional(inputs[0]), optional(inputs[1]), optional(inputs[2]),
+      optional(inputs[3]), pybind11::make_tuple(state.mask[0], state.mask[1]), state.loss,
+      state.dim, state.form, state.target_form, pybind11::tuple(pybind11::cast(state.params)),
+      state.ignore_index, state.one_if_none, state.reduction, state.keep_dims, state.out_dtype));
+}
+
+struct FusedSoftmax : torch::autograd::Function<FusedSoftmax> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
+                        const OptionalTensor& class_weight, const OptionalTensor& normalizer,
+                        const c10::intrusive_ptr<State>& state) {
+    static const auto op = find_op<Forward>("lossops::softmax_forward");
+    state->mask = {input.requires_grad(), target.requires_grad()};
+    const bool gives_a_number = state->reduction != "none" && state->keep_dims == 0;
+    Tensor value, denominator;
+    {
+      const at::AutoDispatchBelowADInplaceOrView guard;
+      std::array<Tensor, 2> grads;
+      std::tie(value, std::ignore, std::ignore, std::ignore, denominator, grads[0], grads[1]) =
+          op.call(input, target, class_weight, normalizer, state->loss, state->dim, state->form,
+                  state->target_form, state->params, state->ignore_index, state->one_if_none,
+                  state->reduction, state->keep_dims, state->out_dtype,
+                  {false, false, false, gives_a_number && state->mask[0],
+                   gives_a_number && state->mask[1]});
+      if (gives_a_number) state->grads.keep(std::move(grads));
+    }
+    ctx->save_for_backward({input, target, class_weight.value_or(Tensor()),
+                            denominator.defined() ? denominator : normalizer.value_or(Tensor())});
+    ctx->saved_data["state"] = c10::IValue::make_capsule(state);
+    return value;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    static const auto op = find_op<Backward>("lossops::softmax_backward");
+    static const auto in_place = find_op<BackwardInPlace>("lossops::softmax_backward_");
+    auto& state = static_cast<State&>(*ctx->saved_data["state"].toCapsule());
+    const Tensor& grad_output = grad_outputs[0];
+    const auto inputs = ctx->get_saved_variables();
+    const auto grads = state.grads.take();
+    if (at::GradMode::is_enabled() || is_transformed(grad_output)) {
+      return place(backward_in_python(state, grad_output, inputs));
+    }
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const OptionalTensor class_weight = optional(inputs[2]), normalizer = optional(inputs[3]);
+    if (!grads) {
+      const auto [by_input, by_target] =
+          op.call(grad_output, {}, {}, inputs[0], inputs[1], class_weight, normalizer, state.loss,
+                  state.dim, state.form, state.target_form, state.params, state.ignore_index,
+                  state.one_if_none, state.reduction, state.keep_dims, state.mask);
+      return place({by_input, by_target});
+    }
+    const Present present(*grads);
+    if (present.half) {
+      in_place.call(present.tensors, grad_output, inputs[0], inputs[1], class_weight, normalizer,
+                    state.loss, state.dim, state.form, state.target_form, state.params,
+                    state.ignore_index, state.one_if_none, state.reduction, state.keep_dims,
+                    state.mask);
+    } else {
+      rescale(present, grad_output);
+    }
+    return place(*grads);
+  }
+};
+
+Tensor fused_softmax(const Tensor& input, const Tensor& target, const OptionalTensor& class_weight,
+                     const OptionalTensor& normalizer, std::string loss, int64_t dim,
+                     std::string form, std::string target_form, std::vector<double> params,
+                     int64_t ignore_index, bool one_if_none, std::string reduction,
+                     int64_t keep_dims, at::ScalarType out_dtype) {
+  auto state = c10::make_intrusive<State>();
+  state->loss = std::move(loss);
+  state->dim = dim;
+  state->form = std::move(form);
+  state->target_form = std::move(target_form);
+  state->params = std::move(params);
+  state->ignore_index = ignore_index;
+  state->one_if_none = one_if_none;
+  state->reduction = std::move(reduction);
+  state->keep_dims = keep_dims;
+  state->out_dtype = out_dtype;
+  return FusedSoftmax::apply(input, target, class_weight, normalizer, state);
+}
+
+}  // namespace
+
+void bind_fused_softmax(pybind11::module_& module) {
+  module.def("fused_softmax", torch::wrap_pybind_function_no_gil(fused_softmax),
+             "A loss over rows by the native kernels, attached to the graph.");
+  module.def(
+      "set_differentiable_softmax_backward",
+      [](pybind11::function function) { differentiable_backward = function.release(); },
+      "Says which function gives gradients that are differentiable themselves.");
+}
+
+}  // namespace lossops::ops
