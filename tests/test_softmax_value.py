@@ -10,6 +10,7 @@ import torch.nn.functional as torch_functional
 from conftest import (
     DEVICE,
     DTYPES,
+    cpu_only,
     each_dtype,
     each_reduction,
     expect_softmax_kernels,
@@ -378,6 +379,30 @@ def test_labels_as_torch_takes_them(labels):
     target = torch.randint(5, (9,), device=DEVICE)
     expected = functional.cross_entropy(input, target)
     assert torch.equal(functional.cross_entropy(input, target.to(labels)), expected)
+
+
+@cpu_only
+@each_softmax_case
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("shape", [(2, 70_001), (70, 900), (900, 7)], ids=str)
+def test_same_bits_for_any_number_of_threads(case, dtype, shape):
+    """Who share the rows, or a row where there are few long ones."""
+    before = torch.get_num_threads()
+    input, target, kwargs = case.tensors(shape, dtype)
+    moving = [input.requires_grad_()]
+    if target.is_floating_point():
+        moving.append(target.requires_grad_())
+    results = []
+    try:
+        for count in (1, 1, 2, 3, 5):
+            torch.set_num_threads(count)
+            loss = case(input, target, **kwargs)
+            results.append((loss, *torch.autograd.grad(loss, moving)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for found, expected in zip(other, results[0], strict=True):
+            assert torch.equal(found, expected)
 
 
 def test_every_option_together():

@@ -34,7 +34,9 @@ struct RunningSums {
   V exponentials() const { return V(1.0) + others; }
   V log_sum() const { return log1p(others); }  // log sum exp(z - m)
 
-  void add(const RunningSums& block) {
+  // Not inlined: two copies might not fuse the same multiplications with additions, and a row that
+  // threads share takes another one.
+  [[gnu::noinline]] void add(const RunningSums& block) {
     const V both = max(largest, block.largest);
     const V by = above(largest, both), block_by = above(block.largest, both);
     const V factor = exp(by), block_factor = exp(block_by);
@@ -45,6 +47,12 @@ struct RunningSums {
     scores = scores + times(mass, by) + block.scores + times(block.mass, block_by);
     mass = mass + block.mass;
     largest = both;
+  }
+
+  // Of log-probabilities, which have no maximum.
+  void add_targets(const RunningSums& block) {
+    mass = mass + block.mass;
+    scores = scores + block.scores;
   }
 
   // Numbers that are all -infinity are equal, as those that are all +infinity; the padding beyond

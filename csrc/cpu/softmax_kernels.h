@@ -1,5 +1,5 @@
 // What one instruction set offers to the softmax engine: a function over a range of rows, to be
-// called from one thread each.
+// called from one thread each, or from one that lets all share each row.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 namespace lossops::cpu {
 
 // Fewer classes than these do not fill vectors: rows then lie side by side in them.
-constexpr int64_t kWideRow = 64;
+constexpr int64_t kWideRow = 96;
 
 // Whether the classes of one row fill the vectors; otherwise `rows_at_once` rows side by side do.
 inline bool runs_along_classes(const SoftmaxProblem& problem) {
@@ -37,11 +37,28 @@ inline int64_t read_label(const RowLabels& labels, int64_t outer, int64_t inner)
   }
 }
 
+// The threads that share the blocks of a row, where rows are too few to share: all of them, or the
+// one that asks.
+struct Threads {
+  using Part = void (*)(const void* loop, int64_t begin, int64_t end);
+  void (*run)(int64_t n, const void* loop, Part part) = nullptr;
+
+  bool share() const { return run != nullptr; }
+  template <class F>
+  void each(int64_t n, const F& f) const {
+    const auto part = [](const void* loop, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) (*static_cast<const F*>(loop))(i);
+    };
+    if (run) return run(n, &f, part);
+    part(&f, 0, n);
+  }
+};
+
 struct SoftmaxKernels {
   // Computes everything that the problem asks for, but its normalizer and `reduced`. [begin, end)
   // lies within one group, or covers whole groups; the unscaled losses of the j-th of them are
-  // added to sums[j].
-  void (*run)(const SoftmaxProblem&, int64_t begin, int64_t end, double* sums);
+  // added to sums[j]. They are the same bits whether threads share a row or not.
+  void (*run)(const SoftmaxProblem&, int64_t begin, int64_t end, double* sums, Threads threads);
 };
 
 // The first is always there; the others where the build is for x86-64.

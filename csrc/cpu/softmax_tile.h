@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <memory>
+#include <type_traits>
 
 #include "cpu/blocks.h"
 #include "cpu/simd.h"
@@ -133,22 +134,17 @@ class Tile {
   // What a row's numbers add up to, or the largest of them, in every element that stands for it.
   // A NaN may be lost among the largest.
   static V sum(V value) {
-    if constexpr (!across) return value;
-    alignas(64) T all[width];
-    value.store(all);
-    for (int64_t n = width / 2; n > 0; n /= 2) {
-      for (int64_t i = 0; i < n; ++i) all[i] += all[i + n];
-    }
-    return V(static_cast<double>(all[0]));
+    return reduce(value, [](auto a, auto b) { return a + b; });
   }
   static V largest(V value) {
-    if constexpr (!across) return value;
-    alignas(64) T all[width];
-    value.store(all);
-    for (int64_t n = width / 2; n > 0; n /= 2) {
-      for (int64_t i = 0; i < n; ++i) all[i] = all[i] > all[i + n] ? all[i] : all[i + n];
-    }
-    return V(static_cast<double>(all[0]));
+    const auto of_two = [](auto a, auto b) {
+      if constexpr (std::is_same_v<decltype(a), T>) {
+        return a > b ? a : b;
+      } else {
+        return larger(a, b);
+      }
+    };
+    return reduce(value, of_two);
   }
 
   // What is read after class `c` of a row: the rest of it, or the next one. For a prefetch, which
@@ -252,6 +248,16 @@ class Tile {
     copy(static_cast<const uint8_t*>(labels.data));
   }
 
+  double class_weight(int64_t c) const {
+    double weight = 1;
+    if (!problem_.class_weight.defined()) return weight;
+    with_dtype(problem_.class_weight.dtype, [&]<class S>(S*) {
+      weight =
+          static_cast<const S*>(problem_.class_weight.data)[c * problem_.class_weight.stride[0]];
+    });
+    return weight;
+  }
+
   // The rows' numbers, or `absent` where there are none.
   void read(const RowNumbers& numbers, T absent, T* out) const {
     std::fill_n(out, stride_, absent);
@@ -292,6 +298,23 @@ class Tile {
   template <class O>
   int64_t offset(const O& operand, int64_t lane) const {
     return outer_[lane] * operand.outer_stride + inner_[lane] * operand.inner_stride;
+  }
+
+  template <class F>
+  static V reduce(V value, const F& f) {
+    if constexpr (!across) {
+      return value;
+    } else if constexpr (std::is_same_v<T, float>) {
+      const auto of_vectors = [&](auto a, auto b) { return f(V(a), V(b)).v; };
+      return V(static_cast<double>(at::vec::vec_reduce_all<T>(of_vectors, value.v)));
+    } else {
+      alignas(64) T all[width];
+      value.store(all);
+      for (int64_t n = width / 2; n > 0; n /= 2) {
+        for (int64_t i = 0; i < n; ++i) all[i] = f(all[i], all[i + n]);
+      }
+      return V(static_cast<double>(all[0]));
+    }
   }
 
   struct Line {
