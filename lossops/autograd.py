@@ -254,7 +254,7 @@ def _by_reference(tensors, moving, call):
 
 
 def _differentiable_backward(grad_output, input, target, weight, normalizer, *args):
-    """What the node in csrc/ops/elementwise_fused.cpp calls: the gradients, None where not wanted."""
+    """What csrc/ops/elementwise_fused.cpp calls: the gradients, None where not wanted."""
     call = Call("native", *args)
     grads = ElementwiseBackward.apply(grad_output, input, target, weight, normalizer, call)
     return _place(grads, call.mask)

@@ -51,6 +51,21 @@ def composed(
     return reduced if wide == dtype else reduced.to(dtype)
 
 
+def has_kernels(*tensors: Tensor) -> bool:
+    """Whether the tensors are of dtypes that kernels take; they have none of integers alone."""
+    return any(tensor.is_floating_point() for tensor in tensors)
+
+
+def difference(a: Tensor, b: Tensor) -> tuple[Tensor, torch.dtype]:
+    """a - b, of half precision in float32; and the dtype that a loss of it has."""
+    dtype = torch.result_type(a, b)
+    if dtype not in HALF_DTYPES:
+        return a - b, dtype
+    if autocasts(a.device.type):
+        dtype = torch.float32
+    return a.to(torch.float32) - b, dtype
+
+
 def can_look(tensor: Tensor) -> bool:
     """Whether to read its numbers makes nobody wait, and is possible."""
     traced = torch.compiler.is_compiling() or transforms_active()

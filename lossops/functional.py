@@ -22,6 +22,8 @@ probabilities and logits in :mod:`lossops.probabilities`, those over rows in
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -66,6 +68,7 @@ from lossops.sequences import ctc_loss
 __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "charbonnier_loss",
     "cosine_embedding_loss",
     "cross_entropy",
     "ctc_loss",
@@ -373,3 +376,53 @@ def quantile_loss(
     return elementwise_loss(
         "quantile", input, target, weight, reduction, (1.0 - quantile, quantile)
     )
+
+
+def charbonnier_loss(
+    input: Tensor,
+    target: Tensor,
+    epsilon: float = 1e-3,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Charbonnier: with d = x - y, ``w sqrt(d² + ε²)``.
+
+    A smooth L1 loss that has derivatives of every order: quadratic near 0, where it is ε, and
+    linear far from it. Much used to restore images.
+
+    Args:
+        input: predictions x, any shape.
+        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        epsilon: ε > 0.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        weight: w, the shape of ``input``. A mean then divides by Σw.
+
+    Returns:
+        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
+        "sample".
+
+    Raises:
+        ValueError: if ``epsilon`` is not positive and finite, ``reduction`` is none of these, or
+            ``weight`` has another shape than input.
+        NotImplementedError: if the tensors are not floating point.
+        RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
+        TypeError: if ``epsilon`` is not a number.
+
+    Source: Charbonnier et al., Two Deterministic Half-Quadratic Regularization Algorithms for
+    Computed Imaging, 1994. torch has no such loss.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.charbonnier_loss(torch.tensor([0.0, 4.0]), torch.zeros(2), 3.0, reduction="none")
+        tensor([3., 5.])
+    """
+    if has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            charbonnier_loss, (input, target, weight), input, target, epsilon, reduction, weight
+        )
+    epsilon = number("charbonnier_loss", "epsilon", epsilon)
+    if not 0 < epsilon < math.inf:
+        raise ValueError(
+            f"charbonnier_loss(): epsilon should be positive and finite, got {epsilon}"
+        )
+    return elementwise_loss("charbonnier", input, target, weight, reduction, (epsilon,))

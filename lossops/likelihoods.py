@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from lossops.checks import legacy_reduction, number
-from lossops.composed import can_look, check_reduction, composed
+from lossops import reference
+from lossops.checks import elementwise_loss, legacy_reduction, number
+from lossops.composed import can_look, check_reduction, composed, difference
 
 __all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
 
@@ -23,6 +24,8 @@ def poisson_nll_loss(
     eps: float = 1e-8,
     reduce: bool | None = None,
     reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
 ) -> Tensor:
     r"""Negative log-likelihood of a count: ``exp(x) - y x``, or ``x - y log(x + eps)``.
 
@@ -30,10 +33,13 @@ def poisson_nll_loss(
         input: x, the logarithm of the expected count; or the count, with ``log_input=False``.
         target: y, the count, of a shape that broadcasts with the input's.
         log_input: which of the two.
-        full: add Stirling's approximation of log(y!) where y > 1, which is no function of x.
+        full: add Stirling's approximation of log(y!) where y > 1, which is no function of x; it is
+            computed in plain torch.
         size_average, reduce: deprecated, see ``reduction``.
         eps: keeps the logarithm finite.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        weight: w, the shape of the input, multiplies it. A mean still divides by the number of
+            elements.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
@@ -51,24 +57,33 @@ def poisson_nll_loss(
         >>> F.poisson_nll_loss(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]), reduction="none")
         tensor([1.0000, 0.7183])
     """
-    if has_torch_function_variadic(input, target):
+    if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
-            poisson_nll_loss, (input, target), input, target, log_input, full, size_average, eps,
-            reduce, reduction,
+            poisson_nll_loss, (input, target, weight), input, target, log_input, full,
+            size_average, eps, reduce, reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     eps = number("poisson_nll_loss", "eps", eps)
+    loss, params = ("poisson_log", ()) if log_input else ("poisson", (eps,))
+    if not full:
+        return _likelihood(loss, input, target, weight, reduction, params)
 
-    def formula(x: Tensor, y: Tensor) -> Tensor:
-        loss = x.exp() - y * x if log_input else x - y * torch.log(x + eps)
-        if full:
-            large = y > 1
-            y = torch.where(large, y, 2)
-            stirling = y * y.log() - y + 0.5 * torch.log(2 * math.pi * y)
-            loss = loss + torch.where(large, stirling, 0)
-        return loss
+    def formula(x: Tensor, y: Tensor, *weight: Tensor) -> Tensor:
+        large = y > 1
+        count = torch.where(large, y, 2)
+        stirling = count * count.log() - count + 0.5 * torch.log(2 * math.pi * count)
+        loss_of = reference.FORMULAS[loss](x, y, *params) + torch.where(large, stirling, 0)
+        return loss_of * weight[0] if weight else loss_of
 
-    return composed("poisson_nll_loss", formula, (input, target), reduction)
+    moving = (input, target) if weight is None else (input, target, weight)
+    return composed("poisson_nll_loss", formula, moving, reduction)
+
+
+def _likelihood(loss: str, input, target, weight, reduction: str, params) -> Tensor:
+    return elementwise_loss(
+        loss, input, target, weight, reduction, params,
+        divides_by_weight=False, warns_of_broadcast=False,
+    )  # fmt: skip
 
 
 def gaussian_nll_loss(
@@ -78,8 +93,12 @@ def gaussian_nll_loss(
     full: bool = False,
     eps: float = 1e-6,
     reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
 ) -> Tensor:
     r"""Negative log-likelihood of a measurement: ``½ (log v + (x - y)² / v)``.
+
+    The deviation x - y is a tensor of its own; what comes after it is one pass.
 
     Args:
         input: x, the expectation, any shape.
@@ -90,6 +109,8 @@ def gaussian_nll_loss(
         full: add ½ log 2π.
         eps: the least variance.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        weight: w, the shape of the input, multiplies it. A mean still divides by the number of
+            elements.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
@@ -109,10 +130,11 @@ def gaussian_nll_loss(
         >>> F.gaussian_nll_loss(torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([2.0]))
         tensor(1.3466)
     """
-    if has_torch_function_variadic(input, target, var):
+    if has_torch_function_variadic(input, target, var, weight):
         return handle_torch_function(
-            gaussian_nll_loss, (input, target, var), input, target, var, full, eps, reduction
-        )
+            gaussian_nll_loss, (input, target, var, weight), input, target, var, full, eps,
+            reduction, weight=weight,
+        )  # fmt: skip
     if not isinstance(var, Tensor):
         var = number("gaussian_nll_loss", "var", var)
         if var < 0:
@@ -130,13 +152,8 @@ def gaussian_nll_loss(
             raise ValueError("var is of incorrect size")
     eps = number("gaussian_nll_loss", "eps", eps)
     check_reduction(reduction)
-
-    def formula(x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        fixed = v.detach()
-        bounded = torch.where(fixed < 0, torch.nan, fixed.clamp_min(eps))
-        # The bound, with the derivative of v itself.
-        v = torch.where(fixed >= eps, v, bounded + (v - fixed))
-        loss = 0.5 * (v.log() + (x - y).square() / v)
-        return loss + 0.5 * math.log(2 * math.pi) if full else loss
-
-    return composed("gaussian_nll_loss", formula, (input, target, var), reduction)
+    off, dtype = difference(input, target)
+    params = (eps, 0.5 * math.log(2 * math.pi) if full else 0.0)
+    return _likelihood("gaussian", off, var, weight, reduction, params).to(
+        torch.promote_types(dtype, var.dtype)
+    )

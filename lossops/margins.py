@@ -6,8 +6,16 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from lossops.checks import legacy_reduction, number
-from lossops.composed import can_look, check_reduction, composed, positive_part
+from lossops import reference
+from lossops.checks import elementwise_loss, legacy_reduction, number
+from lossops.composed import (
+    can_look,
+    check_reduction,
+    composed,
+    difference,
+    has_kernels,
+    positive_part,
+)
 from lossops.probabilities import binary_cross_entropy_with_logits
 
 __all__ = [
@@ -26,14 +34,17 @@ def soft_margin_loss(
     size_average: bool | None = None,
     reduce: bool | None = None,
     reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Logistic loss of a signed label: ``log(1 + exp(-y x))``.
+    r"""Logistic loss of a signed label: ``w log(1 + exp(-y x))``.
 
     Args:
         input: x, any shape.
         target: y, 1 or -1, of a shape that broadcasts with the input's.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        weight: w, the shape of the input. A mean still divides by the number of elements.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
@@ -52,17 +63,20 @@ def soft_margin_loss(
         >>> F.soft_margin_loss(x, y, reduction="none")
         tensor([0.6931, 3.0486])
     """
-    if has_torch_function_variadic(input, target):
+    if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
-            soft_margin_loss, (input, target), input, target, size_average, reduce, reduction
-        )
+            soft_margin_loss, (input, target, weight), input, target, size_average, reduce,
+            reduction, weight=weight,
+        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
-    return composed(
-        "soft_margin_loss",
-        lambda x, y: -torch.nn.functional.logsigmoid(x * y),
-        (input, target),
-        reduction,
-    )
+    return _of_labels("soft_margin", input, target, weight, reduction)
+
+
+def _of_labels(loss: str, input, target, weight, reduction: str, *params: float) -> Tensor:
+    return elementwise_loss(
+        loss, input, target, weight, reduction, params,
+        divides_by_weight=False, warns_of_broadcast=False,
+    )  # fmt: skip
 
 
 def hinge_embedding_loss(
@@ -72,6 +86,8 @@ def hinge_embedding_loss(
     size_average: bool | None = None,
     reduce: bool | None = None,
     reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
 ) -> Tensor:
     r"""Of a distance x: itself where y is 1, ``max(0, margin - x)`` where y is -1.
 
@@ -82,6 +98,7 @@ def hinge_embedding_loss(
         margin: how far apart the latter should be.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        weight: w, the shape of the input. A mean still divides by the number of elements.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
@@ -100,20 +117,21 @@ def hinge_embedding_loss(
         ...     torch.tensor([0.3, 0.3]), torch.tensor([1, -1]), reduction="none")
         tensor([0.3000, 0.7000])
     """
-    if has_torch_function_variadic(input, target):
+    if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
-            hinge_embedding_loss, (input, target), input, target, margin, size_average, reduce,
-            reduction,
+            hinge_embedding_loss, (input, target, weight), input, target, margin, size_average,
+            reduce, reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     margin = number("hinge_embedding_loss", "margin", margin)
-
-    def formula(x: Tensor) -> Tensor:
-        zero = torch.zeros((), dtype=x.dtype, device=x.device)
-        apart = torch.where(target != 1, torch.clamp_min(margin - x, 0), zero)
-        return apart + torch.where(target != -1, x, zero)
-
-    return composed("hinge_embedding_loss", formula, (input,), reduction)
+    if isinstance(input, Tensor) and not has_kernels(input):
+        return composed(
+            "hinge_embedding_loss",
+            lambda x: reference.hinge_embedding(x, target, margin),
+            (input,),
+            reduction,
+        )
+    return _of_labels("hinge_embedding", input, target, weight, reduction, margin)
 
 
 def margin_ranking_loss(
@@ -124,8 +142,12 @@ def margin_ranking_loss(
     size_average: bool | None = None,
     reduce: bool | None = None,
     reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
 ) -> Tensor:
     r"""Whether x1 ranks above x2 by a margin: ``max(0, margin - y (x1 - x2))``.
+
+    The difference of the two is a tensor of its own; what comes after it is one pass.
 
     Args:
         input1, input2: x1 and x2, of shapes that broadcast.
@@ -133,6 +155,7 @@ def margin_ranking_loss(
         margin: by how much.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        weight: w, the shape of the input. A mean still divides by the number of elements.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
@@ -151,10 +174,10 @@ def margin_ranking_loss(
         >>> F.margin_ranking_loss(x1, x2, torch.tensor([1.0, 1.0]), reduction="none")
         tensor([0., 1.])
     """
-    if has_torch_function_variadic(input1, input2, target):
+    if has_torch_function_variadic(input1, input2, target, weight):
         return handle_torch_function(
-            margin_ranking_loss, (input1, input2, target), input1, input2, target, margin,
-            size_average, reduce, reduction,
+            margin_ranking_loss, (input1, input2, target, weight), input1, input2, target, margin,
+            size_average, reduce, reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
@@ -164,11 +187,15 @@ def margin_ranking_loss(
             f"input1: {input1.size()}, input2: {input2.size()}, target: {target.size()} "
         )
     margin = number("margin_ranking_loss", "margin", margin)
-    if not input1.is_floating_point():
-        margin = int(margin) if margin == int(margin) else margin
+    if has_kernels(input1, input2):
+        apart, dtype = difference(input1, input2)
+        dtype = torch.promote_types(dtype, target.dtype)
+        return _of_labels("margin_ranking", apart, target, weight, reduction, margin).to(dtype)
+    if margin == int(margin):
+        margin = int(margin)
     return composed(
         "margin_ranking_loss",
-        lambda x1, x2, y: torch.clamp_min(margin - y * (x1 - x2), 0),
+        lambda x1, x2, y: reference.margin_ranking(x1 - x2, y, margin),
         (input1, input2, target),
         reduction,
     )

@@ -20,6 +20,7 @@ __all__ = [
     *nn_composed.__all__,
     "BCELoss",
     "BCEWithLogitsLoss",
+    "CharbonnierLoss",
     "CrossEntropyLoss",
     "FocalLoss",
     "HuberLoss",
@@ -102,6 +103,24 @@ class QuantileLoss(_Loss):
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.quantile_loss(input, target, self.quantile, self.reduction, weight)
+
+
+class CharbonnierLoss(_Loss):
+    """Charbonnier; see :func:`lossops.functional.charbonnier_loss`.
+
+    Args:
+        epsilon: ε > 0.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    __constants__ = ["epsilon", "reduction"]
+
+    def __init__(self, epsilon: float = 1e-3, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+        self.epsilon = epsilon
+
+    def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        return F.charbonnier_loss(input, target, self.epsilon, self.reduction, weight)
 
 
 class KLDivLoss(torch.nn.KLDivLoss):

@@ -67,6 +67,30 @@ def quantile(input: Tensor, target: Tensor, above: float, below: float) -> Tenso
     return torch.where(d > 0, above * d, torch.where(d < 0, -below * d, 0 * d))
 
 
+def charbonnier(input: Tensor, target: Tensor, epsilon: float) -> Tensor:
+    """sqrt(d² + ε²), the larger of the two in front of the root."""
+    a = (input - target).abs()
+    far = a > epsilon
+    # The derivative of a root of 1 + r² by r is finite everywhere.
+    outer, inner = torch.where(far, a, 2 * epsilon), torch.where(far, 0.0, input - target)
+    return torch.where(
+        far,
+        outer * (1 + (epsilon / outer).square()).sqrt(),
+        epsilon * (1 + (inner / epsilon).square()).sqrt(),
+    )
+
+
+def hinge_embedding(input: Tensor, target: Tensor, margin: float) -> Tensor:
+    """Of a distance; a label is not differentiated by."""
+    left = torch.where(target == 1, torch.zeros_like(input), torch.clamp_min(margin - input, 0))
+    return left + torch.where(target == -1, torch.zeros_like(input), input)
+
+
+def margin_ranking(input: Tensor, target: Tensor, margin: float) -> Tensor:
+    """Of a difference of scores."""
+    return torch.clamp_min(margin - input * target, 0)
+
+
 # The rest are sums, written as their terms: rounding is relative to the terms, not to what is left
 # of them where they cancel.
 
@@ -136,6 +160,41 @@ def bce_with_logits(
     return _cross_entropy(input, pos_weight * yes, no)
 
 
+def soft_margin(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """log(1 + exp(-x y)). A sure score that is right has neither loss nor derivatives."""
+    z = -input * target
+    sure = z < -1000
+    x, y = torch.where(sure, 0.0, input), torch.where(sure, 0.0, target)
+    z = -x * y
+    tail = torch.log1p(torch.where(z > 0, -z, z).exp())
+    return torch.where(sure, 0.0, tail), torch.where(z > 0, z, 0.0)
+
+
+def poisson_log(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """exp(x) - y x, of which the second is 0 where y is."""
+    impossible = (target == 0) & input.isinf()
+    return input.exp(), -target * torch.where(impossible, 0.0, input)
+
+
+def poisson(input: Tensor, target: Tensor, epsilon: float) -> tuple[Tensor, ...]:
+    """x - y log(x + ε), of which the second is 0 where y is."""
+    sum = input + epsilon
+    impossible = (target == 0) & ((sum == 0) | (sum == math.inf))
+    log = torch.where(impossible, 1.0, sum).log()
+    # For its derivative by y alone.
+    rest = torch.where(impossible, target - target.detach(), 0.0)
+    return input, -target * log, infinitely_steep(torch.where(sum > 0, -rest, rest))
+
+
+def gaussian(input: Tensor, target: Tensor, epsilon: float, constant: float) -> tuple[Tensor, ...]:
+    """Of a deviation and a variance: ½ (log v + x² / v) and a constant."""
+    fixed = target.detach()
+    bounded = torch.where(fixed < 0, torch.nan, torch.where(fixed < epsilon, epsilon, fixed))
+    # The bound, with the derivative of the variance itself.
+    variance = torch.where(fixed >= epsilon, target, bounded + (target - fixed))
+    return 0.5 * variance.log(), 0.5 * input * (input / variance), torch.full_like(input, constant)
+
+
 def sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) -> tuple[Tensor, ...]:
     """A negative alpha stands for none."""
     far = input.abs() > 1000  # where e is 0, whatever it is multiplied by in a derivative
@@ -157,6 +216,10 @@ TERMS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "bce": bce,
     "bce_with_logits": bce_with_logits,
     "sigmoid_focal": sigmoid_focal,
+    "soft_margin": soft_margin,
+    "poisson_log": poisson_log,
+    "poisson": poisson,
+    "gaussian": gaussian,
 }
 
 
@@ -174,6 +237,9 @@ FORMULAS: dict[str, Formula] = {
     "huber": huber,
     "log_cosh": log_cosh,
     "quantile": quantile,
+    "charbonnier": charbonnier,
+    "hinge_embedding": hinge_embedding,
+    "margin_ranking": margin_ranking,
     **{name: _sum_of(terms) for name, terms in TERMS.items()},
 }
 

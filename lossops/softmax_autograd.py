@@ -175,7 +175,7 @@ def _differentiable_gradients(cotangents, inputs, call, mask) -> list:
 
 
 def _differentiable_backward(grad_output, input, target, class_weight, normalizer, mask, *args):
-    """What the node in csrc/ops/softmax_fused.cpp calls: the gradients, None where not wanted."""
+    """What csrc/ops/softmax_fused.cpp calls: the gradients, None where not wanted."""
     call = SoftmaxCall("native", *args)
     inputs = (input, target, class_weight, normalizer)
     return tuple(_differentiable_gradients((grad_output, None, None), inputs, call, mask))

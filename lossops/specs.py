@@ -47,6 +47,33 @@ def _fold_label(x: Tensor) -> Tensor:
     return torch.where(x.abs() > 1, (x > 0).to(x.dtype), x.abs())
 
 
+def _off(x: Tensor, *points: float) -> Tensor:
+    """Numbers that are not near any of these, so that no derivative jumps there."""
+    for point in points:
+        x = torch.where((x - point).abs() < 0.05, x + 0.1, x)
+    return x
+
+
+def _sign(x: Tensor) -> Tensor:
+    return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
+
+
+def _margin_ranking(input: Tensor, target: Tensor, **kwargs) -> Tensor:
+    return functional.margin_ranking_loss(input, torch.zeros_like(input), target, **kwargs)
+
+
+def _margin_ranking_in_torch(input: Tensor, target: Tensor, **kwargs) -> Tensor:
+    return torch_functional.margin_ranking_loss(input, torch.zeros_like(input), target, **kwargs)
+
+
+def _gaussian(input: Tensor, target: Tensor, **kwargs) -> Tensor:
+    return functional.gaussian_nll_loss(input, torch.zeros_like(input), target, **kwargs)
+
+
+def _gaussian_in_torch(input: Tensor, target: Tensor, **kwargs) -> Tensor:
+    return torch_functional.gaussian_nll_loss(input, torch.zeros_like(input), target, **kwargs)
+
+
 def _with_smoothing(
     input: Tensor, target: Tensor, label_smoothing: float = 0.0, **kwargs
 ) -> tuple[Tensor, Tensor, dict]:
@@ -77,6 +104,8 @@ class Spec:
 
     # What it is called in lossops.functional, where rows share a function.
     called: str = ""
+    # The call of an input and a target, where the function takes more tensors.
+    through: Callable[..., Tensor] | None = None
     # Whether it compares a prediction with a measurement: the report trains and draws those.
     regression: bool = True
     # Makes valid inputs and targets of any numbers, as `inner` of random ones, without the borders
@@ -98,8 +127,8 @@ class Spec:
 
     @property
     def function(self) -> Callable[..., Tensor]:
-        """The loss itself."""
-        return getattr(functional, self.public_name)
+        """The loss of an input and a target."""
+        return self.through or getattr(functional, self.public_name)
 
     @property
     def public_name(self) -> str:
@@ -215,6 +244,20 @@ SPECS: tuple[Spec, ...] = (
         ),
     ),
     Spec(
+        name="charbonnier_loss",
+        kernel="charbonnier",
+        module=nn.CharbonnierLoss,
+        formula="√(d² + ε²)",
+        samples=({"epsilon": 1e-3}, {"epsilon": 0.5}),
+        source="Charbonnier et al., Deterministic Half-Quadratic Regularization, 1994",
+        refused=(
+            ({"epsilon": 0.0}, ValueError, "epsilon should be positive and finite"),
+            ({"epsilon": float("inf")}, ValueError, "epsilon should be positive and finite"),
+            ({"epsilon": float("nan")}, ValueError, "epsilon should be positive and finite"),
+            ({"epsilon": "small"}, TypeError, "epsilon should be a number"),
+        ),
+    ),
+    Spec(
         name="kl_div",
         kernel="kl_div",
         module=nn.KLDivLoss,
@@ -314,6 +357,108 @@ SPECS: tuple[Spec, ...] = (
             ({"gamma": float("nan")}, ValueError, "gamma should be at least 0"),
             ({"gamma": "hard"}, TypeError, "gamma should be a number"),
         ),
+    ),
+    Spec(
+        name="soft_margin_loss",
+        kernel="soft_margin",
+        module=nn.SoftMarginLoss,
+        formula="log(1 + exp(-x y))",
+        torch_function=torch_functional.soft_margin_loss,
+        torch_module=torch.nn.SoftMarginLoss,
+        divides_by_weight=False,
+        source="Cox, The Regression Analysis of Binary Sequences, 1958",
+        regression=False,
+        inner=lambda x, y: (x, _sign(y)),
+        folded=lambda x, y: (x, _sign(y)),
+        other_shapes="broadcasts",
+    ),
+    Spec(
+        name="hinge_embedding_loss",
+        kernel="hinge_embedding",
+        module=nn.HingeEmbeddingLoss,
+        formula="x where y is 1, max(0, m - x) where it is -1",
+        samples=({"margin": 1.0}, {"margin": 0.3}),
+        differentiable=1,
+        torch_function=torch_functional.hinge_embedding_loss,
+        torch_module=torch.nn.HingeEmbeddingLoss,
+        divides_by_weight=False,
+        source="Hadsell, Chopra and LeCun, Learning an Invariant Mapping, 2006",
+        regression=False,
+        inner=lambda x, y: (_off(x, 1.0, 0.3), _sign(y)),
+        folded=lambda x, y: (x, _sign(y)),
+        other_shapes="broadcasts",
+        refused=(({"margin": "wide"}, TypeError, "margin should be a number"),),
+    ),
+    Spec(
+        name="margin_ranking_loss",
+        kernel="margin_ranking",
+        module=nn.MarginRankingLoss,
+        formula="max(0, m - y (x₁ - x₂))",
+        samples=({"margin": 0.0}, {"margin": 0.5}),
+        torch_function=_margin_ranking_in_torch,
+        torch_module=torch.nn.MarginRankingLoss,
+        divides_by_weight=False,
+        source="Herbrich, Graepel and Obermayer, Large Margin Rank Boundaries, 2000",
+        regression=False,
+        through=_margin_ranking,
+        inner=lambda x, y: (_off(x, -0.5, 0.0, 0.5), _sign(y)),
+        folded=lambda x, y: (x, _sign(y)),
+        other_shapes="broadcasts",
+        slope_without_input=True,
+        refused=(({"margin": "wide"}, TypeError, "margin should be a number"),),
+    ),
+    Spec(
+        name="poisson_nll_loss",
+        kernel="poisson_log",
+        module=nn.PoissonNLLLoss,
+        formula="eˣ - y x",
+        torch_function=torch_functional.poisson_nll_loss,
+        torch_module=torch.nn.PoissonNLLLoss,
+        divides_by_weight=False,
+        source="Nelder and Wedderburn, Generalized Linear Models, 1972",
+        regression=False,
+        inner=lambda x, y: (x, y.abs()),
+        folded=lambda x, y: (x, y.abs()),
+        other_shapes="broadcasts",
+        refused=(({"eps": "small"}, TypeError, "eps should be a number"),),
+    ),
+    Spec(
+        name="poisson_nll_loss_of_counts",
+        called="poisson_nll_loss",
+        kernel="poisson",
+        module=nn.PoissonNLLLoss,
+        formula="x - y log(x + ε)",
+        samples=({"log_input": False, "eps": 1e-8}, {"log_input": False, "eps": 0.5}),
+        params=lambda kwargs: (kwargs["eps"],),
+        torch_function=torch_functional.poisson_nll_loss,
+        torch_module=torch.nn.PoissonNLLLoss,
+        divides_by_weight=False,
+        source="Nelder and Wedderburn, Generalized Linear Models, 1972",
+        regression=False,
+        inner=lambda x, y: (x.abs() + 0.1, y.abs()),
+        folded=lambda x, y: (x.abs(), y.abs()),
+        other_shapes="broadcasts",
+    ),
+    Spec(
+        name="gaussian_nll_loss",
+        kernel="gaussian",
+        module=nn.GaussianNLLLoss,
+        formula="½ (log v + (x - y)²/v)",
+        samples=({"eps": 1e-6}, {"eps": 0.01, "full": True}),
+        params=lambda kwargs: (
+            kwargs["eps"],
+            0.5 * math.log(2 * math.pi) if kwargs.get("full") else 0.0,
+        ),
+        torch_function=_gaussian_in_torch,
+        torch_module=torch.nn.GaussianNLLLoss,
+        divides_by_weight=False,
+        source="Nix and Weigend, Estimating the Mean and Variance, 1994",
+        regression=False,
+        through=_gaussian,
+        inner=lambda x, y: (x, (0.5 * y).exp()),
+        folded=lambda x, y: (x, y.abs()),
+        other_shapes="raises",
+        refused=(({"eps": "small"}, TypeError, "eps should be a number"),),
     ),
 )
 

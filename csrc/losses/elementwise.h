@@ -6,23 +6,12 @@
 // Joint evaluation lets the derivatives share the value's transcendental functions.
 #pragma once
 
+#include "losses/jet.h"
+#include "losses/likelihoods.h"
+#include "losses/margins.h"
 #include "losses/math.h"
 
 namespace lossops {
-
-constexpr int kMaxParams = 2;
-
-// A function of two variables and its derivatives: x is the input, y the target.
-template <class T>
-struct Jet {
-  T value, dx, dy, dxx, dxy, dyy;
-};
-
-// A function of the one variable d = x - y and its derivatives.
-template <class T>
-struct DifferenceJet {
-  T value, first, second;
-};
 
 // Makes a loss of x and y out of a loss of their difference.
 template <class F>
@@ -162,6 +151,31 @@ struct Quantile {
   LOSSOPS_FN static DifferenceJet<T> at(T d, const T* params) {
     const T slope = select(d > T(0), params[0], select(d < T(0), -params[1], T(0)));
     return {slope * d, slope, T(0)};  // NaN has slope 0, and value 0 * NaN
+  }
+};
+
+// The Charbonnier loss sqrt(d^2 + epsilon^2). No square is taken of a large number or a small one.
+struct Charbonnier {
+  static constexpr const char* name = "charbonnier";
+  static constexpr int num_params = 1;  // epsilon > 0
+
+  template <int order, class T>
+  LOSSOPS_FN static DifferenceJet<T> at(T d, const T* params) {
+    const T epsilon = params[0], a = abs(d);
+    const auto far = a > epsilon;
+    const T larger = select(far, a, epsilon), smaller = select(far, epsilon, a);
+    const T ratio = smaller / larger;
+    const T root = sqrt(fma(ratio, ratio, T(1)));
+    DifferenceJet<T> f{};
+    f.value = larger * root;
+    if constexpr (order >= 1) {
+      f.first = copysign(select(far, T(1), ratio) / root, d);
+    }
+    if constexpr (order >= 2) {
+      const T cosine = select(far, ratio, T(1)) / root;  // epsilon / value
+      f.second = cosine * cosine / f.value;
+    }
+    return f;
   }
 };
 
@@ -366,7 +380,8 @@ struct LossList {};
 using ElementwiseLosses =
     LossList<OfDifference<Mse>, OfDifference<L1>, OfDifference<SmoothL1>, OfDifference<Huber>,
              OfDifference<LogCosh>, OfDifference<Quantile>, KlDiv, KlDivLogTarget, Bce,
-             BceWithLogits, SigmoidFocal>;
+             BceWithLogits, SigmoidFocal, OfDifference<Charbonnier>, SoftMargin, HingeEmbedding,
+             MarginRanking, PoissonLog, Poisson, Gaussian>;
 
 // Whether a loss takes more registers than others: on the GPU it then gets them, and fewer threads.
 template <class Loss>

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from lossops.triton.elementwise_likelihoods import gaussian, poisson, poisson_log
+from lossops.triton.elementwise_margins import hinge_embedding, margin_ranking, soft_margin
 from lossops.triton.elementwise_probabilities import (
     bce,
     bce_with_logits,
@@ -106,6 +108,20 @@ def quantile(d, above, below):
     return slope * d, slope, 0.0
 
 
+@triton.jit
+def charbonnier(d, epsilon, p1):
+    # sqrt(d² + epsilon²), without a square of a large number or a small one.
+    a = tl.abs(d)
+    far = a > epsilon
+    larger = tl.where(far, a, epsilon)
+    ratio = divide(tl.where(far, epsilon, a), larger)
+    root = tl.sqrt_rn(ratio * ratio + 1) if d.dtype == tl.float32 else tl.sqrt(ratio * ratio + 1)
+    value = larger * root
+    slope = divide(tl.where(far, 1.0, ratio), root)
+    cosine = divide(tl.where(far, ratio, 1.0), root)
+    return value, tl.where(d < 0, -slope, slope), divide(cosine * cosine, value)
+
+
 class Loss(NamedTuple):
     """A loss as the kernel takes it."""
 
@@ -131,6 +147,13 @@ LOSSES = {
     "bce": Loss(bce, 1, of_difference=False, max_registers=168),
     "bce_with_logits": Loss(bce_with_logits, 2, of_difference=False, max_registers=168),
     "sigmoid_focal": Loss(sigmoid_focal, 2, of_difference=False, max_registers=255),
+    "charbonnier": Loss(charbonnier, 1),
+    "soft_margin": Loss(soft_margin, 0, of_difference=False),
+    "hinge_embedding": Loss(hinge_embedding, 1, of_difference=False),
+    "margin_ranking": Loss(margin_ranking, 1, of_difference=False),
+    "poisson_log": Loss(poisson_log, 0, of_difference=False),
+    "poisson": Loss(poisson, 1, of_difference=False),
+    "gaussian": Loss(gaussian, 2, of_difference=False),
 }
 
 

@@ -1,0 +1,20 @@
+// What an elementwise loss returns: its value and derivatives.
+#pragma once
+
+namespace lossops {
+
+constexpr int kMaxParams = 2;
+
+// A function of two variables and its derivatives: x is the input, y the target.
+template <class T>
+struct Jet {
+  T value, dx, dy, dxx, dxy, dyy;
+};
+
+// A function of the one variable d = x - y and its derivatives.
+template <class T>
+struct DifferenceJet {
+  T value, first, second;
+};
+
+}  // namespace lossops

@@ -1,0 +1,82 @@
+// Negative log-likelihoods.
+#pragma once
+
+#include "losses/jet.h"
+#include "losses/math.h"
+
+namespace lossops {
+
+// Of a count y, with the logarithm x of its expectation: exp(x) - y x. y x is 0 where y is.
+struct PoissonLog {
+  static constexpr const char* name = "poisson_log";
+  static constexpr int num_params = 0;
+
+  template <int order, class T>
+  LOSSOPS_FN static Jet<T> at(T x, T y, const T*) {
+    const T e = exp(x);
+    Jet<T> f{};
+    f.value = select(y == T(0), e, fma(-y, x, e));
+    if constexpr (order >= 1) {
+      f.dx = e - y;
+      f.dy = -x;
+    }
+    if constexpr (order >= 2) {
+      f.dxx = e;
+      f.dxy = T(-1);
+    }
+    return f;
+  }
+};
+
+// The same with the expectation itself as x: x - y log(x + epsilon).
+struct Poisson {
+  static constexpr const char* name = "poisson";
+  static constexpr int num_params = 1;  // epsilon
+
+  template <int order, class T>
+  LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
+    const T sum = x + params[0], l = log(sum);
+    const auto none = y == T(0);
+    Jet<T> f{};
+    f.value = select(none, select(sum >= T(0), x, l), fma(-y, l, x));
+    if constexpr (order >= 1) {
+      const T q = T(1) / sum;
+      f.dx = select(none, T(1), fma(-y, q, T(1)));
+      f.dy = -l;
+      if constexpr (order >= 2) {
+        f.dxx = select(none, T(0), y * q * q);
+        f.dxy = -q;
+      }
+    }
+    return f;
+  }
+};
+
+// Of a measurement that is off by x, with the variance y: (log y + x^2 / y) / 2, and a constant. No
+// less than epsilon is taken for the variance, and the derivative by it is that of a variance which
+// is not bounded: torch's conventions. A negative variance is NaN.
+struct Gaussian {
+  static constexpr const char* name = "gaussian";
+  static constexpr int num_params = 2;  // epsilon, the constant
+
+  template <int order, class T>
+  LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
+    const T half(0.5), bounded = select(y < params[0], params[0], y);
+    const T variance = select(y < T(0), T(kNaN), bounded);
+    const T q = T(1) / variance, r = x / variance;
+    Jet<T> f{};
+    f.value = fma(half * x, r, fma(half, log(variance), params[1]));
+    if constexpr (order >= 1) {
+      f.dx = r;
+      f.dy = half * fma(-r, r, q);
+    }
+    if constexpr (order >= 2) {
+      f.dxx = q;
+      f.dxy = -(r * q);
+      f.dyy = fma(r, r, -half * q) * q;
+    }
+    return f;
+  }
+};
+
+}  // namespace lossops

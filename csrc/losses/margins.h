@@ -1,0 +1,78 @@
+// Losses of a score or a distance x and a signed label y, 1 or -1.
+#pragma once
+
+#include "losses/jet.h"
+#include "losses/math.h"
+
+namespace lossops {
+
+// The logistic loss log(1 + exp(z)), z = -x y. With a = |z| and e = exp(-a) it is log1p(e), plus z
+// where that is positive.
+struct SoftMargin {
+  static constexpr const char* name = "soft_margin";
+  static constexpr int num_params = 0;
+
+  template <int order, class T>
+  LOSSOPS_FN static Jet<T> at(T x, T y, const T*) {
+    const T z = -(x * y), e = exp(-abs(z)), tail = log1p_upto_one(e);
+    const auto wrong = z > T(0);
+    Jet<T> f{};
+    f.value = select(wrong, fma(-x, y, tail), tail);
+    if constexpr (order >= 1) {
+      const T larger = T(1) / (T(1) + e);
+      const T sigmoid = select(wrong, larger, e * larger);
+      f.dx = -(y * sigmoid);
+      f.dy = select(sigmoid == T(0), T(0), -(x * sigmoid));  // 0 also where x is infinite
+      if constexpr (order >= 2) {
+        const T bend = larger * (larger * e);
+        const T along_x = select(bend == T(0), T(0), x * bend);
+        f.dxx = y * (y * bend);
+        f.dxy = fma(y, along_x, -sigmoid);
+        f.dyy = select(bend == T(0), T(0), x * along_x);
+      }
+    }
+    return f;
+  }
+};
+
+// x where y is 1, max(0, margin - x) where it is -1, and of any other label both: torch's
+// conventions, as is the derivative -1 at the margin. A label has no derivative.
+struct HingeEmbedding {
+  static constexpr const char* name = "hinge_embedding";
+  static constexpr int num_params = 1;  // margin
+
+  template <int order, class T>
+  LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
+    const T zero(0), left = params[0] - x;
+    const auto together = y == T(1), apart = y == T(-1);
+    Jet<T> f{};
+    f.value = select(together, zero, select(left < zero, zero, left)) + select(apart, zero, x);
+    if constexpr (order >= 1) {
+      f.dx = select(together, zero, select(left >= zero, T(-1), zero)) + select(apart, zero, T(1));
+    }
+    return f;
+  }
+};
+
+// max(0, margin - x y), x being the difference of two scores. At the margin it has the derivative
+// of the left side, as torch's.
+struct MarginRanking {
+  static constexpr const char* name = "margin_ranking";
+  static constexpr int num_params = 1;  // margin
+
+  template <int order, class T>
+  LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
+    const T zero(0), left = fma(-x, y, params[0]);
+    const auto counts = left >= zero;
+    Jet<T> f{};
+    f.value = select(left < zero, zero, left);
+    if constexpr (order >= 1) {
+      f.dx = select(counts, -y, zero);
+      f.dy = select(counts, -x, zero);
+    }
+    if constexpr (order >= 2) f.dxy = select(counts, T(-1), zero);
+    return f;
+  }
+};
+
+}  // namespace lossops

@@ -1,0 +1,32 @@
+"""Negative log-likelihoods in Triton: the twins of ``csrc/losses/likelihoods.h``, whose comments
+they share."""
+
+import triton
+import triton.language as tl
+
+from lossops.triton.math import divide
+
+
+@triton.jit
+def poisson_log(x, y, p0, p1):
+    e = tl.exp(x)
+    return tl.where(y == 0, e, e - y * x), e - y, -x, e, -1.0, 0.0
+
+
+@triton.jit
+def poisson(x, y, epsilon, p1):
+    total = x + epsilon
+    log = tl.log(total)
+    q = divide(tl.full([], 1.0, x.dtype), total)
+    none = y == 0
+    value = tl.where(none, tl.where(total >= 0, x, log), x - y * log)
+    return value, tl.where(none, 1.0, 1 - y * q), -log, tl.where(none, 0.0, y * q * q), -q, 0.0
+
+
+@triton.jit
+def gaussian(x, y, epsilon, constant):
+    variance = tl.where(y < 0, float("nan"), tl.where(y < epsilon, epsilon, y))
+    q = divide(tl.full([], 1.0, x.dtype), variance)
+    r = divide(x, variance)
+    value = 0.5 * x * r + (0.5 * tl.log(variance) + constant)
+    return value, r, 0.5 * (q - r * r), q, -(r * q), (r * r - 0.5 * q) * q
