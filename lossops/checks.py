@@ -167,7 +167,7 @@ def _sum_of_weights(weight: Tensor, target: Tensor, keep_dims: int) -> Tensor:
     return weight.sum(tuple(range(keep_dims, weight.dim())), dtype=dtype)
 
 
-def _promoted(input: Tensor, target: Tensor) -> torch.dtype:
+def promoted(input: Tensor, target: Tensor) -> torch.dtype:
     """torch.result_type of two tensors, in a form that torch.compile can follow."""
     if input.is_floating_point() and target.is_floating_point():
         if (input.dim() == 0) == (target.dim() == 0):
@@ -184,7 +184,7 @@ def _settle_dtypes(input: Tensor, target: Tensor, weight: Tensor | None):
     """The tensors in dtypes that the kernels take, and the dtype of the loss."""
     dtype = input.dtype
     if target.dtype != dtype:
-        dtype = _promoted(input, target)
+        dtype = promoted(input, target)
     if weight is not None and weight.dtype != dtype:
         dtype = torch.promote_types(dtype, weight.dtype)
     if dtype not in KERNEL_DTYPES:

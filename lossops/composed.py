@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lossops.autograd import transforms_active
-from lossops.checks import HALF_DTYPES, REDUCTIONS, autocasts
+from lossops.checks import HALF_DTYPES, REDUCTIONS, autocasts, promoted
 from lossops.reference import reduce
 
 
@@ -58,7 +58,7 @@ def has_kernels(*tensors: Tensor) -> bool:
 
 def difference(a: Tensor, b: Tensor) -> tuple[Tensor, torch.dtype]:
     """a - b, of half precision in float32; and the dtype that a loss of it has."""
-    dtype = torch.result_type(a, b)
+    dtype = promoted(a, b)
     if dtype not in HALF_DTYPES:
         return a - b, dtype
     if autocasts(a.device.type):

@@ -66,7 +66,7 @@ def poisson_nll_loss(
     eps = number("poisson_nll_loss", "eps", eps)
     loss, params = ("poisson_log", ()) if log_input else ("poisson", (eps,))
     if not full:
-        return _likelihood(loss, input, target, weight, reduction, params)
+        return likelihood(loss, input, target, weight, reduction, params)
 
     def formula(x: Tensor, y: Tensor, *weight: Tensor) -> Tensor:
         large = y > 1
@@ -79,7 +79,7 @@ def poisson_nll_loss(
     return composed("poisson_nll_loss", formula, moving, reduction)
 
 
-def _likelihood(loss: str, input, target, weight, reduction: str, params) -> Tensor:
+def likelihood(loss: str, input, target, weight, reduction: str, params) -> Tensor:
     return elementwise_loss(
         loss, input, target, weight, reduction, params,
         divides_by_weight=False, warns_of_broadcast=False,
@@ -154,6 +154,6 @@ def gaussian_nll_loss(
     check_reduction(reduction)
     off, dtype = difference(input, target)
     params = (eps, 0.5 * math.log(2 * math.pi) if full else 0.0)
-    return _likelihood("gaussian", off, var, weight, reduction, params).to(
+    return likelihood("gaussian", off, var, weight, reduction, params).to(
         torch.promote_types(dtype, var.dtype)
     )

@@ -69,10 +69,10 @@ def soft_margin_loss(
             reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
-    return _of_labels("soft_margin", input, target, weight, reduction)
+    return signed_label_loss("soft_margin", input, target, weight, reduction)
 
 
-def _of_labels(loss: str, input, target, weight, reduction: str, *params: float) -> Tensor:
+def signed_label_loss(loss: str, input, target, weight, reduction: str, *params: float) -> Tensor:
     return elementwise_loss(
         loss, input, target, weight, reduction, params,
         divides_by_weight=False, warns_of_broadcast=False,
@@ -131,7 +131,7 @@ def hinge_embedding_loss(
             (input,),
             reduction,
         )
-    return _of_labels("hinge_embedding", input, target, weight, reduction, margin)
+    return signed_label_loss("hinge_embedding", input, target, weight, reduction, margin)
 
 
 def margin_ranking_loss(
@@ -190,7 +190,9 @@ def margin_ranking_loss(
     if has_kernels(input1, input2):
         apart, dtype = difference(input1, input2)
         dtype = torch.promote_types(dtype, target.dtype)
-        return _of_labels("margin_ranking", apart, target, weight, reduction, margin).to(dtype)
+        return signed_label_loss("margin_ranking", apart, target, weight, reduction, margin).to(
+            dtype
+        )
     if margin == int(margin):
         margin = int(margin)
     return composed(

@@ -6,28 +6,25 @@ rows of class scores the ``normalizer``, and ``reduction`` may also be "sample".
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss, _WeightedLoss
 
 from lossops import functional as F
-from lossops import nn_composed
+from lossops import nn_composed, nn_divergences
 from lossops.nn_composed import *  # noqa: F403
+from lossops.nn_divergences import *  # noqa: F403
 
 __all__ = [
     *nn_composed.__all__,
+    *nn_divergences.__all__,
     "BCELoss",
     "BCEWithLogitsLoss",
     "CharbonnierLoss",
     "CrossEntropyLoss",
     "FocalLoss",
     "HuberLoss",
-    "JSDivergenceLoss",
     "KLDivLoss",
-    "KLDivergenceLoss",
-    "L1DistributionLoss",
     "L1Loss",
     "LogCoshLoss",
     "MSELoss",
@@ -36,8 +33,6 @@ __all__ = [
     "QuantileLoss",
     "SigmoidFocalLoss",
     "SmoothL1Loss",
-    "SoftCrossEntropyLoss",
-    "TotalVariationLoss",
 ]
 
 
@@ -376,83 +371,3 @@ class PolyLoss(_WeightedLoss):
             input, target, self.epsilon, self.weight, self.ignore_index, self.reduction,
             normalizer=normalizer,
         )  # fmt: skip
-
-
-class _DivergenceLoss(_Loss):
-    """A loss between two distributions per row.
-
-    Args:
-        input_form, target_form, dim, temperature, ignore_index: as the function's.
-        reduction: "none", "mean", "sum" or "sample".
-    """
-
-    _function: Callable[..., Tensor]
-
-    def __init__(
-        self,
-        *,
-        input_form: str = "logits",
-        target_form: str | None = None,
-        dim: int | None = None,
-        temperature: float = 1.0,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-    ) -> None:
-        super().__init__(reduction=reduction)
-        self.input_form = input_form
-        self.target_form = target_form
-        self.dim = dim
-        self.temperature = temperature
-        self.ignore_index = ignore_index
-
-    def _options(self) -> dict[str, object]:
-        names = ("input_form", "target_form", "dim", "temperature", "ignore_index", "reduction")
-        return {name: getattr(self, name) for name in names}
-
-    def forward(
-        self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None
-    ) -> Tensor:
-        return type(self)._function(input, target, normalizer=normalizer, **self._options())
-
-
-class KLDivergenceLoss(_DivergenceLoss):
-    """Kullback-Leibler divergence; see :func:`lossops.functional.kl_divergence`.
-
-    Args:
-        reverse: KL(Q ‖ P), Q being the input.
-        input_form, target_form, dim, temperature, ignore_index: as the function's.
-        reduction: "none", "mean", "sum" or "sample".
-    """
-
-    _function = staticmethod(F.kl_divergence)
-
-    def __init__(self, *, reverse: bool = False, **options) -> None:
-        super().__init__(**options)
-        self.reverse = reverse
-
-    def _options(self) -> dict[str, object]:
-        return super()._options() | {"reverse": self.reverse}
-
-
-class JSDivergenceLoss(_DivergenceLoss):
-    """Jensen-Shannon divergence; see :func:`lossops.functional.js_divergence`."""
-
-    _function = staticmethod(F.js_divergence)
-
-
-class TotalVariationLoss(_DivergenceLoss):
-    """Total variation distance; see :func:`lossops.functional.total_variation`."""
-
-    _function = staticmethod(F.total_variation)
-
-
-class L1DistributionLoss(_DivergenceLoss):
-    """L1 distance of distributions; see :func:`lossops.functional.l1_distribution_loss`."""
-
-    _function = staticmethod(F.l1_distribution_loss)
-
-
-class SoftCrossEntropyLoss(_DivergenceLoss):
-    """Cross entropy of two distributions; see :func:`lossops.functional.soft_cross_entropy`."""
-
-    _function = staticmethod(F.soft_cross_entropy)

@@ -1,4 +1,5 @@
-"""The modules of the losses without kernels of their own; public as part of :mod:`lossops.nn`."""
+"""The modules of losses with margins, of likelihoods, pairs and sequences; public as part of
+:mod:`lossops.nn`."""
 
 from __future__ import annotations
 
@@ -30,22 +31,28 @@ __all__ = [
 class SoftMarginLoss(torch.nn.SoftMarginLoss):
     """Logistic loss of a signed label; see :func:`lossops.functional.soft_margin_loss`."""
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return F.soft_margin_loss(input, target, reduction=self.reduction)
+    def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        return F.soft_margin_loss(input, target, reduction=self.reduction, weight=weight)
 
 
 class HingeEmbeddingLoss(torch.nn.HingeEmbeddingLoss):
     """Hinge of a distance; see :func:`lossops.functional.hinge_embedding_loss`."""
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return F.hinge_embedding_loss(input, target, self.margin, reduction=self.reduction)
+    def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        return F.hinge_embedding_loss(
+            input, target, self.margin, reduction=self.reduction, weight=weight
+        )
 
 
 class MarginRankingLoss(torch.nn.MarginRankingLoss):
     """Whether one ranks above another; see :func:`lossops.functional.margin_ranking_loss`."""
 
-    def forward(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
-        return F.margin_ranking_loss(input1, input2, target, self.margin, reduction=self.reduction)
+    def forward(
+        self, input1: Tensor, input2: Tensor, target: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        return F.margin_ranking_loss(
+            input1, input2, target, self.margin, reduction=self.reduction, weight=weight
+        )
 
 
 class MultiMarginLoss(torch.nn.MultiMarginLoss):
@@ -75,19 +82,27 @@ class MultiLabelSoftMarginLoss(torch.nn.MultiLabelSoftMarginLoss):
 class PoissonNLLLoss(torch.nn.PoissonNLLLoss):
     """Likelihood of a count; see :func:`lossops.functional.poisson_nll_loss`."""
 
-    def forward(self, log_input: Tensor, target: Tensor) -> Tensor:
+    def forward(self, log_input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.poisson_nll_loss(
             log_input, target, log_input=self.log_input, full=self.full, eps=self.eps,
-            reduction=self.reduction,
+            reduction=self.reduction, weight=weight,
         )  # fmt: skip
 
 
 class GaussianNLLLoss(torch.nn.GaussianNLLLoss):
     """Likelihood of a measurement; see :func:`lossops.functional.gaussian_nll_loss`."""
 
-    def forward(self, input: Tensor, target: Tensor, var: Tensor | float) -> Tensor:
+    def forward(
+        self, input: Tensor, target: Tensor, var: Tensor | float, weight: Tensor | None = None
+    ) -> Tensor:
         return F.gaussian_nll_loss(
-            input, target, var, full=self.full, eps=self.eps, reduction=self.reduction
+            input,
+            target,
+            var,
+            full=self.full,
+            eps=self.eps,
+            reduction=self.reduction,
+            weight=weight,
         )
 
 

@@ -69,21 +69,22 @@ def quantile(input: Tensor, target: Tensor, above: float, below: float) -> Tenso
 
 def charbonnier(input: Tensor, target: Tensor, epsilon: float) -> Tensor:
     """sqrt(d² + ε²), the larger of the two in front of the root."""
-    a = (input - target).abs()
-    far = a > epsilon
-    # The derivative of a root of 1 + r² by r is finite everywhere.
-    outer, inner = torch.where(far, a, 2 * epsilon), torch.where(far, 0.0, input - target)
-    return torch.where(
+    d = input - target
+    infinite, far = d.isinf(), d.abs() > epsilon
+    outer = torch.where(far & ~infinite, d.abs(), 2 * epsilon)
+    inner = torch.where(far, 0.0, d)
+    finite = torch.where(
         far,
         outer * (1 + (epsilon / outer).square()).sqrt(),
         epsilon * (1 + (inner / epsilon).square()).sqrt(),
     )
+    return torch.where(infinite, d.abs(), finite)
 
 
 def hinge_embedding(input: Tensor, target: Tensor, margin: float) -> Tensor:
-    """Of a distance; a label is not differentiated by."""
+    """Of a distance. The derivative by a label is 0; one that is no number makes the loss none."""
     left = torch.where(target == 1, torch.zeros_like(input), torch.clamp_min(margin - input, 0))
-    return left + torch.where(target == -1, torch.zeros_like(input), input)
+    return left + torch.where(target == -1, torch.zeros_like(input), input) + 0 * target
 
 
 def margin_ranking(input: Tensor, target: Tensor, margin: float) -> Tensor:
@@ -172,15 +173,19 @@ def soft_margin(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
 
 def poisson_log(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
     """exp(x) - y x, of which the second is 0 where y is."""
-    impossible = (target == 0) & input.isinf()
-    return input.exp(), -target * torch.where(impossible, 0.0, input)
+    expected = input.exp()
+    impossible = ((target == 0) & input.isinf()) | (expected == math.inf)
+    return expected, -target * torch.where(impossible, 0.0, input)
 
 
 def poisson(input: Tensor, target: Tensor, epsilon: float) -> tuple[Tensor, ...]:
     """x - y log(x + ε), of which the second is 0 where y is."""
-    sum = input + epsilon
+    sum, fixed = input + epsilon, input.detach()
+    added = sum.detach() - fixed
+    lost = (fixed - (sum.detach() - added)) + (epsilon - added)  # by rounding
     impossible = (target == 0) & ((sum == 0) | (sum == math.inf))
     log = torch.where(impossible, 1.0, sum).log()
+    log = torch.where(lost.abs() > 0, log + lost / sum.detach(), log)
     # For its derivative by y alone.
     rest = torch.where(impossible, target - target.detach(), 0.0)
     return input, -target * log, infinitely_steep(torch.where(sum > 0, -rest, rest))
@@ -192,7 +197,7 @@ def gaussian(input: Tensor, target: Tensor, epsilon: float, constant: float) -> 
     bounded = torch.where(fixed < 0, torch.nan, torch.where(fixed < epsilon, epsilon, fixed))
     # The bound, with the derivative of the variance itself.
     variance = torch.where(fixed >= epsilon, target, bounded + (target - fixed))
-    return 0.5 * variance.log(), 0.5 * input * (input / variance), torch.full_like(input, constant)
+    return 0.5 * variance.log(), 0.5 * input * (input / variance) + constant
 
 
 def sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) -> tuple[Tensor, ...]:

@@ -7,23 +7,15 @@ plot and table.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
-from lossops import functional, nn, reference
-
-Domain = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def _anything(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    return input, target
-
+from lossops import nn
+from lossops.elementwise_spec import Spec
+from lossops.likelihoods import likelihood
+from lossops.margins import signed_label_loss
 
 # Half the number first: what comes out should be off the borders in half precision too.
 
@@ -58,16 +50,28 @@ def _sign(x: Tensor) -> Tensor:
     return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
 
 
-def _margin_ranking(input: Tensor, target: Tensor, **kwargs) -> Tensor:
-    return functional.margin_ranking_loss(input, torch.zeros_like(input), target, **kwargs)
+# Two losses take three tensors; their kernels take the difference of the first two.
+
+
+def _margin_ranking(
+    input: Tensor, target: Tensor, margin: float = 0.0, reduction="mean", weight=None
+) -> Tensor:
+    return signed_label_loss("margin_ranking", input, target, weight, reduction, margin)
 
 
 def _margin_ranking_in_torch(input: Tensor, target: Tensor, **kwargs) -> Tensor:
     return torch_functional.margin_ranking_loss(input, torch.zeros_like(input), target, **kwargs)
 
 
-def _gaussian(input: Tensor, target: Tensor, **kwargs) -> Tensor:
-    return functional.gaussian_nll_loss(input, torch.zeros_like(input), target, **kwargs)
+def _gaussian(
+    input: Tensor, target: Tensor, eps: float = 1e-6, full=False, reduction="mean", weight=None
+) -> Tensor:
+    params = _gaussian_params({"eps": eps, "full": full})
+    return likelihood("gaussian", input, target, weight, reduction, params)
+
+
+def _gaussian_params(kwargs: dict) -> tuple[float, ...]:
+    return kwargs["eps"], 0.5 * math.log(2 * math.pi) if kwargs.get("full") else 0.0
 
 
 def _gaussian_in_torch(input: Tensor, target: Tensor, **kwargs) -> Tensor:
@@ -82,77 +86,6 @@ def _with_smoothing(
     if "pos_weight" in kwargs:
         kwargs["pos_weight"] = torch.as_tensor(kwargs["pos_weight"]).to(input)
     return input, target, kwargs
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What is known of an elementwise loss."""
-
-    name: str  # in lossops.functional
-    kernel: str  # its name in the kernels and in lossops.reference
-    module: type[torch.nn.Module]
-    formula: str  # with d = x - y
-    samples: tuple[dict[str, float], ...] = ({},)  # hyperparameters to test with; defaults first
-    # Where the loss or its derivatives jump, as differences x - y.
-    kinks: Callable[[dict[str, float]], Iterable[float]] = lambda kwargs: ()
-    differentiable: int = 2  # how often, away from kinks, with a derivative that is not all zero
-    torch_function: Callable[..., Tensor] | None = None  # torch's own, where it has one
-    torch_module: type[torch.nn.Module] | None = None
-    divides_by_weight: bool = True  # a weighted mean divides by the sum of weights
-    source: str = ""
-    refused: tuple[tuple[dict[str, Any], type[Exception], str], ...] = field(default=())
-
-    # What it is called in lossops.functional, where rows share a function.
-    called: str = ""
-    # The call of an input and a target, where the function takes more tensors.
-    through: Callable[..., Tensor] | None = None
-    # Whether it compares a prediction with a measurement: the report trains and draws those.
-    regression: bool = True
-    # Makes valid inputs and targets of any numbers, as `inner` of random ones, without the borders
-    # of the domain; `folded` of all there are, with them.
-    inner: Domain = _anything
-    folded: Domain = _anything
-    # What a target of another shape than the input's does: "warns", "broadcasts" or "raises".
-    other_shapes: str = "warns"
-    expands_weight: bool = False  # a weight of another shape is broadcast to the input's
-    integers: type[Exception] = NotImplementedError  # raised for them
-    slope_without_input: bool = False  # the derivative by the input does not depend on it
-    # Units in the last place that its value may be off beyond what other losses may.
-    slack: Callable[[dict[str, float]], float] = lambda kwargs: 0.0
-    # The call as torch's function takes it: input, target and keyword arguments.
-    for_torch: Callable[..., tuple[Tensor, Tensor, dict]] = lambda x, y, **kwargs: (x, y, kwargs)
-
-    # The hyperparameters as the kernels take them.
-    params: Callable[[dict[str, float]], tuple[float, ...]] = lambda kwargs: tuple(kwargs.values())
-
-    @property
-    def function(self) -> Callable[..., Tensor]:
-        """The loss of an input and a target."""
-        return self.through or getattr(functional, self.public_name)
-
-    @property
-    def public_name(self) -> str:
-        return self.called or self.name
-
-    @property
-    def defaults(self) -> dict[str, float]:
-        return self.samples[0]
-
-    def in_torch(self, input: Tensor, target: Tensor, reduction: str = "mean", **kwargs) -> Tensor:
-        """The loss as a torch user would write it: torch's function, or its formula in torch."""
-        if self.torch_function is not None:
-            input, target, kwargs = self.for_torch(input, target, **kwargs)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of kl_div's mean
-                return self.torch_function(input, target, reduction=reduction, **kwargs)
-        params = self.params({**self.defaults, **kwargs})
-        value = reference.FORMULAS[self.kernel](input, target, *params)
-        return reference.reduce(value, reduction)
-
-    # Passes over memory of the input's size in a training step, with a scalar reduction: input and
-    # target are read, the gradient is written.
-    passes_per_step: int = 3
-    passes_per_forward: int = 2
 
 
 _SMOOTHING_REFUSED = (
@@ -384,9 +317,10 @@ SPECS: tuple[Spec, ...] = (
         divides_by_weight=False,
         source="Hadsell, Chopra and LeCun, Learning an Invariant Mapping, 2006",
         regression=False,
-        inner=lambda x, y: (_off(x, 1.0, 0.3), _sign(y)),
+        inner=lambda x, y: (_off(x.abs(), 1.0, 0.3), _sign(y)),
         folded=lambda x, y: (x, _sign(y)),
         other_shapes="broadcasts",
+        takes_integers=True,
         refused=(({"margin": "wide"}, TypeError, "margin should be a number"),),
     ),
     Spec(
@@ -405,7 +339,6 @@ SPECS: tuple[Spec, ...] = (
         folded=lambda x, y: (x, _sign(y)),
         other_shapes="broadcasts",
         slope_without_input=True,
-        refused=(({"margin": "wide"}, TypeError, "margin should be a number"),),
     ),
     Spec(
         name="poisson_nll_loss",
@@ -418,7 +351,8 @@ SPECS: tuple[Spec, ...] = (
         source="Nelder and Wedderburn, Generalized Linear Models, 1972",
         regression=False,
         inner=lambda x, y: (x, y.abs()),
-        folded=lambda x, y: (x, y.abs()),
+        # exp(10) is in range in float16, too.
+        folded=lambda x, y: (torch.where(x.isfinite(), x.clamp_max(10), x), y.abs()),
         other_shapes="broadcasts",
         refused=(({"eps": "small"}, TypeError, "eps should be a number"),),
     ),
@@ -445,10 +379,7 @@ SPECS: tuple[Spec, ...] = (
         module=nn.GaussianNLLLoss,
         formula="½ (log v + (x - y)²/v)",
         samples=({"eps": 1e-6}, {"eps": 0.01, "full": True}),
-        params=lambda kwargs: (
-            kwargs["eps"],
-            0.5 * math.log(2 * math.pi) if kwargs.get("full") else 0.0,
-        ),
+        params=_gaussian_params,
         torch_function=_gaussian_in_torch,
         torch_module=torch.nn.GaussianNLLLoss,
         divides_by_weight=False,
@@ -456,9 +387,12 @@ SPECS: tuple[Spec, ...] = (
         regression=False,
         through=_gaussian,
         inner=lambda x, y: (x, (0.5 * y).exp()),
-        folded=lambda x, y: (x, y.abs()),
-        other_shapes="raises",
-        refused=(({"eps": "small"}, TypeError, "eps should be a number"),),
+        # x² / v is in range in float16, too.
+        folded=lambda x, y: (
+            torch.where(x.isfinite() & (y.abs() < 1), x.clamp(-0.2, 0.2), x),
+            y.abs(),
+        ),
+        other_shapes="broadcasts",
     ),
 )
 

@@ -63,9 +63,10 @@ LAYERS = [
     "library", "reference", "softmax_reference", "backends", "batching", "autograd",
     "softmax_autograd", "checks", "softmax_checks", "composed", "probabilities", "classification",
     "divergences", "likelihoods", "linear", "margins", "pairs", "sequences", "functional",
-    "nn_composed", "nn", "patching",
+    "nn_composed", "nn_divergences", "nn", "patching",
 ]  # fmt: skip
 READERS = {
+    "elementwise_spec",
     "specs",
     "softmax_in_torch",
     "softmax_specs",

@@ -254,14 +254,15 @@ LOSSOPS_FN Simd<float> log1p_upto_half(Simd<float> a) {
   return at::vec::fmadd(a.v * a.v, horner(a.v, kCoefficients), a.v);
 }
 
-// log(1 + x) = 2 atanh(x / (2 + x)), an odd series in an argument of at most 1/3.
+// log(1 + x) = 2 atanh(w), w = x / (2 + x): an odd series in an argument of at most 1/3. Its first
+// term 2w is x - x w, of which the rounding of w touches the lesser part.
 LOSSOPS_FN Simd<float> log1p_upto_one(Simd<float> a) {
   using Vector = at::vec::Vectorized<float>;
   constexpr float kCoefficients[] = {0.33333337f, 0.19999439f, 0.14308442f, 0.10713828f,
                                      0.12150469f};
   const Vector w = a.v / (a.v + Vector(2.0f)), square = w * w;
-  const Vector twice = w + w;
-  return at::vec::fmadd(twice * square, horner(square, kCoefficients), twice);
+  const Vector rest = at::vec::fmsub((w + w) * square, horner(square, kCoefficients), a.v * w);
+  return a.v + rest;
 }
 
 template <class T>

@@ -6,7 +6,8 @@
 
 namespace lossops {
 
-// Of a count y, with the logarithm x of its expectation: exp(x) - y x. y x is 0 where y is.
+// Of a count y, with the logarithm x of its expectation: exp(x) - y x. y x is 0 where y is, and
+// nothing beside an infinite exp(x).
 struct PoissonLog {
   static constexpr const char* name = "poisson_log";
   static constexpr int num_params = 0;
@@ -15,7 +16,7 @@ struct PoissonLog {
   LOSSOPS_FN static Jet<T> at(T x, T y, const T*) {
     const T e = exp(x);
     Jet<T> f{};
-    f.value = select(y == T(0), e, fma(-y, x, e));
+    f.value = select(y == T(0), e, select(e < T(kInfinity), fma(-y, x, e), e));
     if constexpr (order >= 1) {
       f.dx = e - y;
       f.dy = -x;
@@ -35,15 +36,18 @@ struct Poisson {
 
   template <int order, class T>
   LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
-    const T sum = x + params[0], l = log(sum);
+    const T epsilon = params[0], sum = x + epsilon, added = sum - x;
+    const T lost = (x - (sum - added)) + (epsilon - added);  // of the sum, by rounding
+    const T rounded = log(sum), l = select(abs(lost) > T(0), rounded + lost / sum, rounded);
     const auto none = y == T(0);
     Jet<T> f{};
     f.value = select(none, select(sum >= T(0), x, l), fma(-y, l, x));
     if constexpr (order >= 1) {
-      const T q = T(1) / sum;
-      f.dx = select(none, T(1), fma(-y, q, T(1)));
+      // Not 1 - y / sum: where the two are close, that has no digits.
+      f.dx = select(none, T(1), ((x - y) + epsilon) / sum);
       f.dy = -l;
       if constexpr (order >= 2) {
+        const T q = T(1) / sum;
         f.dxx = select(none, T(0), y * q * q);
         f.dxy = -q;
       }

@@ -36,7 +36,7 @@ struct SoftMargin {
 };
 
 // x where y is 1, max(0, margin - x) where it is -1, and of any other label both: torch's
-// conventions, as is the derivative -1 at the margin. A label has no derivative.
+// conventions, as is the derivative -1 at the margin. The derivative by a label is 0.
 struct HingeEmbedding {
   static constexpr const char* name = "hinge_embedding";
   static constexpr int num_params = 1;  // margin
@@ -46,7 +46,9 @@ struct HingeEmbedding {
     const T zero(0), left = params[0] - x;
     const auto together = y == T(1), apart = y == T(-1);
     Jet<T> f{};
-    f.value = select(together, zero, select(left < zero, zero, left)) + select(apart, zero, x);
+    const T of_both =
+        select(together, zero, select(left < zero, zero, left)) + select(apart, zero, x);
+    f.value = of_both + y * zero;
     if constexpr (order >= 1) {
       f.dx = select(together, zero, select(left >= zero, T(-1), zero)) + select(apart, zero, T(1));
     }

@@ -66,7 +66,7 @@ def survey(
         for name in (*(spec.name for spec in wanted), *over_rows, None)
     }
     package = Path(__file__).parents[1]
-    files = [*package.glob("triton/*.py"), package / "specs.py", *READERS, Path(__file__)]
+    files = [*package.glob("triton/*.py"), *package.glob("*spec*.py"), *READERS, Path(__file__)]
     files.append(Path(kernels_softmax.__file__))
     cache = Cache("triton", compiler(), files=files)
     return cache.results(tasks, compile, _processes, progress)

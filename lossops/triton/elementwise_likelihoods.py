@@ -10,17 +10,22 @@ from lossops.triton.math import divide
 @triton.jit
 def poisson_log(x, y, p0, p1):
     e = tl.exp(x)
-    return tl.where(y == 0, e, e - y * x), e - y, -x, e, -1.0, 0.0
+    value = tl.where((y == 0) | (e == float("inf")), e, e - y * x)
+    return value, e - y, -x, e, -1.0, 0.0
 
 
 @triton.jit
 def poisson(x, y, epsilon, p1):
     total = x + epsilon
+    added = total - x
+    lost = (x - (total - added)) + (epsilon - added)  # of the sum, by rounding
     log = tl.log(total)
+    log = tl.where(tl.abs(lost) > 0, log + divide(lost, total), log)
     q = divide(tl.full([], 1.0, x.dtype), total)
     none = y == 0
     value = tl.where(none, tl.where(total >= 0, x, log), x - y * log)
-    return value, tl.where(none, 1.0, 1 - y * q), -log, tl.where(none, 0.0, y * q * q), -q, 0.0
+    dx = tl.where(none, 1.0, divide((x - y) + epsilon, total))
+    return value, dx, -log, tl.where(none, 0.0, y * q * q), -q, 0.0
 
 
 @triton.jit

@@ -29,6 +29,7 @@ def hinge_embedding(x, y, margin, p1):
     together = y == 1
     apart = y == -1
     value = tl.where(together, 0.0, tl.where(left < 0, 0.0, left)) + tl.where(apart, 0.0, x)
+    value += y * 0
     slope = tl.where(together | (left < 0) | (left != left), 0.0, -1.0)
     return value, slope + tl.where(apart, 0.0, 1.0), 0.0, 0.0, 0.0, 0.0
 
