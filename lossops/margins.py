@@ -127,7 +127,7 @@ def hinge_embedding_loss(
     if isinstance(input, Tensor) and not has_kernels(input):
         return composed(
             "hinge_embedding_loss",
-            lambda x: reference.hinge_embedding(x, target, margin),
+            lambda x: reference.FORMULAS["hinge_embedding"](x, target, margin),
             (input,),
             reduction,
         )
@@ -197,7 +197,7 @@ def margin_ranking_loss(
         margin = int(margin)
     return composed(
         "margin_ranking_loss",
-        lambda x1, x2, y: reference.margin_ranking(x1 - x2, y, margin),
+        lambda x1, x2, y: reference.FORMULAS["margin_ranking"](x1 - x2, y, margin),
         (input1, input2, target),
         reduction,
     )

@@ -81,17 +81,6 @@ def charbonnier(input: Tensor, target: Tensor, epsilon: float) -> Tensor:
     return torch.where(infinite, d.abs(), finite)
 
 
-def hinge_embedding(input: Tensor, target: Tensor, margin: float) -> Tensor:
-    """Of a distance. The derivative by a label is 0; one that is no number makes the loss none."""
-    left = torch.where(target == 1, torch.zeros_like(input), torch.clamp_min(margin - input, 0))
-    return left + torch.where(target == -1, torch.zeros_like(input), input) + 0 * target
-
-
-def margin_ranking(input: Tensor, target: Tensor, margin: float) -> Tensor:
-    """Of a difference of scores."""
-    return torch.clamp_min(margin - input * target, 0)
-
-
 # The rest are sums, written as their terms: rounding is relative to the terms, not to what is left
 # of them where they cancel.
 
@@ -161,6 +150,19 @@ def bce_with_logits(
     return _cross_entropy(input, pos_weight * yes, no)
 
 
+def hinge_embedding(input: Tensor, target: Tensor, margin: float) -> tuple[Tensor, ...]:
+    """Of a distance. The derivative by a label is 0; one that is no number makes the loss none."""
+    left = margin - input
+    left = torch.where(left < 0, 0, left)
+    return torch.where(target == 1, 0, left), torch.where(target == -1, 0, input), 0 * target
+
+
+def margin_ranking(input: Tensor, target: Tensor, margin: float) -> tuple[Tensor, ...]:
+    """Of a difference of scores. At the margin the derivative is that of the left side."""
+    left = margin - input * target
+    return (torch.where(left < 0, 0, left),)
+
+
 def soft_margin(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
     """log(1 + exp(-x y)). A sure score that is right has neither loss nor derivatives."""
     z = -input * target
@@ -221,6 +223,8 @@ TERMS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "bce": bce,
     "bce_with_logits": bce_with_logits,
     "sigmoid_focal": sigmoid_focal,
+    "hinge_embedding": hinge_embedding,
+    "margin_ranking": margin_ranking,
     "soft_margin": soft_margin,
     "poisson_log": poisson_log,
     "poisson": poisson,
@@ -243,8 +247,6 @@ FORMULAS: dict[str, Formula] = {
     "log_cosh": log_cosh,
     "quantile": quantile,
     "charbonnier": charbonnier,
-    "hinge_embedding": hinge_embedding,
-    "margin_ranking": margin_ranking,
     **{name: _sum_of(terms) for name, terms in TERMS.items()},
 }
 

@@ -23,7 +23,7 @@ from conftest import (
 )
 
 import lossops
-from lossops import specs
+from lossops import functional, specs
 
 TRANSFORMS = {
     "grad": lambda f, x, y: torch.func.grad(f)(x, y),
@@ -238,19 +238,20 @@ def test_module(spec):
         assert module.extra_repr() == spec.torch_module(**spec.defaults).extra_repr()
     deprecated = "size_average" in inspect.signature(spec.module).parameters
     x, y = pair(spec, 5, 3)
+    tensors = (x, y) if spec.through is None else (x, torch.zeros_like(x), y)
     expected = spec.function(x, y, **spec.defaults)
     for other in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert not other.state_dict()
-        assert torch.equal(other(x, y), expected)
-    if spec.torch_module is None or not deprecated:
+        assert torch.equal(other(*tensors), expected)
+    if spec.torch_module is None or not (deprecated or spec.through):
         values = (*spec.defaults.values(), "sum") if spec.name != "huber_loss" else ("sum",)
         total = spec.function(x, y, reduction="sum", **spec.defaults)
         assert torch.equal(spec.module(*values)(x, y), total)
-    rows = spec.module(reduction="sample", **spec.defaults)(x, y)
+    rows = spec.module(reduction="sample", **spec.defaults)(*tensors)
     assert torch.equal(rows, spec.function(x, y, reduction="sample", **spec.defaults))
     weight = make.rand(5, 3)
     assert torch.equal(
-        module(x, y, weight=weight), spec.function(x, y, weight=weight, **spec.defaults)
+        module(*tensors, weight=weight), spec.function(x, y, weight=weight, **spec.defaults)
     )
 
 
@@ -265,8 +266,10 @@ def test_torch_function_override():
 
     for spec in specs.SPECS:
         x, y = pair(spec, 4)
+        others = (y,) if spec.through is None else (torch.zeros_like(x), y)
         calls.clear()
-        value = spec.function(x.as_subclass(Wrapped), y, **spec.defaults)
+        function = getattr(functional, spec.public_name)
+        value = function(x.as_subclass(Wrapped), *others, **spec.defaults)
         assert isinstance(value, Wrapped)
         assert spec.public_name in calls
 

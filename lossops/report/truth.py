@@ -89,6 +89,12 @@ class Dual:
     def __ge__(self, other):
         return Dual(self.value >= _lift(other).value)
 
+    def __invert__(self):
+        return Dual(~self.value)
+
+    def isinf(self):
+        return Dual(optional("numpy").isinf(self.value))
+
     def abs(self):
         return Dual(abs(self.value), self.derivative * optional("numpy").sign(self.value))
 
