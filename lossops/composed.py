@@ -70,8 +70,3 @@ def can_look(tensor: Tensor) -> bool:
     """Whether to read its numbers makes nobody wait, and is possible."""
     traced = torch.compiler.is_compiling() or transforms_active()
     return tensor.device.type == "cpu" and not traced
-
-
-def positive_part(number: Tensor) -> Tensor:
-    """max(0, x), with derivative 0 at 0; NaN stays."""
-    return torch.where(number <= 0, torch.zeros_like(number), number)

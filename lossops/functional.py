@@ -63,6 +63,7 @@ from lossops.probabilities import (
     kl_div,
     sigmoid_focal_loss,
 )
+from lossops.regions import dice_loss, tversky_loss
 from lossops.sequences import ctc_loss
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "cosine_embedding_loss",
     "cross_entropy",
     "ctc_loss",
+    "dice_loss",
     "focal_loss",
     "gaussian_nll_loss",
     "hinge_embedding_loss",
@@ -100,6 +102,7 @@ __all__ = [
     "total_variation",
     "triplet_margin_loss",
     "triplet_margin_with_distance_loss",
+    "tversky_loss",
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -14,7 +16,6 @@ from lossops.composed import (
     composed,
     difference,
     has_kernels,
-    positive_part,
 )
 from lossops.probabilities import binary_cross_entropy_with_logits
 
@@ -271,10 +272,8 @@ def multi_margin_loss(
 
     def formula(x: Tensor, w: Tensor | None = None) -> Tensor:
         x = x.reshape(rows, classes)
-        z = positive_part(margin - x.gather(1, label) + x)
-        others = torch.arange(classes, device=x.device) != label
-        z = torch.where(others, z.square() if p == 2 else z, 0.0)
-        loss = z.sum(1) / classes
+        z = torch.relu(x + (margin - x.gather(1, label))).scatter(1, label, 0.0)
+        loss = (z.square() if p == 2 else z).sum(1) / classes
         if w is not None:
             loss = loss * w[label.squeeze(1)]
         return torch.where(inside.reshape(rows), loss, torch.nan).reshape(shape)
@@ -292,7 +291,7 @@ def multilabel_margin_loss(
 ) -> Tensor:
     r"""Hinge loss of several labels: ``Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C``.
 
-    Needs memory for all pairs of classes of a row.
+    Sorts the scores of a row, so that it needs no memory for all pairs of classes.
 
     Args:
         input: x, scores of shape (C) or (N, C).
@@ -340,9 +339,17 @@ def multilabel_margin_loss(
 
     def formula(x: Tensor) -> Tensor:
         x = x.reshape(rows, classes)
-        z = positive_part(1 - x.gather(1, safe).unsqueeze(2) + x.unsqueeze(1))
-        pairs = given.unsqueeze(2) & ~hits.unsqueeze(1)
-        loss = torch.where(pairs, z, 0.0).sum((1, 2)) / classes
+        # Only differences count: of small numbers they have more digits.
+        largest = x.detach().amax(1, keepdim=True)
+        x = x - torch.where(largest.isfinite(), largest, 0)
+        # A label's hinges are open for the highest of the others: so many, which add up to this.
+        others = torch.where(hits, -math.inf, x).sort(1, descending=True).values
+        left = 1 - x.gather(1, safe)
+        count = torch.searchsorted(-others.detach(), left.detach())
+        sums = torch.where(others > -math.inf, others, 0).cumsum(1)
+        total = sums.gather(1, (count - 1).clamp_min(0)) + count * left
+        loss = torch.where(given & (count > 0), total, 0).sum(1) / classes
+        loss = torch.where(x.isnan().any(1), torch.nan, loss)
         return loss.reshape(()) if input.dim() < 2 else loss
 
     return composed("multilabel_margin_loss", formula, (input,), reduction)

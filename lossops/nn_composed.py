@@ -7,13 +7,14 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.modules.loss import _WeightedLoss
+from torch.nn.modules.loss import _Loss, _WeightedLoss
 
 from lossops import functional as F
 
 __all__ = [
     "CTCLoss",
     "CosineEmbeddingLoss",
+    "DiceLoss",
     "GaussianNLLLoss",
     "HingeEmbeddingLoss",
     "LinearCrossEntropyLoss",
@@ -25,6 +26,7 @@ __all__ = [
     "SoftMarginLoss",
     "TripletMarginLoss",
     "TripletMarginWithDistanceLoss",
+    "TverskyLoss",
 ]
 
 
@@ -219,3 +221,62 @@ class LinearCrossEntropyLoss(_WeightedLoss):
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, out_features={self.out_features}"
+
+
+class DiceLoss(_Loss):
+    """Overlap of regions; see :func:`lossops.functional.dice_loss`.
+
+    Args:
+        input_form: "logits" or "probs".
+        smooth: s, above 0.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    __constants__ = ["input_form", "smooth", "reduction"]
+
+    def __init__(
+        self, input_form: str = "logits", smooth: float = 1.0, reduction: str = "mean"
+    ) -> None:
+        super().__init__(reduction=reduction)
+        self.input_form = input_form
+        self.smooth = smooth
+
+    def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        return F.dice_loss(
+            input, target, input_form=self.input_form, smooth=self.smooth,
+            reduction=self.reduction, weight=weight,
+        )  # fmt: skip
+
+
+class TverskyLoss(_Loss):
+    """Overlap of regions; see :func:`lossops.functional.tversky_loss`.
+
+    Args:
+        alpha: α ≥ 0, of what is found and should not be.
+        beta: β ≥ 0, of what should be found and is not.
+        input_form: "logits" or "probs".
+        smooth: s, above 0.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    __constants__ = ["alpha", "beta", "input_form", "smooth", "reduction"]
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        input_form: str = "logits",
+        smooth: float = 1.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction=reduction)
+        self.alpha = alpha
+        self.beta = beta
+        self.input_form = input_form
+        self.smooth = smooth
+
+    def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        return F.tversky_loss(
+            input, target, self.alpha, self.beta, input_form=self.input_form, smooth=self.smooth,
+            reduction=self.reduction, weight=weight,
+        )  # fmt: skip

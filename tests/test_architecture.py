@@ -62,8 +62,8 @@ def test_ops_know_engines_by_their_launch_functions_only():
 LAYERS = [
     "library", "reference", "softmax_reference", "backends", "batching", "autograd",
     "softmax_autograd", "checks", "softmax_checks", "composed", "probabilities", "classification",
-    "divergences", "likelihoods", "linear", "margins", "pairs", "sequences", "functional",
-    "nn_composed", "nn_divergences", "nn", "patching",
+    "divergences", "likelihoods", "linear", "margins", "pairs", "regions", "sequences",
+    "functional", "nn_composed", "nn_divergences", "nn", "patching",
 ]  # fmt: skip
 READERS = {
     "elementwise_spec",

@@ -20,6 +20,7 @@ from lossops import (
     nn,
     nn_composed,
     pairs,
+    regions,
     sequences,
     softmax_specs,
     specs,
@@ -63,7 +64,7 @@ def test_quoted_code_is_the_code():
 
 
 # The losses without kernels of their own.
-COMPOSED = (linear, likelihoods, margins, pairs, sequences)
+COMPOSED = (linear, likelihoods, margins, pairs, regions, sequences)
 FUNCTIONS = {row.name: row.function for row in (*specs.SPECS, *softmax_specs.ROW_SPECS)}
 FUNCTIONS |= {name: getattr(functional, name) for module in COMPOSED for name in module.__all__}
 

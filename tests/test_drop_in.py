@@ -157,6 +157,14 @@ CASES = {
         [make.randn(5, 4), make.randn(5, 4), make.randn(5, 4)],
         _with(functional.triplet_margin_with_distance_loss, margin=3.0),
     ),
+    "dice": lambda: (
+        [make.randn(3, 2, 4, 5), make.rand(3, 2, 4, 5), make.rand(3, 2, 4, 5)],
+        lambda x, y, w, **more: functional.dice_loss(x, y, weight=w, **more),
+    ),
+    "tversky": lambda: (
+        [0.1 + 0.8 * make.rand(3, 7), make.rand(3, 7)],
+        _with(functional.tversky_loss, alpha=0.3, beta=0.8, input_form="probs", smooth=0.5),
+    ),
     "linear_cross_entropy": lambda: (
         [make.randn(5, 4), make.randn(6, 4)],
         _with(
@@ -341,3 +349,39 @@ def test_memory_of_a_chunk():
 
     gradients = 4 * (x.numel() + a.numel())
     assert peak_bytes(step, "cpu") - gradients <= 0.15 * 4 * 2048 * 3000
+
+
+@pytest.mark.parametrize("form", ["logits", "probs"])
+def test_overlap_of_regions(form):
+    """Beside the definition; the dice loss is one of Tversky's, and a region alone, and empty."""
+    x, y = make.randn(3, 2, 4, 5).double(), make.rand(3, 2, 4, 5).round().double()
+    p = torch.sigmoid(x)
+    x = p if form == "probs" else x
+    true = 1 - (2 * (p * y).sum((2, 3)) + 0.7) / (p.sum((2, 3)) + y.sum((2, 3)) + 0.7)
+    found = functional.dice_loss(x, y.bool(), input_form=form, smooth=0.7, reduction="none")
+    torch.testing.assert_close(found, true)
+    hits, wrong, missed = ((a * b).sum((2, 3)) for a, b in ((p, y), (p, 1 - y), (1 - p, y)))
+    true = 1 - (hits + 0.7) / (hits + 0.3 * wrong + 0.8 * missed + 0.7)
+    options = {"alpha": 0.3, "beta": 0.8, "input_form": form, "smooth": 0.7}
+    found = functional.tversky_loss(x, y, **options, reduction="none")
+    torch.testing.assert_close(found, true)
+    sample = functional.tversky_loss(x, y, **options, reduction="sample")
+    torch.testing.assert_close(sample, true.mean(1))
+    module = nn.TverskyLoss(0.3, 0.8, form, 0.7, "sum")
+    torch.testing.assert_close(module(x, y), true.sum())
+    twice = functional.tversky_loss(
+        x, y, weight=make.full(x.shape, 2.0), **options | {"smooth": 1.4}
+    )
+    torch.testing.assert_close(twice, true.mean())
+    empty = make.full((2, 5), 0.0 if form == "probs" else -100.0)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        loss = nn.DiceLoss(form)(empty.to(dtype), make.zeros(2, 5))
+        assert loss.item() < 1e-6
+    with pytest.raises(ValueError, match="target should have the shape of input"):
+        functional.dice_loss(x, y[0])
+    with pytest.raises(ValueError, match="smooth should be above 0"):
+        functional.dice_loss(x, y, smooth=0.0)
+    with pytest.raises(ValueError, match="alpha should be 0 or more"):
+        functional.tversky_loss(x, y, alpha=-0.1)
+    with pytest.raises(ValueError, match="input_form should be logits or probs"):
+        functional.tversky_loss(x, y, input_form="log_probs")
