@@ -124,7 +124,8 @@ class _Limit(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, dim: int) -> Tensor:
         infinite = logits == math.inf
-        limit = torch.where(infinite, 0.0, -math.inf).to(logits.dtype)
+        others = torch.where(logits.isnan(), logits, -math.inf)
+        limit = torch.where(infinite, 0.0, others)
         limit = torch.where(infinite.any(dim, keepdim=True), limit, logits)
         return torch.where((logits == -math.inf).all(dim, keepdim=True), 0.0, limit)
 

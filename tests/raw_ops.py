@@ -174,6 +174,9 @@ class Case:
                     size += part.detach().abs()
         if self.loss == "kl_div":  # the derivative of y log(y) is a sum, too
             f_y += y.detach().log().abs() + 1
+        if self.loss == "soft_margin":  # so is the one by both: z sigmoid'(z) - sigmoid(z)
+            z = -(x * y).detach()
+            f_xy += torch.sigmoid(z) + z.abs() * torch.sigmoid(z) * torch.sigmoid(-z)
         along, slope_x, slope_y = a * f_x + b * f_y, a * f_xx + b * f_xy, a * f_xy + b * f_yy
 
         leaf = torch.zeros_like(f, requires_grad=True)

@@ -297,3 +297,5 @@ def test_opcheck(loss, reduction):
             torch.library.opcheck(
                 ops.elementwise_rescale_, ([x.clone()], g), test_utils=("test_schema",)
             )
+            args = ([x.clone()], g, x, y, w, None, *call, (True, False, False))
+            torch.library.opcheck(ops.elementwise_backward_, args, test_utils=("test_schema",))

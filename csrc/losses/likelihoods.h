@@ -7,7 +7,7 @@
 namespace lossops {
 
 // Of a count y, with the logarithm x of its expectation: exp(x) - y x. y x is 0 where y is, and
-// nothing beside an infinite exp(x).
+// nothing beside an infinite exp(x), unless y is infinite, too: that is NaN.
 struct PoissonLog {
   static constexpr const char* name = "poisson_log";
   static constexpr int num_params = 0;
@@ -16,7 +16,8 @@ struct PoissonLog {
   LOSSOPS_FN static Jet<T> at(T x, T y, const T*) {
     const T e = exp(x);
     Jet<T> f{};
-    f.value = select(y == T(0), e, select(e < T(kInfinity), fma(-y, x, e), e));
+    const T finite = fma(-y, x, e), infinite = fma(-y, T(0), e);
+    f.value = select(y == T(0), e, select(e < T(kInfinity), finite, infinite));
     if constexpr (order >= 1) {
       f.dx = e - y;
       f.dy = -x;

@@ -152,7 +152,7 @@ LOSSES = {
     "hinge_embedding": Loss(hinge_embedding, 1, of_difference=False),
     "margin_ranking": Loss(margin_ranking, 1, of_difference=False),
     "poisson_log": Loss(poisson_log, 0, of_difference=False),
-    "poisson": Loss(poisson, 1, of_difference=False),
+    "poisson": Loss(poisson, 1, of_difference=False, max_registers=128),
     "gaussian": Loss(gaussian, 2, of_difference=False),
 }
 

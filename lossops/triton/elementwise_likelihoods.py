@@ -10,7 +10,7 @@ from lossops.triton.math import divide
 @triton.jit
 def poisson_log(x, y, p0, p1):
     e = tl.exp(x)
-    value = tl.where((y == 0) | (e == float("inf")), e, e - y * x)
+    value = tl.where(y == 0, e, tl.where(e == float("inf"), e - y * 0, e - y * x))
     return value, e - y, -x, e, -1.0, 0.0
 
 
