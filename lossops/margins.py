@@ -110,7 +110,7 @@ def hinge_embedding_loss(
         TypeError: if ``margin`` is not a number.
 
     Follows :func:`torch.nn.functional.hinge_embedding_loss`, also in that other labels than 1 and
-    -1 give the sum of both.
+    -1 give the sum of both; but infinite ones and NaN give NaN.
 
     Example:
         >>> import torch, lossops.functional as F

@@ -405,6 +405,26 @@ def test_same_bits_for_any_number_of_threads(case, dtype, shape):
             assert torch.equal(found, expected)
 
 
+@cpu_only
+def test_same_bits_of_a_shared_row_and_all_that_comes_of_it():
+    before = torch.get_num_threads()
+    input, label = make.randn(1, 1_000_003).double().requires_grad_(), make.tensor([7])
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found = functional.cross_entropy(
+                input, label, softcap=3.0, temperature=0.7, z_loss=1e-3, label_smoothing=0.1,
+                return_lse=True, return_entropy=True, return_accuracy=True,
+            )  # fmt: skip
+            total = found[0] + 1.5 * found[1].sum() - 0.7 * found[2].sum()
+            results.append((*found, *torch.autograd.grad(total, input)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(*both) for both in zip(other, results[0], strict=True))
+
+
 def test_every_option_together():
     case = Case("cross_entropy", kwargs=EVERYTHING, ignored=True)
     for size in (2, 31, 32, 33, 1000, 1025):

@@ -25,6 +25,10 @@ def _quantile(input: Tensor, target: Tensor, above: float, below: float) -> Tens
     return torch.where(d > 0, above * d, -below * d)
 
 
+def _charbonnier(input: Tensor, target: Tensor, epsilon: float) -> Tensor:
+    return ((input - target).square() + epsilon**2).sqrt()
+
+
 def _sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
     """torchvision's."""
     p = torch.sigmoid(input)
@@ -41,6 +45,7 @@ def _sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) ->
 AS_USERS_WRITE_IT: dict[str, Callable[..., Tensor]] = {
     "log_cosh": _log_cosh,
     "quantile": _quantile,
+    "charbonnier": _charbonnier,
     "sigmoid_focal": _sigmoid_focal,
 }
 
