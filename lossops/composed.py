@@ -56,6 +56,13 @@ def has_kernels(*tensors: Tensor) -> bool:
     return any(tensor.is_floating_point() for tensor in tensors)
 
 
+def floating(tensor: Tensor, *others: Tensor) -> Tensor:
+    """The tensor; integers among integers as torch makes numbers of them."""
+    if not isinstance(tensor, Tensor) or tensor.is_complex() or has_kernels(tensor, *others):
+        return tensor
+    return tensor.to(torch.get_default_dtype())
+
+
 def difference(a: Tensor, b: Tensor) -> tuple[Tensor, torch.dtype]:
     """a - b, of half precision in float32; and the dtype that a loss of it has."""
     dtype = promoted(a, b)
@@ -63,7 +70,7 @@ def difference(a: Tensor, b: Tensor) -> tuple[Tensor, torch.dtype]:
         return a - b, dtype
     if autocasts(a.device.type):
         dtype = torch.float32
-    return a.to(torch.float32) - b, dtype
+    return a.to(torch.float32) - b.to(torch.float32), dtype
 
 
 def can_look(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import reference
 from lossops.checks import elementwise_loss, legacy_reduction, number
-from lossops.composed import can_look, check_reduction, composed, difference
+from lossops.composed import can_look, check_reduction, composed, difference, floating
 
 __all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
 
@@ -66,6 +66,7 @@ def poisson_nll_loss(
     eps = number("poisson_nll_loss", "eps", eps)
     loss, params = ("poisson_log", ()) if log_input else ("poisson", (eps,))
     if not full:
+        input = floating(input, target)
         return likelihood(loss, input, target, weight, reduction, params)
 
     def formula(x: Tensor, y: Tensor, *weight: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ def gaussian_nll_loss(
         full: add ½ log 2π.
         eps: the least variance.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of the input, multiplies it. A mean still divides by the number of
+        weight: w, the shape of x - y, multiplies it. A mean still divides by the number of
             elements.
 
     Returns:
@@ -139,7 +140,7 @@ def gaussian_nll_loss(
         var = number("gaussian_nll_loss", "var", var)
         if var < 0:
             raise ValueError("var has negative entry/entries")
-        var = torch.full_like(input, var)
+        var = torch.full_like(floating(input), var)
     elif can_look(var) and (var < 0).any():
         raise ValueError("var has negative entry/entries")
     if var.shape != input.shape:
@@ -152,7 +153,7 @@ def gaussian_nll_loss(
             raise ValueError("var is of incorrect size")
     eps = number("gaussian_nll_loss", "eps", eps)
     check_reduction(reduction)
-    off, dtype = difference(input, target)
+    off, dtype = difference(floating(input, target), target)
     params = (eps, 0.5 * math.log(2 * math.pi) if full else 0.0)
     return likelihood("gaussian", off, var, weight, reduction, params).to(
         torch.promote_types(dtype, var.dtype)

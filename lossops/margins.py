@@ -15,6 +15,7 @@ from lossops.composed import (
     check_reduction,
     composed,
     difference,
+    floating,
     has_kernels,
 )
 from lossops.probabilities import binary_cross_entropy_with_logits
@@ -125,6 +126,8 @@ def hinge_embedding_loss(
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     margin = number("hinge_embedding_loss", "margin", margin)
+    if weight is not None:
+        input = floating(input)
     if isinstance(input, Tensor) and not has_kernels(input):
         return composed(
             "hinge_embedding_loss",
@@ -156,7 +159,7 @@ def margin_ranking_loss(
         margin: by how much.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of the input. A mean still divides by the number of elements.
+        weight: w, the shape of x1 - x2. A mean still divides by the number of elements.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
@@ -188,14 +191,14 @@ def margin_ranking_loss(
             f"input1: {input1.size()}, input2: {input2.size()}, target: {target.size()} "
         )
     margin = number("margin_ranking_loss", "margin", margin)
+    if weight is not None:
+        input1 = floating(input1, input2)
     if has_kernels(input1, input2):
         apart, dtype = difference(input1, input2)
         dtype = torch.promote_types(dtype, target.dtype)
         return signed_label_loss("margin_ranking", apart, target, weight, reduction, margin).to(
             dtype
         )
-    if margin == int(margin):
-        margin = int(margin)
     return composed(
         "margin_ranking_loss",
         lambda x1, x2, y: reference.FORMULAS["margin_ranking"](x1 - x2, y, margin),

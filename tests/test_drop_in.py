@@ -385,3 +385,29 @@ def test_overlap_of_regions(form):
         functional.tversky_loss(x, y, alpha=-0.1)
     with pytest.raises(ValueError, match="input_form should be logits or probs"):
         functional.tversky_loss(x, y, input_form="log_probs")
+
+
+def test_integers_as_torch_takes_them():
+    i, signs_of = make.tensor([1, 2, 3]), make.tensor([1, -1, 1])
+    for name, arguments in (
+        ("gaussian_nll_loss", (i, make.tensor([10.0, 20.0, 30.0]), 0.5)),
+        ("gaussian_nll_loss", (i, i, 0.5)),
+        ("poisson_nll_loss", (i, i)),
+        ("margin_ranking_loss", (i, -i, -signs_of)),
+        ("hinge_embedding_loss", (i, signs_of)),
+    ):
+        for reduction in ("none", "sum"):
+            found, expected = (
+                getattr(module, name)(*arguments, reduction=reduction)
+                for module in (functional, torch_functional)
+            )
+            torch.testing.assert_close(found, expected, check_dtype=False)
+    weight = make.tensor([10.0, 20.0, 30.0])
+    found = functional.hinge_embedding_loss(i, signs_of, weight=weight, reduction="none")
+    assert found.tolist() == [10, 0, 90]
+    found = functional.margin_ranking_loss(i, -i, -signs_of, weight=weight, reduction="none")
+    assert found.tolist() == [20, 0, 180]
+    half, var = make.randn(50).bfloat16(), make.tensor(0.5).bfloat16()
+    alone = functional.gaussian_nll_loss(half[0], half, var, reduction="none")
+    whole = functional.gaussian_nll_loss(half[0].expand(50), half, var.expand(50), reduction="none")
+    assert torch.equal(alone, whole)
