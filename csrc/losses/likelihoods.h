@@ -19,7 +19,7 @@ struct PoissonLog {
     const T finite = fma(-y, x, e), infinite = fma(-y, T(0), e);
     f.value = select(y == T(0), e, select(e < T(kInfinity), finite, infinite));
     if constexpr (order >= 1) {
-      f.dx = e - y;
+      f.dx = select(e < T(kInfinity), e - y, e);
       f.dy = -x;
     }
     if constexpr (order >= 2) {
@@ -45,7 +45,8 @@ struct Poisson {
     f.value = select(none, select(sum >= T(0), x, l), fma(-y, l, x));
     if constexpr (order >= 1) {
       // Not 1 - y / sum: where the two are close, that has no digits.
-      f.dx = select(none, T(1), ((x - y) + epsilon) / sum);
+      const T slope = select(sum < T(kInfinity), ((x - y) + epsilon) / sum, T(1) - y / sum);
+      f.dx = select(none, T(1), slope);
       f.dy = -l;
       if constexpr (order >= 2) {
         const T q = T(1) / sum;

@@ -11,7 +11,7 @@ from lossops.triton.math import divide
 def poisson_log(x, y, p0, p1):
     e = tl.exp(x)
     value = tl.where(y == 0, e, tl.where(e == float("inf"), e - y * 0, e - y * x))
-    return value, e - y, -x, e, -1.0, 0.0
+    return value, tl.where(e < float("inf"), e - y, e), -x, e, -1.0, 0.0
 
 
 @triton.jit
@@ -24,7 +24,9 @@ def poisson(x, y, epsilon, p1):
     q = divide(tl.full([], 1.0, x.dtype), total)
     none = y == 0
     value = tl.where(none, tl.where(total >= 0, x, log), x - y * log)
-    dx = tl.where(none, 1.0, divide((x - y) + epsilon, total))
+    far = total == float("inf")
+    dx = tl.where(far, 1 - divide(y, total), divide((x - y) + epsilon, total))
+    dx = tl.where(none, 1.0, dx)
     return value, dx, -log, tl.where(none, 0.0, y * q * q), -q, 0.0
 
 
