@@ -84,7 +84,7 @@ class Judge:
             self.exact_gradient = truth.gradient.astype(float)
         # By a difference that is NaN there is nothing to differentiate.
         known = ~numpy.isnan(truth.difference)
-        self.value = _Scale(truth.value, dtype, judged=None)
+        self.value = _Scale(truth.value, dtype, judged=None, size=truth.value_size)
         self.gradient = _Scale(truth.gradient, dtype, judged=known, size=truth.gradient_size)
 
     def __call__(

@@ -162,7 +162,8 @@ class Truth:
     difference: Any
     value: Any
     gradient: Any
-    gradient_size: Any  # of the terms that it is a sum of
+    value_size: Any  # of the terms that each is a sum of
+    gradient_size: Any
 
 
 def exact(kernel: str, params: tuple[float, ...], input: Tensor, target: Tensor) -> Truth:
@@ -183,8 +184,9 @@ def exact(kernel: str, params: tuple[float, ...], input: Tensor, target: Tensor)
         terms = reference.TERMS.get(kernel, lambda *args: (reference.FORMULAS[kernel](*args),))
         terms = terms(Dual(x, numpy.ones_like(x)), Dual(y), *params)
         derivatives = [term.derivative + numpy.zeros_like(x) for term in terms]
-        size = sum(abs(derivative) for derivative in derivatives)
-        return Truth(x - y, sum(term.value for term in terms), sum(derivatives), size)
+        values = [term.value for term in terms]
+        sizes = (sum(abs(part) for part in parts) for parts in (values, derivatives))
+        return Truth(x - y, sum(values), sum(derivatives), *sizes)
 
 
 def judges_float64() -> bool:
