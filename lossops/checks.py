@@ -122,6 +122,14 @@ def elementwise_loss(
     return elementwise(input, target, weight, denominator, call)
 
 
+def broadcast_loss(loss: str, input, target, weight, reduction: str, *params: float) -> Tensor:
+    """The same where tensors may broadcast, and a weighted mean is one over the elements."""
+    return elementwise_loss(
+        loss, input, target, weight, reduction, params,
+        divides_by_weight=False, warns_of_broadcast=False,
+    )  # fmt: skip
+
+
 def _warn_of_broadcast(input: Tensor, target: Tensor) -> None:
     if torch.compiler.is_compiling():  # which cannot follow a warning
         return

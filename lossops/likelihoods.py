@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import reference
-from lossops.checks import elementwise_loss, legacy_reduction, number
+from lossops.checks import broadcast_loss, legacy_reduction, number
 from lossops.composed import can_look, check_reduction, composed, difference, floating
 
 __all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
@@ -67,7 +67,7 @@ def poisson_nll_loss(
     loss, params = ("poisson_log", ()) if log_input else ("poisson", (eps,))
     if not full:
         input = floating(input, target)
-        return likelihood(loss, input, target, weight, reduction, params)
+        return broadcast_loss(loss, input, target, weight, reduction, *params)
 
     def formula(x: Tensor, y: Tensor, *weight: Tensor) -> Tensor:
         large = y > 1
@@ -78,13 +78,6 @@ def poisson_nll_loss(
 
     moving = (input, target) if weight is None else (input, target, weight)
     return composed("poisson_nll_loss", formula, moving, reduction)
-
-
-def likelihood(loss: str, input, target, weight, reduction: str, params) -> Tensor:
-    return elementwise_loss(
-        loss, input, target, weight, reduction, params,
-        divides_by_weight=False, warns_of_broadcast=False,
-    )  # fmt: skip
 
 
 def gaussian_nll_loss(
@@ -155,6 +148,6 @@ def gaussian_nll_loss(
     check_reduction(reduction)
     off, dtype = difference(floating(input, target), target)
     params = (eps, 0.5 * math.log(2 * math.pi) if full else 0.0)
-    return likelihood("gaussian", off, var, weight, reduction, params).to(
+    return broadcast_loss("gaussian", off, var, weight, reduction, *params).to(
         torch.promote_types(dtype, var.dtype)
     )

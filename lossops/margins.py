@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import reference
-from lossops.checks import elementwise_loss, legacy_reduction, number
+from lossops.checks import broadcast_loss, legacy_reduction, number
 from lossops.composed import (
     can_look,
     check_reduction,
@@ -71,14 +71,7 @@ def soft_margin_loss(
             reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
-    return signed_label_loss("soft_margin", input, target, weight, reduction)
-
-
-def signed_label_loss(loss: str, input, target, weight, reduction: str, *params: float) -> Tensor:
-    return elementwise_loss(
-        loss, input, target, weight, reduction, params,
-        divides_by_weight=False, warns_of_broadcast=False,
-    )  # fmt: skip
+    return broadcast_loss("soft_margin", input, target, weight, reduction)
 
 
 def hinge_embedding_loss(
@@ -135,7 +128,7 @@ def hinge_embedding_loss(
             (input,),
             reduction,
         )
-    return signed_label_loss("hinge_embedding", input, target, weight, reduction, margin)
+    return broadcast_loss("hinge_embedding", input, target, weight, reduction, margin)
 
 
 def margin_ranking_loss(
@@ -196,9 +189,7 @@ def margin_ranking_loss(
     if has_kernels(input1, input2):
         apart, dtype = difference(input1, input2)
         dtype = torch.promote_types(dtype, target.dtype)
-        return signed_label_loss("margin_ranking", apart, target, weight, reduction, margin).to(
-            dtype
-        )
+        return broadcast_loss("margin_ranking", apart, target, weight, reduction, margin).to(dtype)
     return composed(
         "margin_ranking_loss",
         lambda x1, x2, y: reference.FORMULAS["margin_ranking"](x1 - x2, y, margin),

@@ -13,9 +13,8 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 from lossops import nn
+from lossops.checks import broadcast_loss
 from lossops.elementwise_spec import Spec
-from lossops.likelihoods import likelihood
-from lossops.margins import signed_label_loss
 
 # Half the number first: what comes out should be off the borders in half precision too.
 
@@ -56,7 +55,7 @@ def _sign(x: Tensor) -> Tensor:
 def _margin_ranking(
     input: Tensor, target: Tensor, margin: float = 0.0, reduction="mean", weight=None
 ) -> Tensor:
-    return signed_label_loss("margin_ranking", input, target, weight, reduction, margin)
+    return broadcast_loss("margin_ranking", input, target, weight, reduction, margin)
 
 
 def _margin_ranking_in_torch(input: Tensor, target: Tensor, **kwargs) -> Tensor:
@@ -67,7 +66,7 @@ def _gaussian(
     input: Tensor, target: Tensor, eps: float = 1e-6, full=False, reduction="mean", weight=None
 ) -> Tensor:
     params = _gaussian_params({"eps": eps, "full": full})
-    return likelihood("gaussian", input, target, weight, reduction, params)
+    return broadcast_loss("gaussian", input, target, weight, reduction, *params)
 
 
 def _gaussian_params(kwargs: dict) -> tuple[float, ...]:
@@ -350,8 +349,9 @@ SPECS: tuple[Spec, ...] = (
         divides_by_weight=False,
         source="Nelder and Wedderburn, Generalized Linear Models, 1972",
         regression=False,
-        inner=lambda x, y: (x, y.abs()),
-        # exp(10) is in range in float16, too.
+        # Sums of some thousands, and exp(10), are in range in float16, too.
+        takes_integers=True,
+        inner=lambda x, y: (0.5 * x, y.abs()),
         folded=lambda x, y: (torch.where(x.isfinite(), x.clamp_max(10), x), y.abs()),
         other_shapes="broadcasts",
         refused=(({"eps": "small"}, TypeError, "eps should be a number"),),
@@ -369,6 +369,7 @@ SPECS: tuple[Spec, ...] = (
         divides_by_weight=False,
         source="Nelder and Wedderburn, Generalized Linear Models, 1972",
         regression=False,
+        takes_integers=True,
         inner=lambda x, y: (x.abs() + 0.1, y.abs()),
         folded=lambda x, y: (x.abs(), y.abs()),
         other_shapes="broadcasts",
