@@ -98,13 +98,10 @@ struct FusedElementwise : torch::autograd::Function<FusedElementwise> {
                   state.reduction, state.keep_dims, state.mask);
       return place({gx, gy, gw});
     }
-    const Present present(*grads);
-    if (present.half) {
-      in_place.call(present.tensors, grad_output, inputs[0], inputs[1], weight, normalizer,
-                    state.loss, state.params, state.reduction, state.keep_dims, state.mask);
-    } else {
-      rescale(present, grad_output);
-    }
+    scale(*grads, grad_output, [&](at::TensorList present) {
+      in_place.call(present, grad_output, inputs[0], inputs[1], weight, normalizer, state.loss,
+                    state.params, state.reduction, state.keep_dims, state.mask);
+    });
     return place(*grads);
   }
 };

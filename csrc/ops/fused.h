@@ -55,24 +55,22 @@ class ReadyGradients {
   bool ready_ = false;
 };
 
-// Those of `grads` that there are, and whether one of them is of float16. Scaling such a one
-// afterwards would lose digits: see lossops.autograd.
-struct Present {
-  explicit Present(at::ArrayRef<at::Tensor> grads) {
-    for (const at::Tensor& grad : grads) {
-      if (!grad.defined()) continue;
-      tensors.push_back(grad);
-      half = half || grad.scalar_type() == at::kHalf;
-    }
-  }
-  c10::SmallVector<at::Tensor, 3> tensors;
-  bool half = false;
-};
-
-inline void rescale(const Present& present, const at::Tensor& grad_output) {
-  static const auto op =
+// Multiplies the gradients of a forward pass by grad_output, in place. A float16 gradient is
+// computed again, by again(those that there are): scaling it would lose digits, see
+// lossops.autograd.
+template <size_t count, class Again>
+void scale(const std::array<at::Tensor, count>& grads, const at::Tensor& grad_output,
+           const Again& again) {
+  static const auto rescale =
       find_op<void(at::TensorList, const at::Tensor&)>("lossops::elementwise_rescale_");
-  op.call(present.tensors, grad_output);
+  c10::SmallVector<at::Tensor, count> present;
+  bool half = false;
+  for (const at::Tensor& grad : grads) {
+    if (!grad.defined()) continue;
+    present.push_back(grad);
+    half = half || grad.scalar_type() == at::kHalf;
+  }
+  half ? again(at::TensorList(present)) : rescale.call(present, grad_output);
 }
 
 // The gradients that a Python function returns as a tuple, None where there is none.

@@ -104,15 +104,12 @@ struct FusedSoftmax : torch::autograd::Function<FusedSoftmax> {
                   state.one_if_none, state.reduction, state.keep_dims, state.mask);
       return place({by_input, by_target});
     }
-    const Present present(*grads);
-    if (present.half) {
-      in_place.call(present.tensors, grad_output, inputs[0], inputs[1], class_weight, normalizer,
+    scale(*grads, grad_output, [&](at::TensorList present) {
+      in_place.call(present, grad_output, inputs[0], inputs[1], class_weight, normalizer,
                     state.loss, state.dim, state.form, state.target_form, state.params,
                     state.ignore_index, state.one_if_none, state.reduction, state.keep_dims,
                     state.mask);
-    } else {
-      rescale(present, grad_output);
-    }
+    });
     return place(*grads);
   }
 };

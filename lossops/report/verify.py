@@ -241,7 +241,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
         ),
         labels=3,
         note="ulp: units in the last place of the exact result, or of the terms where it is a sum "
-        "that cancels; 0.5 is perfect rounding. eps: of the dtype, relative to the result. Wrong kind: NaN or infinite where the truth is not, or "
+        "that cancels; 0.5 is perfect rounding. eps: of the dtype, relative to the result. "
+        "Wrong kind: NaN or infinite where the truth is not, or "
         "reversed. A pass is at most torch's own error plus one unit, or 8 where torch has no "
         "such loss; 4 eps for reductions.",
     )  # fmt: skip
