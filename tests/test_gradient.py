@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as torch_functional
 import torch.utils.checkpoint
 from conftest import (
+    DEVICE,
     NAMESPACE,
     away_from_kinks,
     each_case,
@@ -26,6 +27,7 @@ from conftest import (
 )
 from test_value import truth, ulps
 
+import lossops
 from lossops import functional, reference, specs
 
 # What binary_cross_entropy does on the CPU to refuse what is no probability.
@@ -109,8 +111,9 @@ def sizes_of_terms(spec, kwargs, exact, grad_output, reduction):
     return sizes
 
 
+@pytest.mark.parametrize("backend", lossops.backends.backends_for(DEVICE.type))
 @pytest.mark.parametrize("margin", [0.0, 0.5, 1.0])
-def test_at_the_margin_as_torch(margin):
+def test_at_the_margin_as_torch(margin, backend):
     """Just at it, and one unit in the last place to both sides; labels that are none, too."""
     at = make.tensor([margin, -margin, 0.0, math.nextafter(margin, 2), math.nextafter(margin, -2)])
     x = torch.cat((at, at, at)).double()
@@ -119,11 +122,12 @@ def test_at_the_margin_as_torch(margin):
         (functional.hinge_embedding_loss, torch_functional.hinge_embedding_loss, ()),
         (functional.margin_ranking_loss, torch_functional.margin_ranking_loss, (0.5 * x,)),
     ):
-        found, expected = (
-            torch.autograd.grad(loss(own, *others, y, margin, reduction="sum"), own)[0]
-            for loss in (ours, theirs)
-            for own in [x.clone().requires_grad_()]
-        )
+        with lossops.backend(backend):
+            found, expected = (
+                torch.autograd.grad(loss(own, *others, y, margin, reduction="sum"), own)[0]
+                for loss in (ours, theirs)
+                for own in [x.clone().requires_grad_()]
+            )
         assert torch.equal(found, expected), (ours, found, expected)
 
 

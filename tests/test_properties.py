@@ -162,3 +162,21 @@ def test_labels_of_rows(call):
     found, expected = results
     size = input.double().nan_to_num(0.0, 0.0, 0.0).abs().amax(1) if classes else expected
     same(found, expected, size + 1, 32)
+
+
+@pytest.mark.parametrize("backend", lossops.backends.backends_for(DEVICE.type))
+def test_what_these_have_found(backend):
+    """NaN beside infinity in a row, and a count and its expectation that are both infinite."""
+    row, inf = torch.tensor([[math.inf, math.nan]], device=DEVICE), torch.tensor(math.inf)
+    with lossops.backend(backend):
+        for label in (0, 1):
+            loss = lossops.functional.cross_entropy(row, torch.tensor([label], device=DEVICE))
+            assert loss.isnan()
+        numbers = torch.tensor([math.inf, 100.0, 100.0, -math.inf], device=DEVICE)
+        counts = torch.tensor([math.inf, math.inf, 2.0, 0.0], device=DEVICE)
+        found = lossops.functional.poisson_nll_loss(numbers, counts, reduction="none")
+        assert found[:2].isnan().all()
+        assert found[2:].tolist() == [math.inf, 0.0]
+        leaf = inf.to(DEVICE).clone().requires_grad_()
+        loss = lossops.functional.poisson_nll_loss(leaf, torch.ones_like(leaf), log_input=False)
+        assert torch.autograd.grad(loss, leaf)[0] == 1
