@@ -190,7 +190,7 @@ def _add_bench(commands) -> None:
         "kept warm, bfloat16, tiny tensors, peak memory, accuracy. Contenders take turns, numbers\n"
         "are medians, targets stand beside them. Nothing here is a pass or a failure: a missed\n"
         "target does not change the exit status.",
-        "  python -m lossops bench                  about five minutes on two cores\n"
+        "  python -m lossops bench                  about nine minutes on two cores\n"
         "  python -m lossops bench --quick --loss mse_loss\n"
         "  python -m lossops bench --part step --part tiny\n"
         "  python -m lossops bench --save           to benchmarks/results/<machine>/<date>.json",
@@ -290,7 +290,7 @@ def _add_report(commands) -> None:
     parser = _command(
         commands, "report", _report, "train, verify, measure and draw; one page about it all",
         "Trains on real data with each loss, verifies, measures, draws, and writes index.html,\n"
-        "its pictures and report.json into a folder. Takes a few minutes.",
+        "its pictures and report.json into a folder. Takes about twelve minutes.",
         "  python -m lossops report\n  python -m lossops report --out /tmp/report --quick",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder (default: report)")
