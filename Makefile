@@ -9,7 +9,7 @@
 # it is), MAX_JOBS, LOSSOPS_CUDA, PYTEST_ARGS, GPU_OUT (a folder), GPU_ARGS (such as --dry).
 
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal --timeout 1200
 GPU_OUT ?= build/gpu
 
 VENV := .venv

@@ -78,10 +78,23 @@ def pytest_report_header():
     return f"lossops: {BACKEND} on {DEVICE}"
 
 
+# Those that compile or interpret kernels: begun first, so that no process is left with one of them
+# when the others are done.
+LONG_FILES = (
+    "test_triton.py",
+    "test_cuda_build.py",
+    "test_softmax_on_cpu_device.py",
+    "test_cuda_on_cpu.py",
+    "test_command_line.py",
+    "test_gpu_run.py",
+)
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name in HOST_FILES:
             item.add_marker(cpu_only)
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)  # stable
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -42,19 +46,22 @@ def _count(name: str, labels: torch.Tensor) -> int:
 
 
 def _train(rank: int, store: str, name: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES)
-    try:
-        model = DistributedDataParallel(_model())
-        input, labels = _batch()
-        # DistributedDataParallel divides by the number of processes.
-        normalizer = _count(name, labels) / PROCESSES
-        parts = list(zip(input.chunk(6), labels.chunk(6), strict=True))[rank::PROCESSES]
-        for i, (x, y) in enumerate(parts):
-            model.require_backward_grad_sync = i == len(parts) - 1
-            LOSSES[name](model(x), y, normalizer).backward()
-        torch.save([p.grad for p in model.parameters()], f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    faulthandler.dump_traceback_later(120, exit=True)  # rather than to wait forever
+    dist.init_process_group(
+        "gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=60)
+    )
+    model = DistributedDataParallel(_model())
+    input, labels = _batch()
+    # DistributedDataParallel divides by the number of processes.
+    normalizer = _count(name, labels) / PROCESSES
+    parts = list(zip(input.chunk(6), labels.chunk(6), strict=True))[rank::PROCESSES]
+    for i, (x, y) in enumerate(parts):
+        model.require_backward_grad_sync = i == len(parts) - 1
+        LOSSES[name](model(x), y, normalizer).backward()
+    torch.save([p.grad for p in model.parameters()], f"{folder}/{rank}.pt")
+    dist.barrier()
+    # What is freed now, with the interpreter locked, waits for threads of gloo that wait for it.
+    os._exit(0)
 
 
 @cpu_only
