@@ -125,7 +125,9 @@ def is_transformed(grad_output: Tensor) -> bool:
 def _compiled_gradients(ctx, grad_output, call, mask) -> tuple:
     """Without mutation, so that the compiler may fuse the scaling into what comes next."""
     input, target, weight, normalizer, *grads = ctx.saved_tensors
-    if not call.gives_a_number or any(g is not None and g.dtype == torch.float16 for g in grads):
+    # Compiled autograd comes here from a forward pass that was not compiled and saved no gradients.
+    ready = grads and call.gives_a_number
+    if not ready or any(g is not None and g.dtype == torch.float16 for g in grads):
         ops = kernel_ops(call.backend)
         return ops.backward(grad_output, input, target, weight, normalizer, *call.op_args, mask)
     return tuple(None if g is None else (g * grad_output).to(g.dtype) for g in grads)

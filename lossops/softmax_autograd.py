@@ -148,11 +148,15 @@ class FusedSoftmax(Function):
 
 def _compiled_gradients(ctx, cotangents, call, mask) -> tuple:
     """Without mutation, so that the compiler may fuse the scaling into what comes next."""
+    # As in lossops.autograd: compiled autograd finds no gradients here, and what has taken the
+    # place of the logits it has to leave to eager execution.
+    if call.in_place and len(ctx.saved_tensors) == 4:
+        raise RuntimeError("not to be traced: the gradient is not among what was saved")
     input, target, class_weight, normalizer, *grads = ctx.saved_tensors
     grad_output, *others = cotangents
     simple = grad_output is not None and not any(other is not None for other in others)
     half = any(g is not None and g.dtype == torch.float16 for g in grads)
-    if simple and call.gives_a_number and not half:
+    if simple and grads and call.gives_a_number and not half:
         return tuple(None if g is None else (g * grad_output).to(g.dtype) for g in grads)
     return kernel_ops(call.backend).softmax_backward(
         *cotangents, input, target, class_weight, normalizer, *call.op_args, mask
