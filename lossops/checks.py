@@ -50,6 +50,12 @@ def number(function: str, name: str, value) -> float:
     return float(value)
 
 
+def require_tensors(function: str, **arguments) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{function}(): {name} should be a Tensor, got {type(value).__name__}")
+
+
 def l1_in_torch(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     """The L1 loss of integer or complex tensors, for which there are no kernels."""
     if reduction != "sample":

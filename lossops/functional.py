@@ -396,7 +396,7 @@ def charbonnier_loss(
     Args:
         input: predictions x, any shape.
         target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
-        epsilon: ε > 0.
+        epsilon: ε > 0; no less than 2⁻¹²⁶ is used, float32's smallest normal number.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
         weight: w, the shape of ``input``. A mean then divides by Σw.
 
@@ -428,4 +428,5 @@ def charbonnier_loss(
         raise ValueError(
             f"charbonnier_loss(): epsilon should be positive and finite, got {epsilon}"
         )
-    return elementwise_loss("charbonnier", input, target, weight, reduction, (epsilon,))
+    params = (max(epsilon, 2.0**-126),)
+    return elementwise_loss("charbonnier", input, target, weight, reduction, params)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import reference
-from lossops.checks import broadcast_loss, legacy_reduction, number
+from lossops.checks import broadcast_loss, legacy_reduction, number, promoted, require_tensors
 from lossops.composed import can_look, check_reduction, composed, difference, floating
 
 __all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
@@ -46,7 +46,7 @@ def poisson_nll_loss(
         "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these.
+        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
         RuntimeError: if the shapes do not broadcast.
         TypeError: if ``eps`` is not a number.
 
@@ -63,6 +63,7 @@ def poisson_nll_loss(
             size_average, eps, reduce, reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
+    require_tensors("poisson_nll_loss", input=input, target=target)
     eps = number("poisson_nll_loss", "eps", eps)
     loss, params = ("poisson_log", ()) if log_input else ("poisson", (eps,))
     if not full:
@@ -129,6 +130,7 @@ def gaussian_nll_loss(
             gaussian_nll_loss, (input, target, var, weight), input, target, var, full, eps,
             reduction, weight=weight,
         )  # fmt: skip
+    require_tensors("gaussian_nll_loss", input=input, target=target)
     if not isinstance(var, Tensor):
         var = number("gaussian_nll_loss", "var", var)
         if var < 0:
@@ -146,8 +148,11 @@ def gaussian_nll_loss(
             raise ValueError("var is of incorrect size")
     eps = number("gaussian_nll_loss", "eps", eps)
     check_reduction(reduction)
-    off, dtype = difference(floating(input, target), target)
+    input = floating(input, target)
+    off, dtype = difference(input, target)
+    if off.device.type == "cpu":
+        dtype = promoted(input, target)  # autocast widens torch's formula on GPUs only
+    if var.dim() or not off.dim():
+        dtype = torch.promote_types(dtype, var.dtype)
     params = (eps, 0.5 * math.log(2 * math.pi) if full else 0.0)
-    return broadcast_loss("gaussian", off, var, weight, reduction, *params).to(
-        torch.promote_types(dtype, var.dtype)
-    )
+    return broadcast_loss("gaussian", off, var, weight, reduction, *params).to(dtype)

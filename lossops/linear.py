@@ -20,7 +20,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from lossops import backends
 from lossops import softmax_reference as reference
 from lossops.autograd import is_transformed, merge, transforms_active
-from lossops.checks import autocasts
+from lossops.checks import autocasts, require_tensors
 from lossops.classification import cross_entropy
 from lossops.library import accumulator
 from lossops.softmax_autograd import SoftmaxCall
@@ -100,6 +100,7 @@ def linear_cross_entropy(
             ignore_index=ignore_index, label_smoothing=label_smoothing, options=options,
             z_loss=z_loss, softcap=softcap, temperature=temperature, normalizer=normalizer,
         )  # fmt: skip
+    require_tensors("linear_cross_entropy", input=input, linear_weight=linear_weight, target=target)
     shape = _logits_shape(input, linear_weight, linear_bias)
     if target.shape == shape and ignore_index is not None:
         raise RuntimeError("ignore_index cannot be specified when target contains probabilities")

@@ -13,7 +13,14 @@ from torch import Tensor
 from lossops import backends
 from lossops.autograd import transforms_active
 from lossops.checking import check_range
-from lossops.checks import HALF_DTYPES, KERNEL_DTYPES, REDUCTIONS, autocasts, number
+from lossops.checks import (
+    HALF_DTYPES,
+    KERNEL_DTYPES,
+    REDUCTIONS,
+    autocasts,
+    number,
+    require_tensors,
+)
 from lossops.softmax_autograd import Outputs, SoftmaxCall, softmax
 
 FORMS = ("logits", "log_probs", "probs")
@@ -157,8 +164,7 @@ def _may_overwrite(function: str, input: Tensor, target: Tensor, mode: str, keep
 
 def check_scores(function: str, input) -> None:
     """The checks that all losses over rows share."""
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{function}(): input should be a Tensor, got {type(input).__name__}")
+    require_tensors(function, input=input)
     if input.layout is not torch.strided:
         raise NotImplementedError(
             f"{function}(): input should be a dense tensor, got layout {input.layout}"
@@ -171,8 +177,7 @@ def check_scores(function: str, input) -> None:
 
 
 def check_target(function: str, input: Tensor, target) -> None:
-    if not isinstance(target, Tensor):
-        raise TypeError(f"{function}(): target should be a Tensor, got {type(target).__name__}")
+    require_tensors(function, target=target)
     if target.device != input.device:
         raise RuntimeError(
             f"{function}(): expected all tensors to be on the same device, but found target on "
@@ -188,8 +193,7 @@ def class_dimension(input: Tensor) -> int:
 def check_class_weight(function: str, input: Tensor, dim: int, weight, prefix: str = "") -> None:
     if weight is None:
         return
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{function}(): weight should be a Tensor, got {type(weight).__name__}")
+    require_tensors(function, weight=weight)
     classes = input.shape[dim]
     if weight.dim() != 1 or weight.shape[0] != classes:
         raise RuntimeError(

@@ -65,14 +65,14 @@ struct MarginRanking {
   template <int order, class T>
   LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
     const T zero(0), left = fma(-x, y, params[0]);
-    const auto counts = left >= zero;
+    const auto satisfied = left < zero;
     Jet<T> f{};
-    f.value = select(left < zero, zero, left);
+    f.value = select(satisfied, zero, left);
     if constexpr (order >= 1) {
-      f.dx = select(counts, -y, zero);
-      f.dy = select(counts, -x, zero);
+      f.dx = select(satisfied, zero, -y);
+      f.dy = select(satisfied, zero, -x);
     }
-    if constexpr (order >= 2) f.dxy = select(counts, T(-1), zero);
+    if constexpr (order >= 2) f.dxy = select(satisfied, zero, T(-1));
     return f;
   }
 };

@@ -37,7 +37,7 @@ def hinge_embedding(x, y, margin, p1):
 @triton.jit
 def margin_ranking(x, y, margin, p1):
     left = margin - x * y
-    counts = left >= 0
-    value = tl.where(left < 0, 0.0, left)
-    dx = tl.where(counts, -y, 0.0)
-    return value, dx, tl.where(counts, -x, 0.0), 0.0, tl.where(counts, -1.0, 0.0), 0.0
+    satisfied = left < 0
+    value = tl.where(satisfied, 0.0, left)
+    dx = tl.where(satisfied, 0.0, -y)
+    return value, dx, tl.where(satisfied, 0.0, -x), 0.0, tl.where(satisfied, 0.0, -1.0), 0.0
