@@ -36,12 +36,16 @@ CPU_SOURCES = (
     "csrc/ops/elementwise_cpu.cpp",
     "csrc/ops/softmax.cpp",
     "csrc/ops/softmax_cpu.cpp",
+    "csrc/ops/vectors.cpp",
+    "csrc/ops/vectors_cpu.cpp",
     "csrc/cpu/elementwise.cpp",
     "csrc/cpu/softmax.cpp",
+    "csrc/cpu/vectors.cpp",
     # Before the other instruction sets: the linker keeps the first copy of an inline function, and
     # these run on every machine.
     "csrc/cpu/elementwise_default.cpp",
     "csrc/cpu/softmax_default.cpp",
+    "csrc/cpu/vectors_default.cpp",
 )
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"-mavx512f -mavx512bw -mavx512vl -mavx512dq {AVX2}"
@@ -50,8 +54,14 @@ X86_SOURCES = {
     "csrc/cpu/elementwise_avx512.cpp": AVX512,
     "csrc/cpu/softmax_avx2.cpp": AVX2,
     "csrc/cpu/softmax_avx512.cpp": AVX512,
+    "csrc/cpu/vectors_avx2.cpp": AVX2,
+    "csrc/cpu/vectors_avx512.cpp": AVX512,
 }
-CUDA_OP_SOURCES = ("csrc/ops/elementwise_cuda.cpp", "csrc/ops/softmax_cuda.cpp")
+CUDA_OP_SOURCES = (
+    "csrc/ops/elementwise_cuda.cpp",
+    "csrc/ops/softmax_cuda.cpp",
+    "csrc/ops/vectors_cuda.cpp",
+)
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0")
 WARNINGS = (
     "-Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter -Wno-maybe-uninitialized "

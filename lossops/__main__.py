@@ -253,11 +253,11 @@ def _add_kernels(commands) -> None:
 
 
 def _kernels(options: argparse.Namespace) -> int:
-    from lossops.report import kernel_tables, kernels, kernels_softmax
+    from lossops.report import kernel_tables, kernels, kernels_triton
 
     architectures = tuple(dict.fromkeys(options.arch or ARCHITECTURES))
     wanted, rows = _wanted(options)
-    over_rows = kernels.of_rows(rows) if options.loss else kernels_softmax.LOSSES
+    over_rows = kernels.of_rows(rows) if options.loss else kernels_triton.OVER_ROWS
     result = kernels.survey(architectures, wanted, over_rows, progress)
     _deliver(result, kernel_tables.tables(result, options.all), options.json)
     for engine, reason in result["missing"].items():

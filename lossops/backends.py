@@ -169,6 +169,8 @@ class KernelOps:
         self.softmax_forward_ = ops.softmax_forward_.default
         self.softmax_backward = ops.softmax_backward.default
         self.softmax_backward_ = ops.softmax_backward_.default
+        self.vectors_forward = ops.vectors_forward.default
+        self.vectors_backward = ops.vectors_backward.default
 
 
 _kernel_ops = {

@@ -40,15 +40,22 @@ def composed(
     else:
         wide = dtype
     value = formula(*(tensor.to(wide) for tensor in moving))
-    mode, keep_dims = REDUCTIONS[reduction]
-    if value.dim() < keep_dims:
+    if reduction == "sample":
+        reduced = mean_of_samples(function, value)
+    elif not wide.is_floating_point and reduction == "mean":
+        return value.mean()  # which torch refuses, of integers
+    else:
+        reduced = reduce(value, *REDUCTIONS[reduction])
+    return reduced if wide == dtype else reduced.to(dtype)
+
+
+def mean_of_samples(function: str, value: Tensor) -> Tensor:
+    """What is left of a number per sample, or of several."""
+    if value.dim() == 0:
         raise ValueError(
             f"{function}(): reduction='sample' needs a batch dimension, got one loss alone"
         )
-    if not wide.is_floating_point and mode == "mean":
-        return value.mean()  # which torch refuses, of integers
-    reduced = reduce(value, mode, keep_dims)
-    return reduced if wide == dtype else reduced.to(dtype)
+    return reduce(value, *REDUCTIONS["sample"])
 
 
 def has_kernels(*tensors: Tensor) -> bool:

@@ -66,6 +66,29 @@ shape) is given; over other targets by the number of rows. ``one_if_none``: by 1
 ``softmax_backward_``
     the same for ``grad_output`` alone, written over ``grads``; does nothing where it, one number
     read on the device, is 1. Gradients are rescaled by ``elementwise_rescale_``.
+
+Contract of both vector ops: ``vectors`` are one to three tensors of one dtype and of the shape
+(rows, length); ``label`` and ``row_weight``, which multiplies a row's loss, are numbers or have one
+per row. A mean is over the rows. With x, y and z the vectors of a row, and ``params`` in brackets:
+
+"cosine_embedding" (margin)
+    c = x·y / sqrt((x·x + 1e-12) (y·y + 1e-12)); of a label 1 it is 1 - c, of -1 max(0, c - margin),
+    of others 0
+"triplet_margin", "triplet_margin_l1" (margin, swap, epsilon)
+    max(0, |x - y + epsilon| - |x - z + epsilon| + margin) of Euclidean norms, or of sums of
+    absolute values; with ``swap`` not 0, the lesser of the second and |y - z + epsilon|
+"multi_margin", "multi_margin_squared" (margin)
+    sum_(c != label) max(0, margin - x_label + x_c)^p / length, p being 1 or 2; labels are indices,
+    and out of range what they are to the softmax ops
+"tversky_of_logits", "tversky" (alpha, beta, s)
+    1 - (TP + s) / (TP + alpha FP + beta FN + s), with p the sigmoid of x or x itself, and
+    TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y
+
+``vectors_forward``
+    the loss, and the gradients by the vectors that ``output_mask`` asks for, for
+    ``grad_output == 1`` (only where the loss is a single number).
+``vectors_backward``
+    the gradients for ``grad_output``, of the shape of the loss.
 """
 
 from __future__ import annotations
@@ -81,6 +104,9 @@ _ROWS_READ = "Tensor target, Tensor? class_weight, Tensor? normalizer"
 _ROWS = (
     "str loss, int dim, str form, str target_form, float[] params, int ignore_index, "
     "bool one_if_none, str reduction, int keep_dims"
+)
+_VECTORS_READ = (
+    "Tensor[] vectors, Tensor? label, Tensor? row_weight, str loss, float[] params, str reduction"
 )
 
 SCHEMAS = {
@@ -118,6 +144,13 @@ SCHEMAS = {
     "softmax_backward_": (
         f"(Tensor(a!)[] grads, Tensor grad_output, Tensor input, {_ROWS_READ}, {_ROWS}, "
         "bool[2] output_mask) -> ()"
+    ),
+    "vectors_forward": (
+        f"({_VECTORS_READ}, ScalarType out_dtype, bool[3] output_mask) "
+        "-> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "vectors_backward": (
+        f"(Tensor grad_output, {_VECTORS_READ}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
     ),
 }
 
@@ -207,6 +240,21 @@ def _fake_softmax_backward_(grads, grad_output, input, target, *call):
     return None
 
 
+def _fake_vectors_gradients(vectors, output_mask):
+    like = vectors[0]
+    return tuple(like.new_empty(like.shape) if wanted else None for wanted in output_mask)
+
+
+def _fake_vectors_forward(vectors, label, row_weight, loss, params, reduction, dtype, output_mask):
+    shape = vectors[0].shape[:1] if reduction == "none" else ()
+    value = vectors[0].new_empty(shape, dtype=dtype)
+    return value, *_fake_vectors_gradients(vectors, output_mask)
+
+
+def _fake_vectors_backward(grad_output, vectors, *call):
+    return _fake_vectors_gradients(vectors, call[-1])
+
+
 _FAKES = {
     "elementwise_forward": _fake_forward,
     "elementwise_backward": _fake_backward,
@@ -217,6 +265,8 @@ _FAKES = {
     "softmax_forward_": _fake_softmax_values,
     "softmax_backward": _fake_softmax_backward,
     "softmax_backward_": _fake_softmax_backward_,
+    "vectors_forward": _fake_vectors_forward,
+    "vectors_backward": _fake_vectors_backward,
 }
 
 _libraries = []  # a Library takes its ops with it when it is collected

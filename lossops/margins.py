@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import reference
-from lossops.checks import broadcast_loss, legacy_reduction, number
+from lossops.checks import broadcast_loss, legacy_reduction, number, require_tensors
 from lossops.composed import (
     can_look,
     check_reduction,
@@ -19,6 +19,7 @@ from lossops.composed import (
     has_kernels,
 )
 from lossops.probabilities import binary_cross_entropy_with_logits
+from lossops.vectors import vectors_loss
 
 __all__ = [
     "hinge_embedding_loss",
@@ -53,7 +54,7 @@ def soft_margin_loss(
         "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these.
+        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
         RuntimeError: if the shapes do not broadcast.
 
     Follows :func:`torch.nn.functional.soft_margin_loss`, but does not overflow: where y x is very
@@ -71,6 +72,7 @@ def soft_margin_loss(
             reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
+    require_tensors("soft_margin_loss", input=input, target=target)
     return broadcast_loss("soft_margin", input, target, weight, reduction)
 
 
@@ -100,7 +102,7 @@ def hinge_embedding_loss(
         "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these.
+        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
         TypeError: if ``margin`` is not a number.
 
     Follows :func:`torch.nn.functional.hinge_embedding_loss`, also in that other labels than 1 and
@@ -118,10 +120,11 @@ def hinge_embedding_loss(
             reduce, reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
+    require_tensors("hinge_embedding_loss", input=input, target=target)
     margin = number("hinge_embedding_loss", "margin", margin)
     if weight is not None:
         input = floating(input)
-    if isinstance(input, Tensor) and not has_kernels(input):
+    if not has_kernels(input):
         return composed(
             "hinge_embedding_loss",
             lambda x: reference.FORMULAS["hinge_embedding"](x, target, margin),
@@ -159,7 +162,7 @@ def margin_ranking_loss(
         "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these.
+        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than x1 - x2.
         RuntimeError: if the tensors do not have the same number of dimensions, or do not broadcast.
         TypeError: if ``margin`` is not a number.
 
@@ -178,6 +181,7 @@ def margin_ranking_loss(
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
+    require_tensors("margin_ranking_loss", input1=input1, input2=input2, target=target)
     if not input1.dim() == input2.dim() == target.dim():
         raise RuntimeError(
             "margin_ranking_loss : All input tensors should have same dimension but got sizes: "
@@ -261,19 +265,14 @@ def multi_margin_loss(
         )
     _check_labels("multi_margin_loss", target, classes, 0)
     shape = () if target.dim() == 0 else (rows,)
-    inside = (target >= 0) & (target < classes)
-    label = torch.where(inside, target, 0).reshape(rows, 1)
-
-    def formula(x: Tensor, w: Tensor | None = None) -> Tensor:
-        x = x.reshape(rows, classes)
-        z = torch.relu(x + (margin - x.gather(1, label))).scatter(1, label, 0.0)
-        loss = (z.square() if p == 2 else z).sum(1) / classes
-        if w is not None:
-            loss = loss * w[label.squeeze(1)]
-        return torch.where(inside.reshape(rows), loss, torch.nan).reshape(shape)
-
-    moving = (input,) if weight is None else (input, weight.to(input.dtype))
-    return composed("multi_margin_loss", formula, moving, reduction)
+    label, row_weight = target.reshape(shape), None
+    if weight is not None:
+        inside = (label >= 0) & (label < classes)
+        row_weight = weight.to(input.dtype)[torch.where(inside, label, 0)]
+    return vectors_loss(
+        "multi_margin_loss", "multi_margin" if p == 1 else "multi_margin_squared",
+        (input.reshape(*shape, classes),), reduction, (margin,), label, row_weight,
+    )  # fmt: skip
 
 
 def multilabel_margin_loss(
@@ -387,6 +386,7 @@ def multilabel_soft_margin_loss(
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
+    require_tensors("multilabel_soft_margin_loss", input=input, target=target)
     if input.dim() == 0:
         raise IndexError("multilabel_soft_margin_loss(): input should have a dimension of classes")
     if target.shape != input.shape:
@@ -401,6 +401,7 @@ def multilabel_soft_margin_loss(
 
 
 def _check_rows(function: str, input: Tensor, target: Tensor) -> None:
+    require_tensors(function, input=input, target=target)
     if input.dim() > 2 or (input.dim() and input.shape[-1] == 0):
         raise RuntimeError(
             "Expected non-empty vector or matrix with optional 0-dim batch size, but got: "

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from lossops.checks import legacy_reduction, number
+from lossops import vectors_reference as reference
+from lossops.checks import legacy_reduction, number, require_tensors
 from lossops.composed import check_reduction, composed
+from lossops.vectors import vectors_loss
+
+KERNELS = {2.0: "triplet_margin", 1.0: "triplet_margin_l1"}  # by the p of the norm
 
 __all__ = ["cosine_embedding_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss"]
 
@@ -54,6 +58,7 @@ def cosine_embedding_loss(
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
+    require_tensors("cosine_embedding_loss", input1=input1, input2=input2, target=target)
     margin = number("cosine_embedding_loss", "margin", margin)
     if target.dim() not in (0, 1):
         raise RuntimeError(
@@ -65,16 +70,10 @@ def cosine_embedding_loss(
             f"{target.dim()}D target tensor expects {target.dim() + 1}D input tensors, but found "
             f"inputs with sizes {tuple(input1.shape)} and {tuple(input2.shape)}"
         )
-    tiny = 1e-12  # torch's
-
-    def formula(x1: Tensor, x2: Tensor) -> Tensor:
-        squares = ((x1 * x1).sum(-1) + tiny) * ((x2 * x2).sum(-1) + tiny)
-        cosine = (x1 * x2).sum(-1) / squares.sqrt()
-        zero = torch.zeros((), dtype=cosine.dtype, device=cosine.device)
-        together = torch.where(target == 1, 1 - cosine, zero)
-        return together + torch.where(target == -1, torch.clamp_min(cosine - margin, 0), zero)
-
-    return composed("cosine_embedding_loss", formula, (input1, input2), reduction)
+    label = target if target.is_floating_point() else target.to(torch.float32)
+    return vectors_loss(
+        "cosine_embedding_loss", "cosine_embedding", (input1, input2), reduction, (margin,), label
+    )
 
 
 def triplet_margin_loss(
@@ -126,10 +125,15 @@ def triplet_margin_loss(
     check_reduction(reduction)
     p = number("triplet_margin_loss", "p", p)
     eps = number("triplet_margin_loss", "eps", eps)
-    return _triplet(
-        "triplet_margin_loss", anchor, positive, negative, margin, swap, reduction,
-        lambda x, y: torch.nn.functional.pairwise_distance(x, y, p, eps),
-    )  # fmt: skip
+    margin = _check_triplet("triplet_margin_loss", anchor, positive, negative, margin)
+    vectors, params = (anchor, positive, negative), (margin, float(bool(swap)), eps)
+    if p in KERNELS and anchor.dim():
+        return vectors_loss("triplet_margin_loss", KERNELS[p], vectors, reduction, params)
+
+    def formula(*vectors: Tensor) -> Tensor:
+        return reference.triplet_margin(vectors, None, *params, p)
+
+    return composed("triplet_margin_loss", formula, vectors, reduction)
 
 
 def triplet_margin_with_distance_loss(
@@ -176,13 +180,24 @@ def triplet_margin_with_distance_loss(
             reduction=reduction,
         )  # fmt: skip
     check_reduction(reduction)
-    return _triplet(
-        "triplet_margin_with_distance_loss", anchor, positive, negative, margin, swap, reduction,
-        distance_function or torch.pairwise_distance,
-    )  # fmt: skip
+    margin = _check_triplet("triplet_margin_with_distance_loss", anchor, positive, negative, margin)
+    if distance_function is None and anchor.dim():
+        return vectors_loss(
+            "triplet_margin_with_distance_loss", KERNELS[2.0], (anchor, positive, negative),
+            reduction, (margin, float(bool(swap)), 1e-6),
+        )  # fmt: skip
+    distance = distance_function or torch.pairwise_distance
+
+    def formula(*vectors: Tensor) -> Tensor:
+        return reference.triplets(distance, vectors, margin, swap)
+
+    return composed(
+        "triplet_margin_with_distance_loss", formula, (anchor, positive, negative), reduction
+    )
 
 
-def _triplet(function, anchor, positive, negative, margin, swap, reduction, distance) -> Tensor:
+def _check_triplet(function, anchor, positive, negative, margin) -> float:
+    require_tensors(function, anchor=anchor, positive=positive, negative=negative)
     margin = number(function, "margin", margin)
     if not margin > 0:
         raise ValueError(f"margin must be greater than 0, got {margin}")
@@ -192,11 +207,4 @@ def _triplet(function, anchor, positive, negative, margin, swap, reduction, dist
             f"dimensions, but got: anchor {anchor.dim()}D, positive {positive.dim()}D, and "
             f"negative {negative.dim()}D inputs"
         )
-
-    def formula(a: Tensor, p: Tensor, n: Tensor) -> Tensor:
-        near, far = distance(a, p), distance(a, n)
-        if swap:
-            far = torch.minimum(far, distance(p, n))
-        return torch.clamp_min(margin + near - far, 0)
-
-    return composed(function, formula, (anchor, positive, negative), reduction)
+    return margin

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from lossops.checks import number
+from lossops.checks import number, require_tensors
 from lossops.composed import composed
+from lossops.vectors import vectors_loss
+from lossops.vectors_reference import tversky
 
 __all__ = ["dice_loss", "tversky_loss"]
 
@@ -122,11 +123,11 @@ def tversky_loss(
 
 
 def _overlap(function, input, target, alpha, beta, form, smooth, reduction, weight) -> Tensor:
-    for name, tensor in (("input", input), ("target", target), ("weight", weight)):
-        if tensor is None and name == "weight":
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{function}(): {name} should be a Tensor, got {type(tensor).__name__}")
+    given = {"target": target} if weight is None else {"target": target, "weight": weight}
+    require_tensors(function, input=input, **given)
+    for name, tensor in given.items():
+        if not tensor.is_floating_point():
+            given[name] = tensor.to(input.dtype)
         if tensor.shape != input.shape:
             raise ValueError(
                 f"{function}(): {name} should have the shape of input, {tuple(input.shape)}, "
@@ -138,19 +139,17 @@ def _overlap(function, input, target, alpha, beta, form, smooth, reduction, weig
         raise ValueError(f"{function}(): input_form should be logits or probs, got {form!r}")
     if not 0 < smooth < math.inf:
         raise ValueError(f"{function}(): smooth should be above 0, and finite, got {smooth}")
-    if not target.is_floating_point():
-        target = target.to(input.dtype)
     kept = 2 if input.dim() > 2 else 1
 
-    def formula(x: Tensor, y: Tensor, *weight: Tensor) -> Tensor:
-        x, y, *weight = (t.reshape(*t.shape[:kept], -1) for t in (x, y, *weight))
-        p, q = (torch.sigmoid(x), torch.sigmoid(-x)) if form == "logits" else (x, 1 - x)
-        wanted, unwanted = y, 1 - y
-        if weight:
-            wanted, unwanted = y * weight[0], unwanted * weight[0]
-        found, wrong, missed = ((p * wanted).sum(-1), (p * unwanted).sum(-1), (q * wanted).sum(-1))
-        lost = alpha * wrong + beta * missed  # not 1 minus what is left: that has no digits near 0
-        return lost / (found + lost + smooth)
+    params, logits = (alpha, beta, smooth), form == "logits"
+    shape = (*input.shape[:kept], math.prod(input.shape[kept:]))
+    moving = tuple(tensor.reshape(shape) for tensor in (input, *given.values()))
+    if weight is None:
+        return vectors_loss(
+            function, "tversky_of_logits" if logits else "tversky", moving, reduction, params
+        )
 
-    moving = (input, target) if weight is None else (input, target, weight)
+    def formula(*vectors: Tensor) -> Tensor:
+        return tversky(vectors, None, *params, logits)
+
     return composed(function, formula, moving, reduction)

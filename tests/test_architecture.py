@@ -51,7 +51,8 @@ def test_no_cuda_outside_its_folder(folder):
 
 
 def test_ops_know_engines_by_their_launch_functions_only():
-    allowed = {"cpu/elementwise.h", "cuda/elementwise.h", "cpu/softmax.h", "cuda/softmax.h"}
+    families = ("elementwise", "softmax", "vectors")
+    allowed = {f"{engine}/{family}.h" for engine in ("cpu", "cuda") for family in families}
     for path in sources("ops"):
         for name in re.findall(r'#include\s*"((?:cpu|cuda)/[^"]+)"', path.read_text()):
             assert name in allowed, f"{path.name} includes {name}"
@@ -60,10 +61,10 @@ def test_ops_know_engines_by_their_launch_functions_only():
 # Python: nn → functional → its leaves → checks → autograd → backends → library. Nobody looks back
 # up.
 LAYERS = [
-    "library", "reference", "softmax_reference", "backends", "batching", "autograd",
-    "softmax_autograd", "checks", "softmax_checks", "composed", "probabilities", "classification",
-    "divergences", "likelihoods", "linear", "margins", "pairs", "regions", "sequences",
-    "functional", "nn_composed", "nn_divergences", "nn", "patching",
+    "library", "reference", "softmax_reference", "vectors_reference", "backends", "batching",
+    "autograd", "softmax_autograd", "checks", "softmax_checks", "composed", "vectors",
+    "probabilities", "classification", "divergences", "likelihoods", "linear", "margins", "pairs",
+    "regions", "sequences", "functional", "nn_composed", "nn_divergences", "nn", "patching",
 ]  # fmt: skip
 READERS = {
     "elementwise_spec",

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lossops.report import kernel_cache, kernels, kernels_cuda
+from lossops.report.kernels_vectors import LOSSES as VECTOR_LOSSES
 from lossops.report.occupancy import ARCHITECTURES, MULTIPROCESSORS, blocks_at_once
 from lossops.specs import SPECS
 
@@ -67,7 +68,7 @@ def rows(units, architecture):
 def test_there_are_sources():
     assert {source.name for source in kernels_cuda.sources()} >= {
         "elementwise.cu", "elementwise_dense.cu", "elementwise_strided.cu", "softmax.cu",
-        "softmax_thread.cu", "softmax_warp_labels.cu", "softmax_block_labels.cu",
+        "softmax_thread.cu", "softmax_warp_labels.cu", "softmax_block_labels.cu", "vectors.cu",
     }  # fmt: skip
 
 
@@ -100,6 +101,8 @@ def test_every_kernel_is_there(rows):
             wanted |= {f"rows_warp<{loss}, {dtype}, {rows_of} {n} vectors>" for n in (1, 4)}
         for loss, rows_of in [("cross_entropy", "labels"), *pairs]:
             wanted.add(f"rows_block<{loss}, {dtype}, {rows_of}>")
+    for loss, dtype in itertools.product(VECTOR_LOSSES, ("float64", *main)):
+        wanted.add(f"vector_rows<{loss}, {dtype}>")
     names = {row["name"] for row in rows}
     assert wanted <= names, wanted - names
 
@@ -117,7 +120,14 @@ def test_no_spills_and_16_bytes_at_a_time(rows):
 @each_architecture
 def test_launch_bounds_hold(rows):
     """A block has so many threads, and so many blocks fit, as __launch_bounds__ promises."""
-    least = {"dense": 4, "strided": 2, "rescale": 1, "rows_thread": 2, "rows_warp": 2}
+    least = {
+        "dense": 4,
+        "strided": 2,
+        "rescale": 1,
+        "rows_thread": 2,
+        "rows_warp": 2,
+        "vector_rows": 4,
+    }
     for row in rows:
         plain = row["pass"] == "labels"
         block = row["template"] == "rows_block"

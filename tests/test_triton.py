@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lossops.report import kernels, kernels_softmax, kernels_triton
+from lossops.report import kernels, kernels_triton
 from lossops.report.occupancy import ARCHITECTURES
 from lossops.specs import SPECS, spec
 
@@ -23,12 +23,23 @@ each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 each_loss = pytest.mark.parametrize("loss", [row.kernel for row in SPECS])
 
 
-def test_under_the_interpreter():
-    files = [f"test_{name}.py" for name in ("triton_kernels", "raw_ops", "raw_softmax")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton"]
+# Which tests, in parts that several processes can share.
+INTERPRETED = {
+    "kernels": ("triton_kernels", "triton"),
+    "elementwise": ("raw_ops", "triton"),
+    "vectors": ("raw_vectors", "triton"),
+    "divergences": ("raw_softmax", "triton and test_divergences"),
+    "rows": ("raw_softmax", "triton and not test_divergences"),
+}
+
+
+@pytest.mark.parametrize("part", INTERPRETED)
+def test_under_the_interpreter(part):
+    file, chosen = INTERPRETED[part]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run(
-        [*command, *files],
+        [*command, f"test_{file}.py"],
         cwd=Path(__file__).parent,
         env=environment,
         capture_output=True,
@@ -38,7 +49,7 @@ def test_under_the_interpreter():
     assert run.returncode == 0, run.stdout + run.stderr
     passed = re.search(r"(\d+) passed", run.stdout)
     assert passed
-    assert int(passed[1]) > 100
+    assert int(passed[1]) > 50
     assert " skipped" not in run.stdout
 
 
@@ -74,8 +85,8 @@ def test_rescaling_is_vectorized_and_keeps_to_registers(architecture, rows):
 
 
 @each_architecture
-@pytest.mark.parametrize("loss", kernels_softmax.LOSSES)
-def test_softmax_kernels_are_vectorized_and_keep_to_registers(loss, architecture, rows):
+@pytest.mark.parametrize("loss", kernels_triton.OVER_ROWS)
+def test_kernels_over_rows_are_vectorized_and_keep_to_registers(loss, architecture, rows):
     rows = [row for row in rows if row["loss"] == loss]
     assert {"step", "long step"} <= {row["pass"] for row in rows}
     assert not kernels.problems(rows)

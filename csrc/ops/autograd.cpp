@@ -6,8 +6,9 @@
 namespace {
 
 void refuse_derivatives(torch::Library& library) {
-  for (const char* op : {"elementwise_forward", "elementwise_backward",
-                         "elementwise_double_backward", "softmax_forward", "softmax_backward"}) {
+  for (const char* op :
+       {"elementwise_forward", "elementwise_backward", "elementwise_double_backward",
+        "softmax_forward", "softmax_backward", "vectors_forward", "vectors_backward"}) {
     library.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lossops.report import kernels_cuda, kernels_softmax, kernels_triton
+from lossops.report import kernels_cuda, kernels_triton
 from lossops.report.kernel_cache import Progress, silence
 from lossops.report.kernel_rows import CompileError, Row
 from lossops.report.occupancy import ARCHITECTURES
@@ -51,6 +51,7 @@ MAIN_PATHS = {
     **{
         ("cuda", "rows_block", pair): MainPath("xxxx", "xx") for pair in ("logits", "probs", "soft")
     },
+    ("cuda", "vector_rows", ""): MainPath("xx", "x"),  # each vector twice; one, where it is alone
     ("triton", "elementwise", "value"): MainPath("xy", ""),
     ("triton", "elementwise", "step"): MainPath("xy", "x"),
     ("triton", "elementwise", "backward"): MainPath("xyy", "x"),
@@ -69,6 +70,9 @@ MAIN_PATHS = {
     ("triton", "divergence", "backward"): MainPath("xy", "x"),
     ("triton", "divergence", "step of images"): MainPath("xy", "x"),
     ("triton", "divergence", "long step"): MainPath("xyxyxy", "x"),  # which reads thrice
+    ("triton", "vectors", "value"): MainPath("x", ""),
+    ("triton", "vectors", "step"): MainPath("x", "x"),
+    ("triton", "vectors", "long step"): MainPath("xx", "x"),
 }
 
 
@@ -83,7 +87,7 @@ def _bytes(dtype: str) -> int:
 def survey(
     architectures: Sequence[str] = ARCHITECTURES,
     wanted: Sequence[Spec] = SPECS,
-    over_rows: Sequence[str] = kernels_softmax.LOSSES,
+    over_rows: Sequence[str] = kernels_triton.OVER_ROWS,
     progress: Progress = silence,
 ) -> dict[str, Any]:
     """Compiles all kernels of elementwise losses, and of losses over rows, as far as they have not

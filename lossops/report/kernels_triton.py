@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lossops.report import kernels_softmax, machine_code
+from lossops.report import kernels_softmax, kernels_vectors, machine_code
 from lossops.report.kernel_cache import Cache, Progress, silence
 from lossops.report.kernel_rows import READERS, row
 from lossops.specs import SPECS, Spec, spec
@@ -30,6 +30,7 @@ FLOAT64, FLOAT32 = torch.float64, torch.float32
 BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
 DTYPES = (FLOAT32, BFLOAT16, FLOAT16, FLOAT64)
 PAIRS = (*((dtype, dtype) for dtype in DTYPES), (BFLOAT16, FLOAT32))  # of input and target
+OVER_ROWS = (*kernels_softmax.LOSSES, *kernels_vectors.LOSSES)
 # The loss of the longest formula stands for all, to save time, in kernels that few calls need.
 LONGEST = "log_cosh_loss"
 
@@ -56,7 +57,7 @@ def missing() -> str | None:
 def survey(
     architectures: Iterable[str],
     wanted: Sequence[Spec] = SPECS,
-    over_rows: Sequence[str] = kernels_softmax.LOSSES,
+    over_rows: Sequence[str] = OVER_ROWS,
     progress: Progress = silence,
 ) -> list[dict[str, Any]]:
     """What :func:`compile` returns, for some losses and architectures."""
@@ -67,7 +68,7 @@ def survey(
     }
     package = Path(__file__).parents[1]
     files = [*package.glob("triton/*.py"), *package.glob("*spec*.py"), *READERS, Path(__file__)]
-    files.append(Path(kernels_softmax.__file__))
+    files += [Path(kernels_softmax.__file__), Path(kernels_vectors.__file__)]
     cache = Cache("triton", compiler(), files=files)
     return cache.results(tasks, compile, _processes, progress)
 
@@ -140,12 +141,15 @@ def compile(architecture: str, loss: str | None) -> dict[str, Any]:
     each, and ``warnings``. To be called in a process that was set up for it."""
     import triton
 
-    from lossops.triton import elementwise, softmax
+    from lossops.triton import elementwise, softmax, vectors
 
     triton.runtime.driver.set_active(_Driver(architecture))
     if loss in kernels_softmax.LOSSES:
         module, names = softmax, kernels_softmax.KERNELS
         launches, name = kernels_softmax.launches(loss, softmax), loss
+    elif loss in kernels_vectors.LOSSES:
+        module, names = vectors, kernels_vectors.KERNELS
+        launches, name = kernels_vectors.launches(loss, vectors), loss
     else:
         module, names = elementwise, ("elementwise_kernel", "rescale_kernel")
         launches = _launches(spec(loss), elementwise) if loss else _rescales(elementwise)

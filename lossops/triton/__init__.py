@@ -30,10 +30,10 @@ def load() -> None:
     import triton
 
     from lossops import library
-    from lossops.triton import elementwise, softmax
+    from lossops.triton import elementwise, softmax, vectors
 
     devices = ("CUDA", "CPU") if triton.knobs.runtime.interpret else ("CUDA",)
-    for family in (elementwise, softmax):
+    for family in (elementwise, softmax, vectors):
         for op in family.OPS:
             for device in devices:
                 library.implement(library.TRITON, op, device, getattr(family, op))

@@ -52,7 +52,8 @@ def ops() -> Path:
     headers = " ".join(f"-isystem {shlex.quote(p)}" for p in cpp_extension.include_paths())
     paths = " ".join(f"-L{shlex.quote(p)}" for p in cpp_extension.library_paths())
     flags = f"{FLAGS} -O1 -I{HERE} -I{ROOT / 'csrc'} {headers}"
-    checks = (ROOT / "csrc" / "ops" / f"{family}.cpp" for family in ("elementwise", "softmax"))
+    families = ("elementwise", "softmax", "vectors")
+    checks = (ROOT / "csrc" / "ops" / f"{family}.cpp" for family in families)
     sources = dict.fromkeys((HERE / "ops.cpp", *checks), flags)
     return _ninja(FOLDER, "ops.so", sources, f"{paths} -lc10 -ltorch_cpu")
 

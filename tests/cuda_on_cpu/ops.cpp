@@ -4,9 +4,11 @@
 
 #include "cuda/elementwise.h"
 #include "cuda/softmax.h"
+#include "cuda/vectors.h"
 #include "device.h"
 #include "ops/elementwise.h"
 #include "ops/softmax.h"
+#include "ops/vectors.h"
 
 namespace lossops::ops {
 namespace {
@@ -65,6 +67,37 @@ void each(const SoftmaxProblem& problem, const RowLabels& labels, const F& f) {
     const int64_t at = outer * labels.outer_stride + inner * labels.inner_stride;
     f(static_cast<char*>(const_cast<void*>(labels.data)) + at * labels.bytes, labels.bytes);
   });
+}
+
+// The same of rows of vectors, and of what there is one of per row.
+template <class F>
+void each(const VectorsProblem& problem, const RowVectors& vectors, const F& f) {
+  if (!vectors.defined()) return;
+  const int size = size_of(problem.dtype);
+  for (int64_t r = 0; r < problem.rows; ++r) {
+    for (int64_t i = 0; i < problem.length; ++i) {
+      f(static_cast<char*>(vectors.data) + (r * vectors.row_stride + i) * size, size);
+    }
+  }
+}
+
+template <class Numbers, class F>
+void each_of_rows(const VectorsProblem& problem, const Numbers& numbers, int size, const F& f) {
+  if (!numbers.defined()) return;
+  for (int64_t r = 0; r < problem.rows; ++r) {
+    char* data = static_cast<char*>(const_cast<void*>(static_cast<const void*>(numbers.data)));
+    f(data + r * numbers.outer_stride * size, size);
+  }
+}
+
+template <class F>
+void each(const VectorsProblem& problem, const RowNumbers& numbers, const F& f) {
+  each_of_rows(problem, numbers, size_of(numbers.dtype), f);
+}
+
+template <class F>
+void each(const VectorsProblem& problem, const RowLabels& labels, const F& f) {
+  each_of_rows(problem, labels, labels.bytes, f);
 }
 
 // What the device may touch, and has to write.
@@ -173,11 +206,24 @@ struct SoftmaxOnCpuEngine {
   }
 };
 
+struct VectorsOnCpuEngine {
+  static void run(const VectorsProblem& p, const Tensor&, bool) {
+    Memory memory;
+    memory.add(Role::input, p, p.vectors[0], p.vectors[1], p.vectors[2], p.labels, p.signs,
+               p.row_weight, p.grad_output);
+    memory.add(Role::output, p, p.value, p.grads[0], p.grads[1], p.grads[2]);
+    cuda::vectors_run(p, nullptr);
+    memory.check_all(p, p.value, p.grads[0], p.grads[1], p.grads[2]);
+  }
+  static Tensor sum(const VectorsProblem&, const Tensor& values) { return values.sum(at::kDouble); }
+};
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lossops_cuda_on_cpu, CPU, library) {
   register_elementwise_ops<CudaOnCpuEngine>(library);
   register_softmax_ops<SoftmaxOnCpuEngine>(library);
+  register_vector_ops<VectorsOnCpuEngine>(library);
 }
 
 }  // namespace lossops::ops

@@ -1,0 +1,27 @@
+// The vector engine on the CPU.
+#pragma once
+
+#include <optional>
+
+#include "common/vectors_problem.h"
+
+namespace lossops::cpu {
+
+// Computes everything that the problem defines.
+void vectors_run(const VectorsProblem& problem);
+// The sum of the rows' values, the same bits for any number of threads.
+double sum_of_values(const VectorsProblem& problem);
+// The first label that is no index of its row.
+std::optional<int64_t> bad_index(const VectorsProblem& problem);
+
+// What one instruction set offers: a function over a range of rows, to be called from one thread.
+struct VectorsKernels {
+  void (*run)(const VectorsProblem&, int64_t begin, int64_t end);
+};
+
+// The first is always there; the others where the build is for x86-64.
+const VectorsKernels& vectors_kernels_default();
+const VectorsKernels& vectors_kernels_avx2();
+const VectorsKernels& vectors_kernels_avx512();
+
+}  // namespace lossops::cpu

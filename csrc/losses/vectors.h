@@ -1,0 +1,239 @@
+// The losses over rows of one to three vectors, each row a single number.
+//
+// A loss is a function of a few sums over the elements of its row, so a row is walked twice: for
+// the sums, and for the gradients. In between, where all that the row has to say is known, `finish`
+// turns the sums into the value and into the factors that the gradients are made of.
+#pragma once
+
+#include <cstdint>
+
+#include "losses/elementwise.h"
+#include "losses/math.h"
+
+namespace lossops {
+
+constexpr int kMaxVectors = 3;
+constexpr int kMaxSums = 3;
+constexpr int kMaxFactors = 3;
+constexpr int kMaxVectorParams = 4;
+
+// What a row is given besides its vectors.
+struct RowGiven {
+  double label = 0;    // the row's own number, where the loss takes one
+  int64_t length = 0;  // of the row
+};
+
+// Whether an element of every row is left out of the sums, and has a derivative of its own: the one
+// at the label, an index.
+template <class Loss>
+constexpr bool kHasOwn = requires { Loss::has_own; };
+
+// 1 - cos(x, y) where the label is 1, max(0, cos(x, y) - margin) where it is -1, else 0. Squares of
+// lengths are not 0: torch adds 1e-12.
+struct CosineEmbedding {
+  static constexpr const char* name = "cosine_embedding";
+  static constexpr int vectors = 2, sums = 3, factors = 3, num_params = 1;  // margin
+
+  template <class T>
+  LOSSOPS_FN static void add(const T (&x)[vectors], const T&, T (&sums)[CosineEmbedding::sums]) {
+    sums[0] = fma(x[0], x[1], sums[0]);
+    sums[1] = fma(x[0], x[0], sums[1]);
+    sums[2] = fma(x[1], x[1], sums[2]);
+  }
+
+  LOSSOPS_FN static double finish(const double* sums, const RowGiven& row, const double* params,
+                                  double* factors) {
+    constexpr double tiny = 1e-12;
+    const double a = sums[1] + tiny, b = sums[2] + tiny, inverse = 1 / (sqrt(a) * sqrt(b));
+    const double cosine = sums[0] * inverse, excess = cosine - params[0];
+    const bool together = row.label == 1, apart = row.label == -1;
+    const double slope = together ? -1 : apart && excess >= 0 ? 1 : 0;
+    factors[0] = slope * inverse;
+    factors[1] = -slope * cosine / a;
+    factors[2] = -slope * cosine / b;
+    if (together) return 1 - cosine;
+    return apart ? (excess < 0 ? 0 : excess) : 0;
+  }
+
+  template <class T>
+  LOSSOPS_FN static void gradient(const T (&x)[vectors], const T&, const T* factors,
+                                  T (&grads)[vectors]) {
+    grads[0] = fma(factors[0], x[1], factors[1] * x[0]);
+    grads[1] = fma(factors[0], x[0], factors[2] * x[1]);
+  }
+};
+
+// max(0, |a - p| - |a - n| + margin), the norms being of differences to which epsilon is added.
+// `swap`: |p - n| for |a - n| where that is smaller, half of either where they are the same. A norm
+// of 0 has derivative 0.
+template <bool absolute>
+struct Triplets {
+  static constexpr int vectors = 3, sums = 3, factors = 3, num_params = 3;  // margin, swap, epsilon
+
+  template <class T>
+  LOSSOPS_FN static T constant(const double* params, const T&) {
+    return T(params[2]);
+  }
+
+  template <class T>
+  LOSSOPS_FN static void add(const T (&x)[vectors], const T& epsilon, T (&sums)[Triplets::sums]) {
+    const T d[3] = {(x[0] - x[1]) + epsilon, (x[0] - x[2]) + epsilon, (x[1] - x[2]) + epsilon};
+    for (int k = 0; k < 3; ++k) {
+      if constexpr (absolute) {
+        sums[k] = sums[k] + abs(d[k]);
+      } else {
+        sums[k] = fma(d[k], d[k], sums[k]);
+      }
+    }
+  }
+
+  LOSSOPS_FN static double finish(const double* sums, const RowGiven&, const double* params,
+                                  double* factors) {
+    double norm[3], slope[3];
+    for (int k = 0; k < 3; ++k) {
+      norm[k] = absolute ? sums[k] : sqrt(sums[k]);
+      slope[k] = norm[k] == 0 ? 0 : absolute ? 1 : 1 / norm[k];
+    }
+    const bool swap = params[1] != 0;
+    const bool same = swap && norm[2] == norm[1], swapped = swap && norm[2] < norm[1];
+    const bool unknown = swap && norm[2] != norm[2];
+    const double left = params[0] + norm[0] - (swapped || unknown ? norm[2] : norm[1]);
+    const double counts = left >= 0 ? 1 : 0;
+    factors[0] = counts * slope[0];
+    factors[1] = -counts * slope[1] * (swapped ? 0 : same ? 0.5 : 1);
+    factors[2] = -counts * slope[2] * (swapped ? 1 : same ? 0.5 : 0);
+    return left < 0 ? 0 : left;
+  }
+
+  template <class T>
+  LOSSOPS_FN static void gradient(const T (&x)[vectors], const T& epsilon, const T* factors,
+                                  T (&grads)[vectors]) {
+    T d[3] = {(x[0] - x[1]) + epsilon, (x[0] - x[2]) + epsilon, (x[1] - x[2]) + epsilon};
+    for (int k = 0; k < 3; ++k) {
+      if constexpr (absolute) {
+        d[k] = select(d[k] == T(0), T(0), copysign(T(1), d[k]));
+      }
+      d[k] = factors[k] * d[k];
+    }
+    grads[0] = d[0] + d[1];
+    grads[1] = d[2] - d[0];
+    grads[2] = -(d[1] + d[2]);
+  }
+};
+struct TripletMargin : Triplets<false> {
+  static constexpr const char* name = "triplet_margin";
+};
+struct TripletMarginL1 : Triplets<true> {
+  static constexpr const char* name = "triplet_margin_l1";
+};
+
+// sum over c != y of max(0, margin - x_y + x_c)^p / C, for the label y: p is 1, or 2 (`squared`).
+template <bool squared>
+struct Hinges {
+  static constexpr int vectors = 1, sums = 2, factors = 2, num_params = 1;  // margin
+  static constexpr bool has_own = true;
+
+  // What is added to a class's score: the margin, less the score of the label.
+  template <class T>
+  LOSSOPS_FN static T constant(const double* params, const T& own) {
+    return T(params[0]) - own;
+  }
+
+  template <class T>
+  LOSSOPS_FN static void add(const T (&x)[vectors], const T& lead, T (&sums)[Hinges::sums]) {
+    const T z = lead + x[0], zero(0), hinge = select(z < zero, zero, z);
+    if constexpr (squared) {
+      sums[0] = fma(hinge, hinge, sums[0]);
+      sums[1] = sums[1] + hinge;
+    } else {
+      sums[0] = sums[0] + hinge;
+      sums[1] = sums[1] + select(z > zero, T(1), zero);
+    }
+  }
+
+  LOSSOPS_FN static double finish(const double* sums, const RowGiven& row, const double*,
+                                  double* factors) {
+    const double share = 1.0 / static_cast<double>(row.length);
+    factors[0] = squared ? 2 * share : share;
+    factors[1] = -factors[0] * sums[1];  // the derivative by the label's own score
+    return share * sums[0];
+  }
+
+  template <class T>
+  LOSSOPS_FN static void gradient(const T (&x)[vectors], const T& lead, const T* factors,
+                                  T (&grads)[vectors]) {
+    const T z = lead + x[0], zero(0);
+    grads[0] = select(z > zero, squared ? factors[0] * z : factors[0], zero);
+  }
+};
+struct MultiMargin : Hinges<false> {
+  static constexpr const char* name = "multi_margin";
+};
+struct MultiMarginSquared : Hinges<true> {
+  static constexpr const char* name = "multi_margin_squared";
+};
+
+// 1 - (TP + s) / (TP + alpha FP + beta FN + s) of the sums TP = sum p y, FP = sum p (1 - y) and
+// FN = sum (1 - p) y, as a quotient in which nothing cancels. `logits`: p is the sigmoid of x.
+template <bool logits>
+struct Regions {
+  static constexpr int vectors = 2, sums = 3, factors = 3;
+  static constexpr int num_params = 3;  // alpha, beta, s
+
+  // p and 1 - p.
+  template <class T>
+  LOSSOPS_FN static void probabilities(const T& x, T& p, T& q) {
+    if constexpr (logits) {
+      const T e = exp(-abs(x)), larger = T(1) / (T(1) + e), smaller = e * larger;
+      const auto positive = x > T(0);
+      p = select(positive, larger, smaller);
+      q = select(positive, smaller, larger);
+    } else {
+      p = x;
+      q = T(1) - x;
+    }
+  }
+
+  template <class T>
+  LOSSOPS_FN static void add(const T (&x)[vectors], const T&, T (&sums)[Regions::sums]) {
+    T p, q;
+    probabilities(x[0], p, q);
+    const T &y = x[1], none = T(1) - y;
+    sums[0] = fma(p, y, sums[0]);
+    sums[1] = fma(p, none, sums[1]);
+    sums[2] = fma(q, y, sums[2]);
+  }
+
+  LOSSOPS_FN static double finish(const double* sums, const RowGiven&, const double* params,
+                                  double* factors) {
+    const double wrong = params[0] * sums[1] + params[1] * sums[2];
+    const double total = sums[0] + wrong + params[2], loss = wrong / total;
+    const double right = (sums[0] + params[2]) / total;
+    factors[0] = params[0] * right / total;
+    factors[1] = params[1] * right / total;
+    factors[2] = loss / total;
+    return loss;
+  }
+
+  template <class T>
+  LOSSOPS_FN static void gradient(const T (&x)[vectors], const T&, const T* factors,
+                                  T (&grads)[vectors]) {
+    T p, q;
+    probabilities(x[0], p, q);
+    const T &y = x[1], none = T(1) - y;
+    const T by_p = fma(factors[0], none, -(factors[1] + factors[2]) * y);
+    grads[0] = logits ? by_p * (p * q) : by_p;
+    grads[1] = fma(factors[1], q, -(factors[0] + factors[2]) * p);
+  }
+};
+struct TverskyOfLogits : Regions<true> {
+  static constexpr const char* name = "tversky_of_logits";
+};
+struct Tversky : Regions<false> {
+  static constexpr const char* name = "tversky";
+};
+
+using VectorLosses = LossList<CosineEmbedding, TripletMargin, TripletMarginL1, MultiMargin,
+                              MultiMarginSquared, TverskyOfLogits, Tversky>;
+
+}  // namespace lossops

@@ -1,0 +1,91 @@
+// The raw vector ops, for any device: checks, allocation, and the translation of tensors into a
+// VectorsProblem. An Engine says how a problem is run.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+#include "common/vectors_problem.h"
+#include "ops/elementwise.h"
+
+namespace lossops::ops {
+
+// The arguments that both vector ops have.
+struct VectorsCall {
+  at::TensorList vectors;
+  const OptionalTensor& label;
+  const OptionalTensor& row_weight;
+  std::string_view loss;
+  c10::ArrayRef<double> params;
+  std::string_view reduction;
+
+  bool reduces() const { return reduction != "none"; }
+};
+
+// A problem and the tensors that its operands point into.
+class VectorsTask {
+ public:
+  // Checks the call, settles the problem and adds what both ops read.
+  explicit VectorsTask(const VectorsCall& call);
+
+  bool empty() const { return problem.rows == 0; }
+  const Tensor& first() const { return call_.vectors[0]; }
+
+  // The rows' values, in the dtype that sums have.
+  Tensor add_values();
+  void add_grad_output(const Tensor& grad_output);
+  std::array<Tensor, kMaxVectors> add_gradients(const std::array<bool, kMaxVectors>& mask);
+  // The loss, of the rows' values or of their sum.
+  Tensor loss(const Tensor& values, const std::optional<Tensor>& sum, at::ScalarType dtype) const;
+
+  VectorsProblem problem;
+
+ private:
+  RowNumbers numbers(const Tensor& tensor, const char* name);
+
+  const VectorsCall& call_;
+  c10::SmallVector<Tensor, 8> kept_;  // copies that operands point into
+};
+
+template <class Engine>
+std::tuple<Tensor, Tensor, Tensor, Tensor> vectors_forward(
+    at::TensorList vectors, const OptionalTensor& label, const OptionalTensor& row_weight,
+    c10::string_view loss, c10::ArrayRef<double> params, c10::string_view reduction,
+    at::ScalarType out_dtype, std::array<bool, kMaxVectors> output_mask) {
+  const VectorsCall call{vectors, label, row_weight, loss, params, reduction};
+  VectorsTask task(call);
+  const Tensor values = task.add_values();
+  TORCH_CHECK(call.reduces() || !(output_mask[0] || output_mask[1] || output_mask[2]),
+              "vectors_forward gives gradients only where the loss is a single number");
+  const auto grads = task.add_gradients(output_mask);
+  if (!task.empty()) Engine::run(task.problem, task.first(), /*check_labels=*/true);
+  std::optional<Tensor> sum;
+  if (call.reduces()) sum = Engine::sum(task.problem, values);
+  return {task.loss(values, sum, out_dtype), grads[0], grads[1], grads[2]};
+}
+
+template <class Engine>
+std::tuple<Tensor, Tensor, Tensor> vectors_backward(
+    const Tensor& grad_output, at::TensorList vectors, const OptionalTensor& label,
+    const OptionalTensor& row_weight, c10::string_view loss, c10::ArrayRef<double> params,
+    c10::string_view reduction, std::array<bool, kMaxVectors> output_mask) {
+  const VectorsCall call{vectors, label, row_weight, loss, params, reduction};
+  VectorsTask task(call);
+  task.add_grad_output(grad_output);
+  const auto grads = task.add_gradients(output_mask);
+  if (!task.empty()) Engine::run(task.problem, task.first(), /*check_labels=*/false);
+  return {grads[0], grads[1], grads[2]};
+}
+
+// Registers the ops for a device.
+template <class Engine, class Library>
+void register_vector_ops(Library& library) {
+  library.impl("vectors_forward", &vectors_forward<Engine>);
+  library.impl("vectors_backward", &vectors_backward<Engine>);
+}
+
+}  // namespace lossops::ops

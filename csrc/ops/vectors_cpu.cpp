@@ -1,0 +1,29 @@
+#include <ATen/ops/full.h>
+#include <torch/library.h>
+
+#include "cpu/vectors.h"
+#include "ops/vectors.h"
+
+namespace lossops::ops {
+namespace {
+
+struct CpuEngine {
+  static void run(const VectorsProblem& problem, const Tensor&, bool check_labels) {
+    if (check_labels) {
+      const auto bad = cpu::bad_index(problem);
+      TORCH_CHECK_INDEX(!bad, "Target ", *bad, " is out of bounds.");
+    }
+    cpu::vectors_run(problem);
+  }
+  static Tensor sum(const VectorsProblem& problem, const Tensor& values) {
+    return at::full({}, cpu::sum_of_values(problem), values.options().dtype(at::kDouble));
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(lossops, CPU, library) {
+  register_vector_ops<CpuEngine>(library);
+}
+
+}  // namespace lossops::ops

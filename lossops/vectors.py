@@ -1,0 +1,149 @@
+"""Losses over rows of one to three vectors: from a public function to the kernels.
+
+A row's vectors become one number. The forward kernel gives the loss and, where that is a single
+number, its gradients in the same pass; the first ``backward()`` hands those out, scaled in place by
+``grad_output``. A loss with a number per row, and one of float16, whose small gradients would lose
+digits by scaling, have theirs computed by the backward kernel. Whatever differentiates gradients,
+and ``torch.func``, gets the formulas in :mod:`lossops.vectors_reference`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lossops import backends
+from lossops.autograd import is_transformed, transforms_active
+from lossops.backends import kernel_ops
+from lossops.checks import HALF_DTYPES, KERNEL_DTYPES, autocasts
+from lossops.composed import check_reduction, composed, mean_of_samples
+from lossops.library import accumulator
+from lossops.vectors_reference import FORMULAS
+
+
+@dataclass(frozen=True)
+class VectorsCall:
+    """What a loss is called with, besides tensors. Not a tuple, as in :mod:`lossops.autograd`."""
+
+    backend: str
+    loss: str
+    params: tuple[float, ...]
+    reduction: str  # "none", "mean" or "sum"
+    out_dtype: torch.dtype
+
+
+class FusedVectors(Function):
+    """A loss over rows of vectors, all of the shape (rows, length) and of one dtype."""
+
+    @staticmethod
+    def forward(ctx, label, row_weight, call, *vectors):
+        mask = ctx.needs_input_grad[3:]
+        ready = call.reduction != "none" and vectors[0].dtype != torch.float16
+        wanted = mask if ready else (False,) * len(mask)
+        value, *grads = kernel_ops(call.backend).vectors_forward(
+            vectors, label, row_weight, call.loss, call.params, call.reduction, call.out_dtype,
+            _three(wanted),
+        )  # fmt: skip
+        ctx.call = call
+        grads = grads[: len(vectors)] if ready else []
+        if torch.compiler.is_compiling():
+            ctx.save_for_backward(label, row_weight, *vectors, *grads)
+        else:
+            ctx.grads = grads
+            ctx.save_for_backward(label, row_weight, *vectors)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        call, mask = ctx.call, ctx.needs_input_grad[3:]
+        label, row_weight, *saved = ctx.saved_tensors
+        vectors, grads = saved[: len(mask)], saved[len(mask) :]
+        if not torch.compiler.is_compiling():
+            grads, ctx.grads = ctx.grads, []
+            if torch.is_grad_enabled() or is_transformed(grad_output):
+                found = _differentiable_gradients(
+                    grad_output, vectors, mask, label, row_weight, call
+                )
+                return None, None, None, *found
+            if grads:
+                kernel_ops(call.backend).rescale_([g for g in grads if g is not None], grad_output)
+        elif grads:  # without mutation, so that the compiler may fuse the scaling
+            grads = [None if g is None else (g * grad_output).to(g.dtype) for g in grads]
+        if not grads:
+            grads = kernel_ops(call.backend).vectors_backward(
+                grad_output, vectors, label, row_weight, call.loss, call.params, call.reduction,
+                _three(mask),
+            )[: len(mask)]  # fmt: skip
+        return None, None, None, *grads
+
+
+def _three(mask) -> tuple[bool, ...]:
+    return tuple(mask) + (False,) * (3 - len(mask))
+
+
+def _differentiable_gradients(grad_output, vectors, mask, label, row_weight, call) -> list:
+    """The gradients by the formulas, as what torch can differentiate further."""
+
+    def loss(*moving):
+        remaining = iter(moving)
+        merged = [next(remaining) if yes else v for v, yes in zip(vectors, mask, strict=True)]
+        formula = _formula(call.loss, call.params, label, row_weight)
+        return composed(call.loss, formula, tuple(merged), call.reduction).to(call.out_dtype)
+
+    _, pullback = torch.func.vjp(loss, *(v for v, yes in zip(vectors, mask, strict=True) if yes))
+    found = iter(pullback(grad_output))
+    return [next(found) if yes else None for yes in mask]
+
+
+def _formula(loss, params, label, row_weight):
+    def formula(*vectors):
+        rows = FORMULAS[loss](vectors, label, *params)
+        return rows if row_weight is None else rows * row_weight
+
+    return formula
+
+
+def vectors_loss(
+    function: str,
+    loss: str,
+    vectors: tuple[Tensor, ...],  # broadcast together; the last dimension is the row's
+    reduction: str,
+    params: tuple[float, ...] = (),
+    label: Tensor | None = None,  # of the shape of the rows
+    row_weight: Tensor | None = None,  # the same; multiplies a row's loss
+) -> Tensor:
+    """Settles shapes and dtypes and runs a call, by kernels where there are some for it."""
+    check_reduction(reduction)
+    dtype = vectors[0].dtype
+    for tensor in vectors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    backend = backends.resolve(vectors[0])
+    moves = row_weight is not None and row_weight.requires_grad and torch.is_grad_enabled()
+    if backend == "reference" or dtype not in KERNEL_DTYPES or transforms_active() or moves:
+        return composed(function, _formula(loss, params, label, row_weight), vectors, reduction)
+    *kept, length = torch.broadcast_shapes(*(tensor.shape for tensor in vectors))
+    count = math.prod(kept)
+    rows = tuple(t.to(dtype).expand(*kept, length).reshape(count, length) for t in vectors)
+    if label is not None:
+        label = label.expand(kept).reshape(count)
+    if row_weight is not None:
+        row_weight = row_weight.expand(kept).reshape(count)
+    if dtype in HALF_DTYPES and autocasts(rows[0].device.type):
+        dtype = torch.float32
+    single = reduction in ("mean", "sum")
+    out_dtype = accumulator(dtype) if reduction == "sample" else dtype
+    call = VectorsCall(backend, loss, params, reduction if single else "none", out_dtype)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in rows):
+        value = FusedVectors.apply(label, row_weight, call, *rows)
+    else:
+        value = kernel_ops(backend).vectors_forward(
+            rows, label, row_weight, loss, params, call.reduction, out_dtype, (False,) * 3
+        )[0]
+    if single:
+        return value
+    value = value.reshape(kept)
+    return value if reduction == "none" else mean_of_samples(function, value).to(dtype)

@@ -1,0 +1,82 @@
+"""Losses over rows of vectors, by their formulas in plain torch: a number per row.
+
+Twins of ``csrc/losses/vectors.h``. They serve derivatives of gradients, ``torch.func`` and tests.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cosine_embedding(vectors, label: Tensor, margin: float) -> Tensor:
+    x1, x2 = vectors
+    tiny = 1e-12  # torch's
+    squares = ((x1 * x1).sum(-1) + tiny) * ((x2 * x2).sum(-1) + tiny)
+    cosine = (x1 * x2).sum(-1) / squares.sqrt()
+    zero = torch.zeros((), dtype=cosine.dtype, device=cosine.device)
+    together = torch.where(label == 1, 1 - cosine, zero)
+    return together + torch.where(label == -1, torch.clamp_min(cosine - margin, 0), zero)
+
+
+def triplets(distance, vectors, margin: float, swap: bool) -> Tensor:
+    """Of any distance."""
+    anchor, positive, negative = vectors
+    near, far = distance(anchor, positive), distance(anchor, negative)
+    if swap:
+        far = torch.minimum(far, distance(positive, negative))
+    return torch.clamp_min(margin + near - far, 0)
+
+
+def triplet_margin(vectors, label, margin: float, swap: float, epsilon: float, p=2.0) -> Tensor:
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        return torch.nn.functional.pairwise_distance(x, y, p, epsilon)
+
+    return triplets(distance, vectors, margin, bool(swap))
+
+
+def triplet_margin_l1(vectors, label, margin: float, swap: float, epsilon: float) -> Tensor:
+    return triplet_margin(vectors, label, margin, swap, epsilon, 1.0)
+
+
+def multi_margin(vectors, label: Tensor, margin: float, squared: bool = False) -> Tensor:
+    (x,) = vectors
+    classes = x.shape[-1]
+    inside = (label >= 0) & (label < classes)
+    index = torch.where(inside, label, 0).long().unsqueeze(-1)
+    z = torch.relu(x + (margin - x.gather(-1, index))).scatter(-1, index, 0.0)
+    loss = (z.square() if squared else z).sum(-1) / classes
+    return torch.where(inside, loss, torch.nan)
+
+
+def multi_margin_squared(vectors, label: Tensor, margin: float) -> Tensor:
+    return multi_margin(vectors, label, margin, True)
+
+
+def tversky(vectors, label, alpha: float, beta: float, smooth: float, logits=False) -> Tensor:
+    x, y, *weight = vectors
+    p, q = (torch.sigmoid(x), torch.sigmoid(-x)) if logits else (x, 1 - x)
+    wanted, unwanted = y, 1 - y
+    if weight:
+        wanted, unwanted = y * weight[0], unwanted * weight[0]
+    found, wrong, missed = ((p * wanted).sum(-1), (p * unwanted).sum(-1), (q * wanted).sum(-1))
+    lost = alpha * wrong + beta * missed  # not 1 minus what is left: that has no digits near 0
+    return lost / (found + lost + smooth)
+
+
+def tversky_of_logits(vectors, label, alpha: float, beta: float, smooth: float) -> Tensor:
+    return tversky(vectors, label, alpha, beta, smooth, True)
+
+
+FORMULAS = {
+    formula.__name__: formula
+    for formula in (
+        cosine_embedding,
+        triplet_margin,
+        triplet_margin_l1,
+        multi_margin,
+        multi_margin_squared,
+        tversky_of_logits,
+        tversky,
+    )
+}

@@ -1,0 +1,397 @@
+"""The raw vector ops' contract (see ``lossops/library.py``), on every engine, as test_raw_ops.py
+holds the elementwise ones to theirs."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from raw_ops import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
+
+from lossops.vectors_reference import FORMULAS
+
+VECTORS = {
+    "cosine_embedding": 2, "triplet_margin": 3, "triplet_margin_l1": 3, "multi_margin": 1,
+    "multi_margin_squared": 1, "tversky_of_logits": 2, "tversky": 2,
+}  # fmt: skip
+PARAMS = {
+    "cosine_embedding": [-0.1], "triplet_margin": [1.5, 0.0, 1e-3],
+    "triplet_margin_l1": [1.5, 1.0, 1e-3], "multi_margin": [0.75],
+    "multi_margin_squared": [0.75], "tversky_of_logits": [0.3, 0.6, 1.5],
+    "tversky": [0.3, 0.6, 1.5],
+}  # fmt: skip
+LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 1000, 1025, 2049, 4097]
+REDUCTIONS = ["none", "mean", "sum"]
+ROUNDING = {FLOAT64: 2.0**-53, FLOAT32: 2.0**-24, BFLOAT16: 2.0**-8, FLOAT16: 2.0**-11}
+# In units of rounding, what a sum of products and the factors made of it may lose.
+SLACK = 24
+
+each_loss = pytest.mark.parametrize("loss", VECTORS)
+each_dtype = pytest.mark.parametrize(
+    "dtype", [FLOAT64, FLOAT32, BFLOAT16, FLOAT16], ids=lambda dtype: str(dtype)[6:]
+)
+pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+
+
+def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """The same numbers, elsewhere in memory."""
+    rows, length = tensor.shape
+    if layout == "dense":
+        return tensor.clone()
+    if layout == "off its boundary":
+        return (
+            torch.empty(rows * length + 1, dtype=tensor.dtype)[1:].view(rows, length).copy_(tensor)
+        )
+    if layout == "part of wider rows":
+        return torch.empty(rows, length + 5, dtype=tensor.dtype)[:, 2 : length + 2].copy_(tensor)
+    if layout == "columns":
+        return tensor.t().contiguous().t()
+    return tensor[:1].expand(rows, length)  # the same row everywhere
+
+
+LAYOUTS = ["dense", "off its boundary", "part of wider rows", "columns"]
+
+
+class Case:
+    """Random arguments and what should come of them, in float64."""
+
+    def __init__(
+        self, backend, loss, rows, length, dtype=FLOAT32, reduction="mean", layouts=("dense",),
+        weighted=False, label_dtype=torch.int64, params=None,
+    ):  # fmt: skip
+        self.backend, self.loss, self.reduction, self.dtype = backend, loss, reduction, dtype
+        self.params = PARAMS[loss] if params is None else params
+        self.draw = torch.Generator().manual_seed(random.getrandbits(60))
+        self.vectors = [self.normal(rows, length).to(dtype) for _ in range(VECTORS[loss])]
+        if loss == "tversky":
+            self.vectors = [v.sigmoid() for v in self.vectors]
+        elif loss == "tversky_of_logits":
+            self.vectors[1] = self.vectors[1].sigmoid()
+        self.vectors = [laid_out(v, random.choice(layouts)) for v in self.vectors]
+        self.label = self.row_weight = None
+        if loss.startswith("multi_margin"):
+            self.label = torch.randint(length, (rows,), generator=self.draw).to(label_dtype)
+        elif loss == "cosine_embedding":
+            choices = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0, math.nan])
+            self.label = choices[torch.randint(6, (rows,), generator=self.draw)]
+        if weighted:
+            self.row_weight = self.normal(rows).to(FLOAT32)
+        self.grad_output = self.normal(*(() if reduction != "none" else (rows,)))
+        self.out_dtype = dtype
+
+    def normal(self, *shape):
+        return torch.randn(shape, generator=self.draw, dtype=FLOAT64)
+
+    def call(self, tensor=None):
+        where = self.backend.device
+        moved = [t if t is None else t.to(where) for t in (self.label, self.row_weight)]
+        return ([v.to(where) for v in self.vectors], *moved, self.loss, self.params, self.reduction)
+
+    def reduced(self, rows):
+        if self.reduction == "none":
+            return rows
+        return rows.mean() if self.reduction == "mean" else rows.sum()
+
+    def rows(self, *vectors):
+        rows = FORMULAS[self.loss](vectors, self.label, *self.params)
+        return rows if self.row_weight is None else rows * self.row_weight
+
+    def truth(self):
+        """Value and gradients, and what rounding is relative to: the sizes of what they are made
+        of."""
+        vectors = [v.double().requires_grad_() for v in self.vectors]
+        value = self.reduced(self.rows(*vectors))
+        grads = torch.autograd.grad(value, vectors, self.grad_output, allow_unused=True)
+        with torch.no_grad():
+            sizes, by_element = self.sizes(*vectors)
+        weight = 1 if self.row_weight is None else self.row_weight.double().abs()
+        outer = weight * self.grad_output.abs()
+        outer = outer / (len(sizes) if self.reduction == "mean" else 1)
+        outer = torch.as_tensor(outer).expand(sizes.shape).unsqueeze(-1)
+        return value, grads, self.reduced(weight * sizes), [outer * size for size in by_element]
+
+    def sizes(self, *v):
+        """Of the rows' losses, and of the gradients' elements."""
+        length = v[0].shape[1]
+        if self.loss == "cosine_embedding":
+            a, b = ((x * x).sum(1, keepdim=True) + 1e-12 for x in v)
+            # However small the cosine is, its error is relative to the lengths.
+            return torch.full(v[0].shape[:1], 2.0, dtype=FLOAT64), [
+                v[1].abs() / (a * b).sqrt() + v[0].abs() / a,
+                v[0].abs() / (a * b).sqrt() + v[1].abs() / b,
+            ]
+        if self.loss.startswith("triplet"):
+            l1 = self.loss.endswith("l1")
+            epsilon = self.params[2]
+            value, parts = self.params[0], []
+            for x, y in ((v[0], v[1]), (v[0], v[2]), (v[1], v[2])):
+                d, scale = (x - y + epsilon).abs(), x.abs() + y.abs() + epsilon
+                norm = d.sum(1) if l1 else d.square().sum(1).sqrt()
+                scales = scale.sum(1) if l1 else scale.square().sum(1).sqrt()
+                value = value + scales
+                # An error of the differences moves the norm, and that the whole row.
+                parts.append(
+                    torch.ones_like(d)
+                    if l1
+                    else (scale + d * (scales / norm)[:, None]) / norm[:, None]
+                )
+            near, far, other = parts
+            return value, [near + far, near + other, far + other]
+        if self.loss.startswith("multi_margin"):
+            own = v[0].gather(1, self.label.long()[:, None]).abs()
+            scale = self.params[0] + own + v[0].abs()
+            if self.loss == "multi_margin":
+                by_element = torch.full_like(scale, 1 / length)
+                by_element.scatter_(1, self.label.long()[:, None], 1.0)
+                return scale.mean(1), [by_element]
+            by_element = 2 * scale / length
+            by_element.scatter_(1, self.label.long()[:, None], 2 * scale.mean(1, keepdim=True))
+            return scale.square().mean(1), [by_element]
+        alpha, beta, smooth = self.params
+        p = v[0].sigmoid() if self.loss == "tversky_of_logits" else v[0]
+        y = v[1]
+        found = (p * y).sum(1)
+        total = found + alpha * (p * (1 - y)).sum(1) + beta * ((1 - p) * y).sum(1) + smooth
+        most = (3 / total)[:, None].expand(p.shape)
+        inner = p * (1 - p) if self.loss == "tversky_of_logits" else 1.0
+        return torch.ones_like(total), [most * inner, most]
+
+    def uncertain(self):
+        """Whether rounding may put a number on the other side of a kink."""
+        v = [x.double() for x in self.vectors]
+        if self.loss.startswith("multi_margin"):
+            z = self.params[0] - v[0].gather(1, self.label.long()[:, None]) + v[0]
+            return bool(((z != 0) & (z.abs() < 1e-5)).any())
+        if self.loss == "triplet_margin_l1":
+            pairs = ((v[0], v[1]), (v[0], v[2]), (v[1], v[2]))
+            close = [(x - y + self.params[2]).abs() < 1e-6 for x, y in pairs]
+            if any(bool(c.any()) for c in close):
+                return True
+        value, _ = self.sizes(*v)
+        margin = 1e-4 * value
+        if self.loss.startswith("triplet"):
+            pairs = ((v[0], v[1]), (v[0], v[2]), (v[1], v[2]))
+            p = 1 if self.loss.endswith("l1") else 2
+            near, far, other = ((x - y + self.params[2]).norm(p, 1) for x, y in pairs)
+            if self.params[1] and bool(((far - other).abs() < margin).any()):
+                return True
+            far = torch.minimum(far, other) if self.params[1] else far
+            return bool(((self.params[0] + near - far).abs() < margin).any())
+        if self.loss == "cosine_embedding":
+            a, b = ((x * x).sum(1) + 1e-12 for x in v)
+            cosine = (v[0] * v[1]).sum(1) / (a * b).sqrt()
+            return bool(((cosine - self.params[0]).abs() < margin).any())
+        return False
+
+    def check(self):
+        wanted, grads, size, sizes = self.truth()
+        mask = [random.random() < 0.7 for _ in grads]
+        three = mask + [False] * (3 - len(mask))
+        nothing = [False] * 3
+        single = self.reduction != "none"
+        value, *found = self.backend.ops.vectors_forward(
+            *self.call(), self.out_dtype, nothing if not single else three
+        )
+        self.compare(value, wanted, size)
+        if single:
+            # For grad_output 1: compared after scaling the truth.
+            scale = self.grad_output
+            self.compare_all(found, [g if g is None else g / scale for g in grads],
+                             [s / scale.abs() for s in sizes], mask)  # fmt: skip
+        upstream = self.grad_output.to(self.backend.device)
+        found = self.backend.ops.vectors_backward(upstream, *self.call(), three)
+        self.compare_all(found, grads, sizes, mask)
+
+    def compare_all(self, found, grads, sizes, mask):
+        for got, grad, size, wanted in zip(found, grads, sizes, mask, strict=False):
+            assert (got is not None) == wanted
+            if wanted:
+                assert got.dtype == self.dtype
+                self.compare(got, torch.zeros_like(size) if grad is None else grad, size)
+        assert all(got is None for got in found[len(mask) :])
+
+    def compare(self, got, wanted, size):
+        wide = ROUNDING[FLOAT64 if self.dtype == FLOAT64 else FLOAT32]
+        own = ROUNDING[self.dtype]
+        if self.dtype == BFLOAT16:
+            own *= 2 * self.backend.bfloat16_rounding
+        smallest = {FLOAT16: 2.0**-25, BFLOAT16: 2.0**-134}.get(self.dtype, 0.0)
+        bound = SLACK * wide * size.abs() + own * wanted.abs() + smallest
+        error = (got.double().cpu() - wanted).abs()
+        assert got.shape == wanted.shape
+        assert bool((error <= bound).all()), (
+            f"{self.loss}: {(error / bound).max():.3g} times the bound"
+        )
+
+
+def certain(*args, **options) -> Case:
+    while (case := Case(*args, **options)).uncertain():
+        pass
+    return case
+
+
+@each_dtype
+@each_loss
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_lengths_and_layouts(backend, loss, dtype, reduction):
+    for length in LENGTHS:
+        rows = random.randint(1, 12 if length < 100 else 3)
+        certain(
+            backend, loss, rows, length, dtype, reduction, LAYOUTS, random.random() < 0.5,
+            random.choice([torch.int64, torch.int32, torch.uint8]) if length < 256 else torch.int64,
+        ).check()  # fmt: skip
+
+
+@each_loss
+def test_many_rows(backend, loss):
+    certain(backend, loss, 700, 5).check()
+    certain(backend, loss, 40, 300, layouts=LAYOUTS, weighted=True).check()
+
+
+@each_loss
+def test_one_row_for_all(backend, loss):
+    """Rows of stride 0, and a label and a weight for all."""
+    case = certain(backend, loss, 6, 20, reduction="none", weighted=True)
+    case.vectors = [laid_out(v, "one for all") for v in case.vectors]
+    if case.label is not None:
+        case.label = case.label[:1].expand(6)
+    case.row_weight = case.row_weight[:1].expand(6)
+    if not case.uncertain():
+        case.check()
+
+
+@pytest.mark.parametrize("squared", ["", "_squared"])
+def test_a_label_out_of_range(backend, squared):
+    case = Case(backend, f"multi_margin{squared}", 4, 9, reduction="none")
+    case.label = torch.tensor([3, 9, -1, 0])
+    call = case.call()
+    if backend.raises_index_errors:
+        with pytest.raises(IndexError, match="Target 9 is out of bounds"):
+            backend.ops.vectors_forward(*call, FLOAT32, [False] * 3)
+    else:
+        value = backend.ops.vectors_forward(*call, FLOAT32, [False] * 3)[0]
+        assert value.isnan().tolist() == [False, True, True, False]
+    ones = torch.ones(4, device=backend.device)
+    grad = backend.ops.vectors_backward(ones, *call, [True, False, False])[0]
+    assert not grad.isnan().any()
+    assert (grad[1:3] == 0).all()
+    assert (grad[0] != 0).any()
+
+
+def test_norms_of_zero_and_ties(backend):
+    """A norm of 0 has no derivative, and of two equal norms each has half."""
+    zero = torch.zeros(1, 3, device=backend.device)
+    one = torch.tensor([[1.0, 0.0, 0.0]], device=backend.device)
+    ones = torch.ones(1, device=backend.device)
+    for loss in ("triplet_margin", "triplet_margin_l1"):
+        call = ([zero, zero, one], None, None, loss, [2.0, 0.0, 0.0], "none")
+        value = backend.ops.vectors_forward(*call, FLOAT32, [False] * 3)[0]
+        assert value.tolist() == [1.0]
+        a, p, n = backend.ops.vectors_backward(ones, *call, [True] * 3)
+        assert a[0].tolist() == [1.0, 0.0, 0.0]
+        assert p[0].tolist() == [0.0, 0.0, 0.0]
+        assert n[0].tolist() == [-1.0, 0.0, 0.0]
+        # |a - n| = |p - n| = 1: what swaps is shared.
+        call = (*call[:4], [2.0, 1.0, 0.0], "none")
+        a, p, n = backend.ops.vectors_backward(ones, *call, [True] * 3)
+        assert a[0].tolist() == [0.5, 0.0, 0.0]
+        assert p[0].tolist() == [0.5, 0.0, 0.0]
+        assert n[0].tolist() == [-1.0, 0.0, 0.0]
+
+
+def test_kinks(backend):
+    """At the margin torch's derivatives: a hinge of 0 counts for pairs, and not for classes."""
+    x = torch.tensor([[1.0, 0.5, 0.0]], device=backend.device)
+    label, ones = torch.zeros(1, dtype=torch.int64, device=backend.device), torch.ones(1)
+    ones = ones.to(backend.device)
+    call = ([x], label, None, "multi_margin", [0.5], "none")
+    grad = backend.ops.vectors_backward(ones, *call, [True, False, False])[0]
+    assert (grad == 0).all()
+    y = torch.tensor([[0.0, 1.0, 0.0]], device=backend.device)
+    x = torch.tensor([[1.0, 0.0, 0.0]], device=backend.device)
+    call = ([x, y], -ones, None, "cosine_embedding", [0.0], "none")
+    grad = backend.ops.vectors_backward(ones, *call, [True, False, False])[0]
+    torch.testing.assert_close(grad, y)
+
+
+@each_loss
+def test_nan_and_infinity_do_not_vanish(backend, loss):
+    case = Case(backend, loss, 3, 20, reduction="none")
+    if loss == "cosine_embedding":
+        case.label = torch.ones(3)
+    if loss.startswith("multi_margin"):
+        case.label = torch.zeros(3, dtype=torch.int64)
+    case.vectors[0][1, 7] = math.nan
+    value = backend.ops.vectors_forward(*case.call(), FLOAT32, [False] * 3)[0]
+    assert value.isnan().tolist() == [False, True, False]
+
+
+@each_loss
+def test_no_rows(backend, loss):
+    case = Case(backend, loss, 0, 4) if not loss.startswith("multi") else None
+    empty = torch.empty(0, 4, device=backend.device)
+    label = None
+    if loss.startswith("multi"):
+        label = torch.empty(0, dtype=torch.int64, device=backend.device)
+    elif case.label is not None:
+        label = torch.empty(0, device=backend.device)
+    for reduction, wanted in (("mean", math.nan), ("sum", 0.0), ("none", None)):
+        call = ([empty] * VECTORS[loss], label, None, loss, PARAMS[loss], reduction)
+        mask = [reduction != "none", False, False]
+        value, grad, *_ = backend.ops.vectors_forward(*call, FLOAT32, mask)
+        if wanted is None:
+            assert value.shape == (0,)
+        else:
+            torch.testing.assert_close(value.item(), wanted, equal_nan=True)
+            assert grad.shape == (0, 4)
+
+
+def test_errors(backend):
+    x = torch.zeros(2, 3, device=backend.device)
+    label = torch.zeros(2, dtype=torch.int64, device=backend.device)
+    good = {
+        "vectors": [x, x], "label": None, "row_weight": None, "loss": "tversky",
+        "params": [0.5, 0.5, 1.0], "reduction": "mean",
+    }  # fmt: skip
+
+    def forward(mask=(False,) * 3, **changes):
+        backend.ops.vectors_forward(*(good | changes).values(), FLOAT32, list(mask))
+
+    forward()
+    for changes in (
+        {"loss": "huber"},
+        {"vectors": [x]},
+        {"vectors": [x, x[:1]]},
+        {"vectors": [x, x.double()]},
+        {"vectors": [x[0], x[0]]},
+        {"params": [0.5]},
+        {"reduction": "average"},
+        {"row_weight": x[0]},
+        {"label": x[0]},
+        {"mask": [False, False, True]},
+        {"reduction": "none", "mask": [True, False, False]},
+        {"vectors": [x], "loss": "multi_margin", "params": [1.0]},
+        {"vectors": [x], "loss": "multi_margin", "params": [1.0], "label": label.float()},
+    ):
+        with pytest.raises(RuntimeError):
+            forward(**changes)
+
+
+@pytest.mark.parametrize("loss", ["triplet_margin", "multi_margin"])
+def test_the_same_bits_for_any_number_of_threads(loss):
+    from raw_ops import Backend
+
+    case = Case(Backend(torch.ops.lossops), loss, 30_000, 9)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            mask = [True] + [False] * 2
+            found.append(torch.ops.lossops.vectors_forward(*case.call(), FLOAT32, mask)[:2])
+    finally:
+        torch.set_num_threads(threads)
+    for value, grad in found[1:]:
+        assert torch.equal(value, found[0][0])
+        assert torch.equal(grad, found[0][1])

@@ -1,0 +1,191 @@
+"""The losses over rows of vectors, above their raw ops: which kernels run, and how they are
+differentiated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import DEVICE, expect_ops, make, needs_kernels, ran, raw_ops
+from conftest import NAMESPACE as OPS
+from torch._dynamo.backends.common import aot_autograd
+
+from lossops import functional
+
+pytestmark = needs_kernels
+
+LABELS = {
+    "multi_margin": lambda n, d: torch.randint(d, (n,), device=DEVICE),
+    "cosine": lambda n, d: torch.randint(2, (n,), device=DEVICE) * 2 - 1,
+}
+# By name: how many vectors a row has, and the loss of these and of a label.
+LOSSES = {
+    "cosine": (2, lambda v, y, **k: functional.cosine_embedding_loss(*v, y, 0.1, **k)),
+    "triplet": (3, lambda v, y, **k: functional.triplet_margin_loss(*v, swap=True, **k)),
+    "triplet_l1": (3, lambda v, y, **k: functional.triplet_margin_loss(*v, p=1, **k)),
+    "triplet_with_distance": (
+        3, lambda v, y, **k: functional.triplet_margin_with_distance_loss(*v, **k)
+    ),
+    "multi_margin": (1, lambda v, y, **k: functional.multi_margin_loss(*v, y, **k)),
+    "multi_margin_squared": (1, lambda v, y, **k: functional.multi_margin_loss(*v, y, p=2, **k)),
+    "dice": (2, lambda v, y, **k: functional.dice_loss(v[0], v[1].sigmoid(), **k)),
+    "tversky_of_probs": (
+        2,
+        lambda v, y, **k: functional.tversky_loss(
+            v[0].sigmoid(), v[1].sigmoid(), 0.3, 0.6, input_form="probs", **k
+        ),
+    ),
+}  # fmt: skip
+each_loss = pytest.mark.parametrize("name", LOSSES)
+each_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
+FORWARD, BACKWARD = (f"{OPS}::vectors_{op}" for op in ("forward", "backward"))
+RESCALE = f"{OPS}::elementwise_rescale_"
+
+
+def arguments(name, n=5, d=7, dtype=torch.float64):
+    count, loss = LOSSES[name]
+    vectors = [make.randn(n, d, dtype=dtype, requires_grad=True) for _ in range(count)]
+    label = LABELS.get(name.removesuffix("_squared"), lambda n, d: None)(n, d)
+    return vectors, label, loss
+
+
+@each_loss
+def test_a_training_step_is_one_pass(name):
+    vectors, label, loss = arguments(name, dtype=torch.float32)
+    with expect_ops(FORWARD, RESCALE) as found:
+        first = loss(vectors, label)
+        (first * 3).backward(retain_graph=True)
+    assert not ran(found, BACKWARD)
+    grads = [v.grad.clone() for v in vectors]
+    for v in vectors:
+        v.grad = None
+    with expect_ops(BACKWARD):  # what was ready is given away
+        (first * 3).backward()
+    for v, grad in zip(vectors, grads, strict=True):
+        torch.testing.assert_close(v.grad, grad)
+
+
+@each_loss
+def test_float16_is_scaled_before_it_is_rounded(name):
+    """Loss scaling keeps gradients in the range of float16 that would not be without."""
+    vectors, label, loss = arguments(name, n=4000, d=33, dtype=torch.float16)
+    with expect_ops(FORWARD, BACKWARD):
+        (loss(vectors, label) * 1024).backward()
+    wide = [v.detach().double().requires_grad_() for v in vectors]
+    (loss(wide, label) * 1024).backward()
+    for v, w in zip(vectors, wide, strict=True):
+        close = (v.grad.double() - w.grad).abs() <= 2e-3 * w.grad.abs() + 2e-3 * w.grad.abs().max()
+        assert close.double().mean() > 0.99  # but for differences across a kink
+
+
+@each_loss
+@each_reduction
+def test_derivatives(name, reduction):
+    vectors, label, loss = arguments(name, 3, 5)
+
+    def function(*v):
+        return loss(v, label, reduction=reduction)
+
+    torch.autograd.gradcheck(
+        function, vectors, check_forward_ad=True, check_batched_grad=True, fast_mode=True
+    )
+    torch.autograd.gradgradcheck(function, vectors, check_batched_grad=True, fast_mode=True)
+
+
+@each_loss
+def test_some_vectors_are_fixed(name):
+    vectors, label, loss = arguments(name)
+    for i, v in enumerate(vectors):
+        fixed = [u if u is v else u.detach() for u in vectors]
+        (found,) = torch.autograd.grad(loss(fixed, label), v)
+        torch.testing.assert_close(found, torch.autograd.grad(loss(vectors, label), vectors)[i])
+
+
+@each_loss
+def test_transforms(name):
+    vectors, label, loss = arguments(name)
+    fixed = [v.detach() for v in vectors]
+    labels = [] if label is None else [label]
+
+    def one(*arguments):
+        v, y = arguments[: len(fixed)], arguments[len(fixed) :]
+        return loss([u[None] for u in v], y[0][None] if y else None)
+
+    found = torch.vmap(torch.func.grad(one))(*fixed, *labels)
+    expected = torch.autograd.grad(loss(vectors, label, reduction="sum"), vectors)[0]
+    torch.testing.assert_close(found, expected)
+
+
+@each_loss
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compile(name, dynamic):
+    """Into one graph, whose only kernel of ours is the forward one."""
+    called = []
+
+    def keep(graph, _):
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    _, _, loss = arguments(name)
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend=backend)
+    for n, d in ((5, 7), (6, 9)):
+        vectors, label, _ = arguments(name, n, d, torch.float32)
+        expected = torch.autograd.grad(loss(vectors, label) * 3, vectors)
+        found = torch.autograd.grad(compiled(vectors, label) * 3, vectors)
+        torch.testing.assert_close(found, expected)
+    ours = {op for op in called if op.startswith(OPS)}
+    assert ours == {f"{OPS}.vectors_forward.default"}
+    assert called.count(f"{OPS}.vectors_forward.default") == (1 if dynamic else 2)
+
+
+@each_loss
+def test_layouts_are_read_where_they_lie(name):
+    """A slice of wider rows, and rows that are broadcast."""
+    vectors, label, loss = arguments(name)
+    with torch.no_grad():
+        wide = [torch.nn.functional.pad(v, (2, 3))[:, 2:-3] for v in vectors]
+        torch.testing.assert_close(loss(wide, label), loss(vectors, label))
+        if name.startswith("triplet"):
+            found = loss([vectors[0][:1], *vectors[1:]], label)
+            same = [vectors[0][:1].expand(5, 7), *vectors[1:]]
+            torch.testing.assert_close(found, loss(same, label))
+
+
+def test_other_norms_are_formulas():
+    vectors = [make.randn(3, 5) for _ in range(3)]
+    with expect_ops() as found:
+        value = functional.triplet_margin_loss(*vectors, p=3)
+    assert not ran(found, f"{OPS}::vectors")
+    torch.testing.assert_close(value, torch.nn.functional.triplet_margin_loss(*vectors, p=3))
+
+
+def test_no_samples_at_all():
+    empty = make.zeros(0, 4)
+    for loss in (
+        functional.cosine_embedding_loss(empty, empty, make.zeros(0)),
+        functional.triplet_margin_loss(empty, empty, empty),
+        functional.dice_loss(empty, empty),
+    ):
+        assert loss.isnan()
+    assert functional.dice_loss(empty, empty, reduction="none").shape == (0,)
+
+
+@each_loss
+def test_opcheck(name):
+    raw = {
+        "cosine": "cosine_embedding", "triplet": "triplet_margin", "dice": "tversky_of_logits",
+        "triplet_l1": "triplet_margin_l1", "multi_margin": "multi_margin",
+        "multi_margin_squared": "multi_margin_squared", "tversky_of_probs": "tversky",
+        "triplet_with_distance": "triplet_margin",
+    }[name]  # fmt: skip
+    vectors, label, _ = arguments(name)
+    vectors = [v.detach() for v in vectors]
+    if label is not None and name == "cosine":
+        label = label.double()
+    params = [0.5] * (1 if name in ("cosine", "multi_margin", "multi_margin_squared") else 3)
+    mask = [i < len(vectors) for i in range(3)]
+    call = (vectors, label, None, raw, params, "mean")
+    ops = raw_ops()
+    torch.library.opcheck(ops.vectors_forward.default, (*call, torch.float64, mask))
+    one = torch.ones((), dtype=torch.float64, device=DEVICE)
+    torch.library.opcheck(ops.vectors_backward.default, (one, *call, mask))
