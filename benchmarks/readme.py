@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.tables import to_markdown
+from lossops.report import softmax_tables, vectors_bench
 from lossops.report.tables import NOTHING, Table, number, verdict
 from lossops.report.targets import ratio
 
@@ -88,7 +89,11 @@ def _cpu_section(name: str, file: Path, result: Result) -> str:
     info = result["info"]
     native = info["native"]
     facts = [f"{info['processor']}, {info['cores']} cores, {native.get('instruction_set')}"]
-    tables = [*_cpu_table(result["bench"]), _targets(result["targets"])]
+    rows = result["bench"]
+    tables = [
+        *_cpu_table(rows), *softmax_tables.tables(rows), *vectors_bench.tables(rows),
+        _targets(result["targets"]),
+    ]  # fmt: skip
     return "\n".join([f"### {name}\n", _origin(file, result, facts), *map(to_markdown, tables)])
 
 

@@ -1,4 +1,4 @@
-"""Writes the README's tables of losses from lossops.specs and lossops.softmax_specs. Run by
+"""Writes the README's tables of losses from lossops.specs, softmax_specs and vectors_specs. Run by
 ``make format``."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lossops import softmax_specs, specs
+from lossops.vectors_specs import VECTOR_SPECS
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -30,8 +31,20 @@ def over_rows() -> str:
     )
 
 
+def over_vectors() -> str:
+    """One row per loss over rows of vectors."""
+    return _table(
+        "of a row of vectors, y its label",
+        ((row.name, row.formula, row.module, row.torchs_own) for row in VECTOR_SPECS),
+    )
+
+
 # By the marks between which they stand.
-TABLES: dict[str, Callable[[], str]] = {"losses": of_elements, "losses over rows": over_rows}
+TABLES: dict[str, Callable[[], str]] = {
+    "losses": of_elements,
+    "losses over rows": over_rows,
+    "losses over vectors": over_vectors,
+}
 
 
 def _table(symbols: str, rows: Iterable[tuple[str, str, type | None, bool]]) -> str:

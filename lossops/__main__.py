@@ -14,8 +14,9 @@ from lossops.report import MissingExtraError, machine
 from lossops.report.occupancy import ARCHITECTURES, MULTIPROCESSORS
 from lossops.report.progress import progress
 from lossops.report.tables import Table, show
-from lossops.softmax_specs import ROW_SPECS, RowSpec, row_spec
-from lossops.specs import SPECS, Spec, spec
+from lossops.softmax_specs import ROW_SPECS
+from lossops.specs import SPECS
+from lossops.vectors_specs import VECTOR_SPECS
 
 _RESULTS = Path("benchmarks/results")
 
@@ -84,20 +85,17 @@ def _add_losses(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loss",
         action="append",
-        choices=[row.name for row in (*SPECS, *ROW_SPECS)],
+        choices=[row.name for row in (*SPECS, *ROW_SPECS, *VECTOR_SPECS)],
         help="this loss only; may be given several times (default: all)",
     )
 
 
-def _wanted(options: argparse.Namespace) -> tuple[tuple[Spec, ...], tuple[RowSpec, ...]]:
-    """Elementwise losses, and losses over rows."""
+def _wanted(options: argparse.Namespace) -> tuple[tuple, tuple, tuple]:
+    """Elementwise losses, losses over rows of class scores, and over rows of vectors."""
+    families = (SPECS, ROW_SPECS, VECTOR_SPECS)
     if not options.loss:
-        return SPECS, ROW_SPECS
-    over_rows = {row.name for row in ROW_SPECS}
-    return (
-        tuple(spec(name) for name in options.loss if name not in over_rows),
-        tuple(row_spec(name) for name in options.loss if name in over_rows),
-    )
+        return families
+    return tuple(tuple(row for row in family if row.name in options.loss) for family in families)
 
 
 def _deliver(result: Any, tables: list[Table], destination: str | None) -> None:
@@ -165,21 +163,16 @@ def _add_verify(commands) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from lossops.report import softmax_verify, verify
+    from lossops.report import verify_all
 
-    wanted, over_rows = _wanted(options)
-    total = len(verify.targets(wanted)) + len(softmax_verify.targets(over_rows))
-    with progress("verifying", total) as advance:
-        result = verify.verify(wanted, advance, options.full, options.seed)
-        rows = softmax_verify.verify(over_rows, advance, options.full, options.seed)
-    tables = [*verify.tables(result), *softmax_verify.tables(rows)]
-    failures = [*verify.failures(result), *softmax_verify.failures(rows)]
-    passed = result["passed"] and rows["passed"]
-    result |= {"passed": passed, "rows": rows}
+    families = _wanted(options)
+    with progress("verifying", verify_all.pieces(families)) as advance:
+        result = verify_all.verify_families(families, advance, options.full, options.seed)
+    tables, failures = verify_all.tables(result), verify_all.failures(result)
     _deliver(machine.stamp() | result, [table for table in tables if table.rows], options.json)
     for failure in failures:
         print(f"FAIL {failure}", file=sys.stderr)
-    return 0 if passed else 1
+    return 0 if result["passed"] else 1
 
 
 def _add_bench(commands) -> None:
@@ -211,18 +204,13 @@ def _add_bench(commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from lossops.report import bench, bench_tables, softmax_tables, softmax_targets, targets
-    from lossops.report import softmax_bench as over
+    from lossops.report import bench, bench_all
 
-    (wanted, over_rows), parts = _wanted(options), options.part or bench.PARTS
-    total = bench.pieces(wanted, parts) + over.pieces(over_rows, parts)
-    with progress("measuring", total) as advance:
-        rows = bench.bench(wanted, advance, options.quick, parts) if wanted else []
-        rows += over.bench(over_rows, advance, options.quick, parts)
-    outcomes = targets.outcomes(rows, options.quick, softmax_targets.ALL)
-    result = machine.stamp() | {"quick": options.quick, "bench": rows, "targets": outcomes}
-    tables = [*bench_tables.tables(rows, outcomes), *softmax_tables.tables(rows)]
-    _deliver(result, tables, options.json)
+    families, parts = _wanted(options), options.part or bench.PARTS
+    with progress("measuring", bench_all.pieces(families, parts)) as advance:
+        found = bench_all.bench_families(families, advance, options.quick, parts)
+    result = machine.stamp() | {"quick": options.quick} | found
+    _deliver(result, bench_all.tables(found), options.json)
     if options.save:
         print(f"saved {machine.save(result, options.out)}", file=sys.stderr)
     return 0
@@ -256,8 +244,12 @@ def _kernels(options: argparse.Namespace) -> int:
     from lossops.report import kernel_tables, kernels, kernels_triton
 
     architectures = tuple(dict.fromkeys(options.arch or ARCHITECTURES))
-    wanted, rows = _wanted(options)
-    over_rows = kernels.of_rows(rows) if options.loss else kernels_triton.OVER_ROWS
+    wanted, rows, vectors = _wanted(options)
+    over_rows = (
+        kernels.of_rows(rows) + kernels.of_vectors(vectors)
+        if options.loss
+        else kernels_triton.OVER_ROWS
+    )
     result = kernels.survey(architectures, wanted, over_rows, progress)
     _deliver(result, kernel_tables.tables(result, options.all), options.json)
     for engine, reason in result["missing"].items():

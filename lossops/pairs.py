@@ -107,7 +107,8 @@ def triplet_margin_loss(
         RuntimeError: if the tensors do not have the same number of dimensions.
         TypeError: if ``margin``, ``p`` or ``eps`` is not a number.
 
-    Follows :func:`torch.nn.functional.triplet_margin_loss`. Balntas et al., Learning local feature
+    One pass for p = 1 and 2, a formula in plain torch for others. Follows
+    :func:`torch.nn.functional.triplet_margin_loss`. Balntas et al., Learning local feature
     descriptors with triplets and shallow convolutional neural networks, 2016.
 
     Example:

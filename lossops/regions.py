@@ -96,8 +96,8 @@ def tversky_loss(
             ``alpha`` or ``beta`` is negative, or ``smooth`` is not above 0.
         TypeError: if a hyperparameter is not a number, or the tensors are none.
 
-    A formula in plain torch. Source: Salehi, Erdogmus and Gholipour, Tversky Loss Function for
-    Image Segmentation, 2017. torch has no such loss.
+    One pass over x and y; with ``weight`` a formula in plain torch. Source: Salehi, Erdogmus and
+    Gholipour, Tversky Loss Function for Image Segmentation, 2017. torch has no such loss.
 
     Example:
         >>> import torch, lossops.functional as F

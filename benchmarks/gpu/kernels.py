@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import row_kernels
+from benchmarks.gpu import row_kernels, vector_kernels
 from lossops.backends import KernelOps, kernel_ops
 from lossops.specs import SPECS
 
@@ -63,6 +63,9 @@ def run(backend: str, device: str) -> int:
         _wait(device)
     for name in row_kernels.LOSSES:
         calls += row_kernels.run(ops, name, tensors, few=backend == "triton")
+        _wait(device)
+    for name in vector_kernels.LOSSES:
+        calls += vector_kernels.run(ops, name, tensors)
         _wait(device)
     return calls
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lossops.report import (
-    bench,
-    bench_tables,
+    bench_all,
     claims,
     classification_claims,
     classification_plots,
@@ -18,20 +17,17 @@ from lossops.report import (
     optional,
     page,
     plots,
-    softmax_bench,
-    softmax_tables,
-    softmax_targets,
-    softmax_verify,
-    targets,
     training,
-    verify,
+    verify_all,
 )
 from lossops.report.progress import progress
 from lossops.report.tables import Table, show
 from lossops.softmax_specs import ROW_SPECS
 from lossops.specs import REGRESSION, SPECS
+from lossops.vectors_specs import VECTOR_SPECS
 
 Say = Callable[[Table], None]
+FAMILIES = (SPECS, ROW_SPECS, VECTOR_SPECS)
 
 
 def build(folder: Path, quick: bool = False, say: Say = show) -> dict[str, Any]:
@@ -52,9 +48,9 @@ def build(folder: Path, quick: bool = False, say: Say = show) -> dict[str, Any]:
         + ("Quick mode: nothing here is a measurement. " if quick else "")
         + "Times are medians of interleaved rounds; only ratios within a table compare."
     )
-    verified, rows = result["verify"], result["verify"]["rows"]
-    failures = [*verify.failures(verified), *softmax_verify.failures(rows)]
-    checked = {part: [*verified[part], *rows[part]] for part in ("numbers", "checks")}
+    verified = result["verify"]
+    checked = {part: verify_all.rows(verified, part) for part in ("numbers", "checks")}
+    failures = verify_all.failures(verified)
     top = page.summary(checked, failures, result["targets"], result["claims"])
     title = "lossops: trained, verified, measured"
     (folder / "index.html").write_text(page.page(sections, title, lead, top), encoding="utf-8")
@@ -113,12 +109,9 @@ def _classify(result, folder: Path, quick: bool, say: Say) -> str:
 
 
 def _verify(result, folder: Path, quick: bool, say: Say) -> str:
-    total = len(verify.targets()) + len(softmax_verify.targets())
-    with progress("verifying", total) as advance:
-        found = verify.verify(SPECS, advance)
-        rows = softmax_verify.verify(ROW_SPECS, advance)
-    result["verify"] = found | {"rows": rows, "passed": found["passed"] and rows["passed"]}
-    tables = [*verify.tables(found), *softmax_verify.tables(rows)]
+    with progress("verifying", verify_all.pieces(FAMILIES)) as advance:
+        result["verify"] = verify_all.verify_families(FAMILIES, advance)
+    tables = verify_all.tables(result["verify"])
     _say_all(tables, say)
     words = (
         "Each loss on each backend of this machine: values, gradients and second derivatives "
@@ -128,13 +121,10 @@ def _verify(result, folder: Path, quick: bool, say: Say) -> str:
 
 
 def _bench(result, folder: Path, quick: bool, say: Say) -> str:
-    total = bench.pieces(SPECS) + softmax_bench.pieces(ROW_SPECS)
-    with progress("measuring", total) as advance:
-        rows = bench.bench(SPECS, advance, quick)
-        rows += softmax_bench.bench(ROW_SPECS, advance, quick)
-    found = targets.outcomes(rows, quick, softmax_targets.ALL)
-    result |= {"bench": rows, "targets": found}
-    tables = [*bench_tables.tables(rows, found), *softmax_tables.tables(rows)]
+    with progress("measuring", bench_all.pieces(FAMILIES)) as advance:
+        found = bench_all.bench_families(FAMILIES, advance, quick)
+    result |= found
+    rows, tables = found["bench"], bench_all.tables(found)
     drawn = (
         plots.draw_bench(folder / "bench.png", rows),
         classification_plots.draw_bench(folder / "bench_rows.png", rows),

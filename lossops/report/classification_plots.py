@@ -209,11 +209,12 @@ def _draw_before_and_after(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def draw_bench(path: Path, rows: list[dict[str, Any]]) -> Picture | None:
-    """Times of a training step over rows of class scores, in multiples of the floor."""
-    steps = [row for row in rows if row["kind"] == "rows_step"]
+    """Times of a training step over rows of class scores and of vectors, in multiples of the
+    floor."""
+    steps = [row for row in rows if row["kind"] in ("rows_step", "vectors_step")]
     if not steps:
         return None
-    title = "A step over rows of class scores, in multiples of a fresh torch.mul or add"
+    title = "A step over rows, in multiples of a fresh torch.mul or add"
     names = [f"{row['loss'].replace('_', ' ')}\n{row['case']}" for row in steps]
     draw_bars(path, steps, names, title)
     return path.name, (

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lossops.report import kernels_cuda, kernels_triton
+from lossops.report import kernels_cuda, kernels_triton, kernels_vectors
 from lossops.report.kernel_cache import Progress, silence
 from lossops.report.kernel_rows import CompileError, Row
 from lossops.report.occupancy import ARCHITECTURES
 from lossops.softmax_specs import RowSpec
 from lossops.specs import SPECS, Spec
+from lossops.vectors_specs import VectorSpec
 
 ENGINES = {"cuda": kernels_cuda, "triton": kernels_triton}
 
@@ -121,6 +122,11 @@ def of_rows(wanted: Iterable[RowSpec]) -> list[str]:
     names = [row.kernel for row in wanted]
     names += ["reverse_kl"] if "kl" in names else []
     return list(dict.fromkeys(names))
+
+
+def of_vectors(wanted: Iterable[VectorSpec]) -> list[str]:
+    """The kernels of some losses over rows of vectors."""
+    return [name for spec in wanted for name in kernels_vectors.OF_LOSSES[spec.name]]
 
 
 def problems(rows: Iterable[Row]) -> list[str]:

@@ -10,6 +10,13 @@ import torch
 from lossops.vectors_reference import FORMULAS
 
 LOSSES = tuple(FORMULAS)
+OF_LOSSES = {
+    "cosine_embedding_loss": ("cosine_embedding",),
+    "triplet_margin_loss": ("triplet_margin", "triplet_margin_l1"),
+    "multi_margin_loss": ("multi_margin", "multi_margin_squared"),
+    "dice_loss": ("tversky_of_logits", "tversky"),
+    "tversky_loss": ("tversky_of_logits", "tversky"),
+}
 KERNELS = ("vectors_kernel",)
 VECTORS = {
     "multi_margin": 1,

@@ -1,0 +1,53 @@
+"""The measurements of all families of losses as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from lossops.report import (
+    bench,
+    bench_tables,
+    softmax_bench,
+    softmax_tables,
+    softmax_targets,
+    targets,
+    vectors_bench,
+)
+from lossops.report.tables import Table
+
+_FAMILIES = (bench, softmax_bench, vectors_bench)
+Families = Sequence[Sequence[Any]]
+
+
+def pieces(families: Families, parts: Iterable[str] = bench.PARTS) -> int:
+    """How often ``bench`` advances."""
+    return sum(
+        module.pieces(family, [part for part in parts if part in module.PARTS])
+        for module, family in zip(_FAMILIES, families, strict=True)
+    )
+
+
+def bench_families(
+    families: Families,
+    advance: Callable[[str], None],
+    quick: bool = False,
+    parts: Iterable[str] = bench.PARTS,
+) -> dict[str, Any]:
+    """A row per result in ``bench``, and what became of the ``targets``."""
+    rows = []
+    for module, family in zip(_FAMILIES, families, strict=True):
+        if family:
+            rows += module.bench(family, advance, quick, parts)
+    found = targets.outcomes(rows, quick, (*softmax_targets.ALL, *vectors_bench.TARGETS))
+    return {"bench": rows, "targets": found}
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """All that were measured."""
+    rows = found["bench"]
+    return [
+        *bench_tables.tables(rows, found["targets"]),
+        *softmax_tables.tables(rows),
+        *vectors_bench.tables(rows),
+    ]

@@ -1,0 +1,202 @@
+"""Is each loss over rows of vectors right, on each backend, on each device that is here?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import lossops
+from lossops import backends
+from lossops.report.accuracy import DTYPES
+from lossops.report.measure import one_thread
+from lossops.report.tables import Table, number, verdict
+from lossops.report.verify import _NAMESPACES, OpRecorder, _where, devices
+from lossops.vectors_specs import VECTOR_SPECS, VectorSpec
+
+SHAPES = ((60, 10), (20, 1000), (3, 20_000))
+_FLOAT64_ALLOWED = 8.0  # units
+_CHECKS = ("ran", "gradcheck", "gradgradcheck", "as_torch")
+
+
+def targets(wanted: Iterable[VectorSpec] = VECTOR_SPECS) -> list[tuple[VectorSpec, str]]:
+    """Every (loss, device) to verify."""
+    return [(spec, device) for spec in wanted for device in devices()]
+
+
+def verify(
+    wanted: Iterable[VectorSpec] = VECTOR_SPECS,
+    advance: Callable[[str], None] = lambda what: None,
+    full: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Checks losses and returns rows of ``numbers`` and ``checks``, and whether all ``passed``."""
+    numbers, checks = [], []
+    for spec, device in targets(wanted):
+        for backend in backends.backends_for(device):
+            with lossops.backend(backend), one_thread():
+                where = {"loss": spec.name, "device": device, "backend": backend}
+                numbers += [where | _numbers(spec, device, d, full, seed) for d in DTYPES]
+                checks.append(where | _checks(spec, device, backend, seed))
+        advance(f"{spec.name} {device}")
+    passed = all(row["passed"] for row in (*numbers, *checks))
+    return {"passed": passed, "seed": seed, "numbers": numbers, "checks": checks}
+
+
+def _numbers(spec: VectorSpec, device: str, dtype: torch.dtype, full: bool, seed: int) -> dict:
+    """The largest errors, and torch's."""
+    row = {"dtype": str(dtype).removeprefix("torch."), "lossops": [0.0, 0.0], "torch": [0.0, 0.0]}
+    failed = []
+    for options in spec.samples:
+        for rows, length in SHAPES:
+            shape = (20 * rows if full else rows, length)
+            probs = options.get("input_form") == "probs"
+            tensors = spec.tensors(shape, dtype, seed, device, probs)
+            truth = _truth(spec, tensors, options)
+            ours = _errors(spec.function, tensors, options, truth)
+            theirs = _errors(spec.torch_function, tensors, options, truth)
+            for name, errors in (("lossops", ours), ("torch", theirs)):
+                row[name] = [max(*pair) for pair in zip(row[name], errors, strict=True)]
+            for what, our, their in zip(("value", "gradient"), ours, theirs, strict=True):
+                # The formula is the truth in float64, and as good as its own rounding.
+                most = _FLOAT64_ALLOWED if dtype == torch.float64 else their + 1
+                if not our <= most:
+                    failed.append(f"{options} {shape}: {what} {our:.3g} units, torch {their:.3g}")
+    return row | {"failed": failed, "passed": not failed}
+
+
+def _step(loss, tensors, options) -> tuple[Tensor, list[Tensor]]:
+    vectors, given = tensors
+    vectors = [v.detach().requires_grad_() for v in vectors]
+    value = loss(*vectors, *given, reduction="none", **options)
+    return value.detach(), list(torch.autograd.grad(value.sum(), vectors))
+
+
+def _truth(spec: VectorSpec, tensors, options) -> tuple[Tensor, list[Tensor], Tensor]:
+    """In float64; float64 itself against the formulas. And the sizes of the terms of the values."""
+    vectors, given = ([t.double() if t.is_floating_point() else t for t in ts] for ts in tensors)
+    with lossops.backend("reference"):
+        value, grads = _step(spec.function, (vectors, given), options)
+    size = value.abs()
+    if spec.name == "triplet_margin_loss":  # a difference of norms
+        size = sum((vectors[0] - v).norm(options.get("p", 2.0), 1) for v in vectors[1:]) + 1
+    elif spec.name in ("cosine_embedding_loss", "multi_margin_loss"):
+        size = size + 1
+    return value, grads, size
+
+
+def _errors(loss, tensors, options, truth) -> tuple[float, float]:
+    """In units in the last place: of what a value is made of, and of the largest gradient of a
+    row. Torch's may be infinite: where it does not compute in a dtype."""
+    wanted, wanted_grads, size = truth
+    epsilon = torch.finfo(tensors[0][0].dtype).eps
+    try:
+        value, grads = _step(loss, tensors, options)
+    except (RuntimeError, NotImplementedError):
+        return torch.inf, torch.inf
+    by_value = ((value.double() - wanted).abs() / (epsilon * size)).max()
+    by_gradient = 0.0
+    for grad, exact in zip(grads, wanted_grads, strict=True):
+        most = exact.abs().amax(1, keepdim=True)
+        error = (grad.double() - exact).abs() / (epsilon * torch.where(most == 0, 1, most))
+        by_gradient = max(by_gradient, float(error.max()))
+    return float(by_value), by_gradient
+
+
+def _checks(spec: VectorSpec, device: str, backend: str, seed: int) -> dict[str, Any]:
+    results = dict.fromkeys(_CHECKS, "")
+    for options in spec.samples:
+        probs = options.get("input_form") == "probs"
+        vectors, given = spec.tensors((3, 4), torch.float64, seed, device, probs)
+        for name, check in (
+            ("ran", _ran_there),
+            ("gradcheck", _gradcheck),
+            ("gradgradcheck", _gradgradcheck),
+            ("as_torch", _as_torch),
+        ):
+            try:
+                check(spec, backend, vectors, given, options)
+            except Exception as error:
+                results[name] = results[name] or f"{options}: {' '.join(str(error).split())}"
+    return results | {"passed": not any(results.values())}
+
+
+def _ran_there(spec, backend, vectors, given, options) -> None:
+    """A step in float32, of which the kernels that ran are remembered."""
+    wanted = _NAMESPACES.get(backend)
+    vectors = [v.float().requires_grad_() for v in vectors]
+    given = [t.float() if t.is_floating_point() else t for t in given]
+    with OpRecorder() as recorder:
+        spec.function(*vectors, *given, **options).backward()
+    ours = {name for name in recorder.ops if name.startswith(tuple(_NAMESPACES.values()))}
+    right = all(name.startswith(f"{wanted}::vectors_") for name in ours if "rescale" not in name)
+    if not right or bool(ours) != bool(wanted):
+        raise RuntimeError(f"ran {', '.join(sorted(ours)) or 'none of the kernels'}")
+
+
+def _gradcheck(spec, backend, vectors, given, options) -> None:
+    moving = [v.detach().requires_grad_() for v in vectors]
+    for reduction in ("none", "mean"):
+        gradcheck(
+            lambda *v, r=reduction: spec.function(*v, *given, reduction=r, **options),
+            moving,
+            check_forward_ad=True,
+            check_batched_grad=reduction == "none",
+        )
+
+
+def _gradgradcheck(spec, backend, vectors, given, options) -> None:
+    moving = [v.detach().requires_grad_() for v in vectors]
+    gradgradcheck(lambda *v: spec.function(*v, *given, **options), moving)
+
+
+def _as_torch(spec, backend, vectors, given, options) -> None:
+    for reduction in ("none", "mean", "sum"):
+        ours = spec.function(*vectors, *given, reduction=reduction, **options)
+        theirs = spec.torch_function(*vectors, *given, reduction=reduction, **options)
+        torch.testing.assert_close(ours, theirs)
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The results for people."""
+    errors = Table(
+        "Losses over vectors: largest errors, rows of 10, 1,000 and 20,000, lossops | torch",
+        ("loss", "backend", "dtype", "value, ulp", "torch", "gradient, ulp", "torch", "verdict"),
+        labels=3,
+        note="Of a value in units of what it is made of: the norms of a triplet, 1 and the value "
+        "for cosines and hinges. Of a gradient in units of the largest of its row. A pass is, for "
+        "each way to call the loss and each length, at most torch's own error plus one unit; in "
+        "float64, whose truth is a formula in float64, 8 units. Infinite where torch does not "
+        "compute in a dtype.",
+    )
+    for row in result["numbers"]:
+        ours, theirs = row["lossops"], row["torch"]
+        errors.add(
+            row["loss"], _where(row), row["dtype"],
+            number(ours[0]), number(theirs[0]), number(ours[1]), number(theirs[1]),
+            verdict(row["passed"]),
+        )  # fmt: skip
+    checks = Table(
+        "Losses over vectors: derivatives in float64, and whether the backend asked for ran",
+        ("loss", "backend", "kernel ran", "gradcheck", "gradgradcheck", "as torch", "verdict"),
+        labels=2,
+    )
+    for row in result["checks"]:
+        cells = (verdict(not row[name], "yes", "no") for name in _CHECKS)
+        checks.add(row["loss"], _where(row), *cells, verdict(row["passed"]))
+    return [errors, checks]
+
+
+def failures(result: dict[str, Any]) -> list[str]:
+    """What failed, one line each."""
+    lines = [
+        f"{row['loss']} {_where(row)} {row['dtype']}: {wrong}"
+        for row in result["numbers"]
+        for wrong in row["failed"][:3]
+    ]
+    for row in result["checks"]:
+        lines += [f"{row['loss']} {_where(row)} {n}: {row[n]}" for n in _CHECKS if row[n]]
+    return lines

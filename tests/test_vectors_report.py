@@ -1,0 +1,100 @@
+"""verify and bench of the losses over rows of vectors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import cpu_only
+
+from lossops import functional
+from lossops.report import bench_all, targets, vectors_bench, vectors_verify, verify_all
+from lossops.report.tables import to_text
+from lossops.vectors_specs import VECTOR_SPECS, vector_spec
+
+pytestmark = cpu_only
+each_spec = pytest.mark.parametrize("spec", VECTOR_SPECS, ids=lambda row: row.name)
+
+
+@each_spec
+def test_verify_passes(spec):
+    result = vectors_verify.verify([spec], seed=int(torch.randint(1000, ())))
+    assert result["passed"], vectors_verify.failures(result)
+    backends = {row["backend"] for row in result["checks"]}
+    assert {"native", "reference"} <= backends
+    assert len(result["numbers"]) == 4 * len(backends)
+    assert spec.name in to_text(vectors_verify.tables(result)[0])
+
+
+@each_spec
+@pytest.mark.parametrize("what", ["value", "gradient", "kernel"])
+def test_verify_finds_what_is_wrong(spec, what, monkeypatch):
+    right = spec.function
+
+    def wrong(*arguments, **options):
+        if what == "kernel":
+            return spec.torch_function(*arguments, **options)
+        loss = right(*arguments, **options)
+        if what == "value":
+            return loss * 1.01
+        return loss + 0.01 * (arguments[0] - arguments[0].detach()).sum(-1).mean()
+
+    monkeypatch.setattr(functional, spec.name, wrong)
+    result = vectors_verify.verify([spec])
+    assert not result["passed"]
+    failures = vectors_verify.failures(result)
+    if what == "kernel":
+        assert any("ran none of the kernels" in line for line in failures)
+    else:
+        # The reference is judged with the same function; its truth in float64 is that, too.
+        assert any("native" in line and what in line for line in failures) or any(
+            "as_torch" in line or "gradcheck" in line for line in failures
+        )
+    assert verify_all.failures({"passed": False, **_empty(), "vectors": result}) == failures
+
+
+def _empty() -> dict:
+    nothing = {"numbers": [], "checks": []}
+    return nothing | {"rows": nothing}
+
+
+def test_bench_quick():
+    spec = vector_spec("dice_loss")
+    task = {
+        "losses": [spec.name], "parts": vectors_bench.PARTS, "device": "cpu", "quick": True,
+        "rounds": 1,
+    }  # fmt: skip
+    rows = list(vectors_bench.run(task))
+    assert [row["kind"] for row in rows] == ["vectors_step", "vectors_tiny", "vectors_memory"]
+    assert len(rows) == vectors_bench.pieces([spec])
+    for row in rows:
+        if row["kind"] == "vectors_memory":
+            assert 0.9 < row["gradients"]["lossops"] < 1.1
+        else:
+            assert all(time > 0 for time in row.get("ms", row.get("us")).values())
+    found = {"bench": rows, "targets": targets.outcomes(rows, False, vectors_bench.TARGETS)}
+    text = "\n".join(to_text(table) for table in bench_all.tables(found))
+    assert "rows of vectors" in text
+    assert "eager / lossops" in text
+
+
+def test_steps_compute_what_they_say():
+    for spec in VECTOR_SPECS:
+        steps, grads = vectors_bench.Steps(spec, (6, 11), "cpu"), {}
+        contenders = steps.contenders(compiled=False)
+        for name in ("lossops", "eager"):
+            contenders[name]()
+            grads[name] = [v.grad for v in steps.vectors]
+        torch.testing.assert_close(grads["lossops"], grads["eager"])
+
+
+def test_targets_are_met_and_missed():
+    row = {
+        "kind": "vectors_step", "loss": "dice_loss", "case": "16384 × 1024", "device": "cpu",
+        "memory": "warm", "ms": {"lossops": 10.0, "eager": 21.0, "compile": 9.0},
+    }  # fmt: skip
+    found = {
+        outcome["target"]: outcome["met"]
+        for outcome in targets.outcomes([row], False, vectors_bench.TARGETS)
+    }
+    assert found["losses over vectors faster than torch eager"] is True
+    assert found["losses over vectors faster than torch.compile"] is False
