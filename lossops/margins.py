@@ -73,6 +73,7 @@ def soft_margin_loss(
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("soft_margin_loss", input=input, target=target)
+    target = _label_like(input, target)
     return broadcast_loss("soft_margin", input, target, weight, reduction)
 
 
@@ -121,6 +122,7 @@ def hinge_embedding_loss(
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("hinge_embedding_loss", input=input, target=target)
+    target = _label_like(input, target)
     margin = number("hinge_embedding_loss", "margin", margin)
     if weight is not None:
         input = floating(input)
@@ -398,6 +400,12 @@ def multilabel_soft_margin_loss(
         return total / input.shape[-1]
     loss = binary_cross_entropy_with_logits(input, target, weight, reduction="none").mean(-1)
     return loss if reduction == "none" else loss.reshape(loss.shape[0], -1).mean(1)
+
+
+def _label_like(input: Tensor, target: Tensor) -> Tensor:
+    """Labels of another floating dtype in the input's, which the loss has, as in torch."""
+    both = input.is_floating_point() and target.is_floating_point()
+    return target.to(input.dtype) if both else target
 
 
 def _check_rows(function: str, input: Tensor, target: Tensor) -> None:
