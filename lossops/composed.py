@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lossops.autograd import transforms_active
 from lossops.checks import HALF_DTYPES, REDUCTIONS, autocasts, promoted
@@ -83,4 +84,4 @@ def difference(a: Tensor, b: Tensor) -> tuple[Tensor, torch.dtype]:
 def can_look(tensor: Tensor) -> bool:
     """Whether to read its numbers makes nobody wait, and is possible."""
     traced = torch.compiler.is_compiling() or transforms_active()
-    return tensor.device.type == "cpu" and not traced
+    return tensor.device.type == "cpu" and not traced and not isinstance(tensor, FakeTensor)

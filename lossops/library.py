@@ -78,8 +78,9 @@ per row. A mean is over the rows. With x, y and z the vectors of a row, and ``pa
     max(0, |x - y + epsilon| - |x - z + epsilon| + margin) of Euclidean norms, or of sums of
     absolute values; with ``swap`` not 0, the lesser of the second and |y - z + epsilon|
 "multi_margin", "multi_margin_squared" (margin)
-    sum_(c != label) max(0, margin - x_label + x_c)^p / length, p being 1 or 2; labels are indices,
-    and out of range what they are to the softmax ops
+    sum_(c != label) max(0, margin - x_label + x_c)^p / length, p being 1 or 2; labels are indices.
+    One out of range is a RuntimeError on the CPU; on a GPU it makes its row's loss NaN, the
+    gradients of which are 0
 "tversky_of_logits", "tversky" (alpha, beta, s)
     1 - (TP + s) / (TP + alpha FP + beta FN + s), with p the sigmoid of x or x itself, and
     TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y

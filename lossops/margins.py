@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from lossops import reference
-from lossops.checks import broadcast_loss, legacy_reduction, number, require_tensors
+from lossops import backends, reference
+from lossops.checks import autocasts, broadcast_loss, legacy_reduction, number, require_tensors
 from lossops.composed import (
     can_look,
     check_reduction,
@@ -265,7 +265,8 @@ def multi_margin_loss(
         raise RuntimeError(
             f"inconsistent weight size, expected {classes} but got {tuple(weight.shape)}"
         )
-    _check_labels("multi_margin_loss", target, classes, 0)
+    if backends.resolve(input) != "native":  # whose kernel looks
+        _check_labels("multi_margin_loss", target, classes, 0)
     shape = () if target.dim() == 0 else (rows,)
     label, row_weight = target.reshape(shape), None
     if weight is not None:
@@ -393,13 +394,16 @@ def multilabel_soft_margin_loss(
         raise IndexError("multilabel_soft_margin_loss(): input should have a dimension of classes")
     if target.shape != input.shape:
         input, target = torch.broadcast_tensors(input, target)
-    if reduction == "mean":
-        return binary_cross_entropy_with_logits(input, target, weight)
-    if reduction == "sum":
-        total = binary_cross_entropy_with_logits(input, target, weight, reduction="sum")
-        return total / input.shape[-1]
-    loss = binary_cross_entropy_with_logits(input, target, weight, reduction="none").mean(-1)
-    return loss if reduction == "none" else loss.reshape(loss.shape[0], -1).mean(1)
+    each = "none" if reduction == "sample" else reduction
+    loss = binary_cross_entropy_with_logits(input, target, weight, reduction=each)
+    if each == "sum":
+        loss = loss / input.shape[-1]
+    elif each == "none":
+        loss = loss.mean(-1)
+        loss = loss if reduction == "none" else loss.reshape(loss.shape[0], -1).mean(1)
+    if input.device.type == "cpu" and autocasts("cpu"):  # which does not widen torch's there
+        loss = loss.to(torch.promote_types(input.dtype, target.dtype))
+    return loss
 
 
 def _label_like(input: Tensor, target: Tensor) -> Tensor:

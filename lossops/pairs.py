@@ -151,7 +151,8 @@ def triplet_margin_with_distance_loss(
 
     Args:
         anchor, positive, negative: a, p and n, as ``distance_function`` takes them.
-        distance_function: d, of two tensors; the Euclidean distance where there is none.
+        distance_function: d, of two tensors, which of half precision come in float32; the Euclidean
+            distance where there is none.
         margin: by how much nearer the anchor should be to p, above 0.
         swap: take d(p, n) for d(a, n) where that is smaller.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
@@ -186,6 +187,7 @@ def triplet_margin_with_distance_loss(
         return vectors_loss(
             "triplet_margin_with_distance_loss", KERNELS[2.0], (anchor, positive, negative),
             reduction, (margin, float(bool(swap)), 1e-6),
+            widens=anchor.device.type != "cpu",  # as torch's
         )  # fmt: skip
     distance = distance_function or torch.pairwise_distance
 

@@ -43,6 +43,7 @@ def dice_loss(
         ValueError: if the shapes differ, ``input_form`` or ``reduction`` is none of these, or
             ``smooth`` is not above 0.
         TypeError: if ``smooth`` is not a number, or the tensors are none.
+        NotImplementedError: if input is not floating point.
 
     Source: Milletari, Navab and Ahmadi, V-Net, 2016, without the squares. torch has no such loss.
 
@@ -95,6 +96,7 @@ def tversky_loss(
         ValueError: if the shapes differ, ``input_form`` or ``reduction`` is none of these,
             ``alpha`` or ``beta`` is negative, or ``smooth`` is not above 0.
         TypeError: if a hyperparameter is not a number, or the tensors are none.
+        NotImplementedError: if input is not floating point.
 
     One pass over x and y; with ``weight`` a formula in plain torch. Source: Salehi, Erdogmus and
     Gholipour, Tversky Loss Function for Image Segmentation, 2017. torch has no such loss.
@@ -125,9 +127,12 @@ def tversky_loss(
 def _overlap(function, input, target, alpha, beta, form, smooth, reduction, weight) -> Tensor:
     given = {"target": target} if weight is None else {"target": target, "weight": weight}
     require_tensors(function, input=input, **given)
+    if not input.is_floating_point():
+        raise NotImplementedError(
+            f"{function}(): input should be floating point, got {input.dtype}"
+        )
     for name, tensor in given.items():
-        if not tensor.is_floating_point():
-            given[name] = tensor.to(input.dtype)
+        given[name] = tensor.to(input.dtype)
         if tensor.shape != input.shape:
             raise ValueError(
                 f"{function}(): {name} should have the shape of input, {tuple(input.shape)}, "

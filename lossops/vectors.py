@@ -107,6 +107,20 @@ def _formula(loss, params, label, row_weight):
     return formula
 
 
+def _check(function: str, tensors: list[Tensor | None]) -> None:
+    first = tensors[0]
+    for tensor in (tensor for tensor in tensors if tensor is not None):
+        if tensor.layout is not torch.strided:
+            raise NotImplementedError(
+                f"{function}(): tensors should be dense, got layout {tensor.layout}"
+            )
+        if tensor.device != first.device:
+            raise RuntimeError(
+                f"{function}(): expected all tensors to be on the same device, but found "
+                f"{first.device} and {tensor.device}"
+            )
+
+
 def vectors_loss(
     function: str,
     loss: str,
@@ -115,24 +129,30 @@ def vectors_loss(
     params: tuple[float, ...] = (),
     label: Tensor | None = None,  # of the shape of the rows
     row_weight: Tensor | None = None,  # the same; multiplies a row's loss
+    widens: bool = True,  # under autocast, half precision to float32
 ) -> Tensor:
     """Settles shapes and dtypes and runs a call, by kernels where there are some for it."""
     check_reduction(reduction)
+    _check(function, [*vectors, label, row_weight])
     dtype = vectors[0].dtype
     for tensor in vectors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
     backend = backends.resolve(vectors[0])
+    # A norm is over the length of its own vectors, before these are broadcast.
+    one_length = all(tensor.shape[-1] == vectors[0].shape[-1] for tensor in vectors)
     moves = row_weight is not None and row_weight.requires_grad and torch.is_grad_enabled()
-    if backend == "reference" or dtype not in KERNEL_DTYPES or transforms_active() or moves:
+    plain = not one_length or dtype not in KERNEL_DTYPES or moves
+    if backend == "reference" or plain or transforms_active():
         return composed(function, _formula(loss, params, label, row_weight), vectors, reduction)
-    *kept, length = torch.broadcast_shapes(*(tensor.shape for tensor in vectors))
-    count = math.prod(kept)
+    of_rows = [tensor.shape[:-1] for tensor in vectors]
+    kept = torch.broadcast_shapes(*of_rows, *(() if label is None else (label.shape,)))
+    length, count = vectors[0].shape[-1], math.prod(kept)
     rows = tuple(t.to(dtype).expand(*kept, length).reshape(count, length) for t in vectors)
     if label is not None:
         label = label.expand(kept).reshape(count)
     if row_weight is not None:
         row_weight = row_weight.expand(kept).reshape(count)
-    if dtype in HALF_DTYPES and autocasts(rows[0].device.type):
+    if dtype in HALF_DTYPES and widens and autocasts(rows[0].device.type):
         dtype = torch.float32
     single = reduction in ("mean", "sum")
     out_dtype = accumulator(dtype) if reduction == "sample" else dtype

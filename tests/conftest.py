@@ -51,6 +51,7 @@ HOST_FILES = {
     "test_simd_math.py",
     "test_softmax_report.py",
     "test_triton.py",
+    "test_vectors_on_cpu_device.py",
 }
 needs_kernels = pytest.mark.skipif(BACKEND == "reference", reason="the reference has no kernels")
 
@@ -85,6 +86,7 @@ LONG_FILES = (
     "test_cuda_build.py",
     "test_softmax_on_cpu_device.py",
     "test_cuda_on_cpu.py",
+    "test_vectors_on_cpu_device.py",
     "test_command_line.py",
     "test_gpu_run.py",
 )

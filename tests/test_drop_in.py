@@ -235,12 +235,15 @@ def test_compiles_to_one_graph(name):
 
 
 @each_formula
-def test_autocast_computes_in_float32(name):
+def test_autocast(name):
     moving, function = case(name)
     halves = [t.detach().bfloat16().requires_grad_() for t in moving]
     with torch.autocast(DEVICE.type, torch.bfloat16):
         loss = function(*halves)
-    assert loss.dtype == torch.float32
+    # Torch's own formulas in Python are not widened on the CPU.
+    narrow = {"gaussian_nll", "triplet_margin_with_distance", "multilabel_soft_margin"}
+    kept = name in narrow and DEVICE.type == "cpu"
+    assert loss.dtype == (torch.bfloat16 if kept else torch.float32)
     loss.backward()
     assert all(t.grad.dtype == torch.bfloat16 for t in halves)
 

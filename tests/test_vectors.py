@@ -8,6 +8,7 @@ import torch
 from conftest import DEVICE, expect_ops, make, needs_kernels, ran, raw_ops
 from conftest import NAMESPACE as OPS
 from torch._dynamo.backends.common import aot_autograd
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lossops import functional
 
@@ -110,8 +111,9 @@ def test_transforms(name):
         v, y = arguments[: len(fixed)], arguments[len(fixed) :]
         return loss([u[None] for u in v], y[0][None] if y else None)
 
-    found = torch.vmap(torch.func.grad(one))(*fixed, *labels)
-    expected = torch.autograd.grad(loss(vectors, label, reduction="sum"), vectors)[0]
+    by = tuple(range(len(fixed)))
+    found = torch.vmap(torch.func.grad(one, argnums=by))(*fixed, *labels)
+    expected = torch.autograd.grad(loss(vectors, label, reduction="sum"), vectors)
     torch.testing.assert_close(found, expected)
 
 
@@ -142,13 +144,96 @@ def test_compile(name, dynamic):
 def test_layouts_are_read_where_they_lie(name):
     """A slice of wider rows, and rows that are broadcast."""
     vectors, label, loss = arguments(name)
-    with torch.no_grad():
-        wide = [torch.nn.functional.pad(v, (2, 3))[:, 2:-3] for v in vectors]
-        torch.testing.assert_close(loss(wide, label), loss(vectors, label))
-        if name.startswith("triplet"):
-            found = loss([vectors[0][:1], *vectors[1:]], label)
-            same = [vectors[0][:1].expand(5, 7), *vectors[1:]]
-            torch.testing.assert_close(found, loss(same, label))
+    expected = torch.autograd.grad(loss(vectors, label), vectors)
+    wide = [torch.nn.functional.pad(v, (2, 3))[:, 2:-3] for v in vectors]
+    torch.testing.assert_close(loss(wide, label), loss(vectors, label))
+    torch.testing.assert_close(torch.autograd.grad(loss(wide, label), vectors), expected)
+    columns = [v.detach().t().contiguous().t().requires_grad_() for v in vectors]
+    torch.testing.assert_close(torch.autograd.grad(loss(columns, label), columns), expected)
+    if name.startswith("triplet"):
+        found = loss([vectors[0][:1], *vectors[1:]], label)
+        same = [vectors[0][:1].expand(5, 7), *vectors[1:]]
+        torch.testing.assert_close(found, loss(same, label))
+        grads = (torch.autograd.grad(each, vectors[0])[0] for each in (found, loss(same, label)))
+        torch.testing.assert_close(*grads)
+
+
+def test_a_norm_is_over_the_length_of_its_own_vectors():
+    """Vectors of one element beside longer ones are broadcast by pairs."""
+    a, p, n = make.ones(2, 1, requires_grad=True), make.zeros(2, 1), 3 * make.ones(2, 5)
+    for swap in (False, True):
+        found, expected = (
+            m.triplet_margin_loss(a, p, n, margin=10.0, swap=swap)
+            for m in (functional, torch.nn.functional)
+        )
+        torch.testing.assert_close(found, expected)
+        grads = [torch.autograd.grad(loss, a)[0] for loss in (found, expected)]
+        torch.testing.assert_close(*grads)
+    x, y, label = make.randn(2, 1), make.randn(2, 3), make.tensor([1, -1])
+    found, expected = (
+        m.cosine_embedding_loss(x, y, label, -1.0) for m in (functional, torch.nn.functional)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_labels_may_be_more_than_rows():
+    x, y, label = make.randn(1, 3), make.randn(1, 3), make.tensor([1, -1, 1, 0])
+    for reduction in ("none", "mean"):
+        found, expected = (
+            m.cosine_embedding_loss(x, y, label, -1.0, reduction=reduction)
+            for m in (functional, torch.nn.functional)
+        )
+        torch.testing.assert_close(found, expected)
+
+
+def test_nothing_is_read_on_another_device():
+    x, far = make.randn(2, 3), torch.randn(2, 3, device="meta")
+    label = make.tensor([1, 0])
+    for call in (
+        lambda: functional.cosine_embedding_loss(x, far, label),
+        lambda: functional.cosine_embedding_loss(x, x, label.to("meta")),
+        lambda: functional.triplet_margin_loss(x, x, far),
+        lambda: functional.multi_margin_loss(x, label.to("meta")),
+        lambda: functional.multi_margin_loss(x, label, weight=far[0]),
+        lambda: functional.dice_loss(x, far),
+    ):
+        with pytest.raises(RuntimeError, match="device"):
+            call()
+    with pytest.raises(NotImplementedError, match="dense"):
+        functional.triplet_margin_loss(x, x.to_sparse(), x)
+
+
+def test_tensors_without_numbers():
+    """Fake ones have no labels to look at, nor have those on the meta device."""
+    with FakeTensorMode():
+        x, label = torch.randn(2, 3), torch.zeros(2, dtype=torch.int64)
+        assert functional.multi_margin_loss(x, label).shape == ()
+        assert functional.multi_margin_loss(x, label, reduction="none").shape == (2,)
+        assert functional.dice_loss(x, x, reduction="none").shape == (2,)
+    far = torch.randn(4, 3, device="meta", requires_grad=True)
+    loss = functional.triplet_margin_loss(far, far, far, reduction="none")
+    assert loss.shape == (4,)
+    assert torch.autograd.grad(loss.sum(), far)[0].shape == (4, 3)
+
+
+def test_a_region_has_the_dtype_of_its_input():
+    x = make.randn(2, 5)
+    for target in (make.ones(2, 5, dtype=torch.float64), make.ones(2, 5, dtype=torch.bool)):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert functional.dice_loss(x.to(dtype), target).dtype == dtype
+            weight = make.ones(2, 5, dtype=torch.float64)
+            assert functional.dice_loss(x.to(dtype), target, weight=weight).dtype == dtype
+    with pytest.raises(NotImplementedError, match="should be floating point"):
+        functional.tversky_loss(x.long(), x)
+
+
+@pytest.mark.parametrize("far", [torch.inf, torch.nan])
+def test_what_a_triplet_does_not_swap_does_not_count(far):
+    """|p - n| is in the loss with swap alone."""
+    a, p = make.zeros(1, 2, requires_grad=True), make.tensor([[1.0, 0.0]], requires_grad=True)
+    n = make.tensor([[far, 0.0]])
+    loss = functional.triplet_margin_loss(a, p, n)
+    assert torch.autograd.grad(loss, p)[0].tolist() == [[0.0, 0.0]]
 
 
 def test_other_norms_are_formulas():

@@ -26,6 +26,7 @@ LEFT_OUT = (
     "test_cuda_on_cpu.py",
     "test_softmax_on_cpu_device.py",
     "test_softmax_report.py",
+    "test_vectors_on_cpu_device.py",
     "test_vectors_report.py",
     "test_simd_math.py",
     "test_architecture.py",

@@ -99,7 +99,7 @@ class VectorRow {
       row.label = number(problem_.signs, r_, 0);
     }
     if constexpr (requires { Loss::template constant<T>(problem_.params, T()); }) {
-      constant_ = Loss::template constant<T>(problem_.params, vector(0).at(own_ < 0 ? 0 : own_));
+      constant_ = Loss::template constant<T>(problem_.params, own_ < 0 ? T(0) : vector(0).at(own_));
     }
     double sums[Loss::sums] = {};
     add(sums);

@@ -28,11 +28,16 @@ struct RowGiven {
 template <class Loss>
 constexpr bool kHasOwn = requires { Loss::has_own; };
 
+// Whether every row has a number for a label.
+template <class Loss>
+constexpr bool kHasSign = requires { Loss::has_sign; };
+
 // 1 - cos(x, y) where the label is 1, max(0, cos(x, y) - margin) where it is -1, else 0. Squares of
 // lengths are not 0: torch adds 1e-12.
 struct CosineEmbedding {
   static constexpr const char* name = "cosine_embedding";
   static constexpr int vectors = 2, sums = 3, factors = 3, num_params = 1;  // margin
+  static constexpr bool has_sign = true;
 
   template <class T>
   LOSSOPS_FN static void add(const T (&x)[vectors], const T&, T (&sums)[CosineEmbedding::sums]) {
@@ -100,8 +105,8 @@ struct Triplets {
     const double left = params[0] + norm[0] - (swapped || unknown ? norm[2] : norm[1]);
     const double counts = left >= 0 ? 1 : 0;
     factors[0] = counts * slope[0];
-    factors[1] = -counts * slope[1] * (swapped ? 0 : same ? 0.5 : 1);
-    factors[2] = -counts * slope[2] * (swapped ? 1 : same ? 0.5 : 0);
+    factors[1] = swapped ? 0 : -counts * slope[1] * (same ? 0.5 : 1);
+    factors[2] = swapped ? -counts * slope[2] : same ? -counts * slope[2] * 0.5 : 0;
     return left < 0 ? 0 : left;
   }
 
@@ -113,7 +118,7 @@ struct Triplets {
       if constexpr (absolute) {
         d[k] = select(d[k] == T(0), T(0), copysign(T(1), d[k]));
       }
-      d[k] = factors[k] * d[k];
+      d[k] = select(factors[k] == T(0), T(0), factors[k] * d[k]);  // infinite or not
     }
     grads[0] = d[0] + d[1];
     grads[1] = d[2] - d[0];

@@ -10,7 +10,7 @@ namespace {
 
 struct NamedLoss {
   int position, vectors, num_params;
-  bool has_own;
+  bool has_own, has_sign;
 };
 
 template <class... Losses>
@@ -19,7 +19,7 @@ std::optional<NamedLoss> find(LossList<Losses...>, std::string_view name) {
   int position = 0;
   const auto look = [&]<class Loss>() {
     if (Loss::name == name) {
-      found = NamedLoss{position, Loss::vectors, Loss::num_params, kHasOwn<Loss>};
+      found = NamedLoss{position, Loss::vectors, Loss::num_params, kHasOwn<Loss>, kHasSign<Loss>};
     }
     ++position;
   };
@@ -60,15 +60,16 @@ VectorsTask::VectorsTask(const VectorsCall& call) : call_(call) {
     kept_.push_back(lies_right ? tensor : tensor.contiguous());
     problem.vectors[i] = {kept_.back().data_ptr(), kept_.back().stride(0)};
   }
+  TORCH_CHECK(call.label.has_value() == (loss->has_own || loss->has_sign), "loss '", call.loss,
+              "' takes ", call.label.has_value() ? "no" : "a", " label");
   if (loss->has_own) {
-    TORCH_CHECK(call.label.has_value(), "loss '", call.loss, "' takes a label per row");
     const auto type = call.label->scalar_type();
     TORCH_CHECK(type == at::kLong || type == at::kInt || type == at::kByte,
                 "labels should be int64, int32 or uint8, got ", type);
     const RowNumbers labels = numbers(*call.label, "label");
     problem.labels = {labels.data, static_cast<int8_t>(call.label->element_size()),
                       labels.outer_stride, 0};
-  } else if (call.label.has_value()) {
+  } else if (loss->has_sign) {
     problem.signs = numbers(*call.label, "label");
     problem.signs.dtype = dtype_of(*call.label);
   }

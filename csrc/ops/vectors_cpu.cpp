@@ -9,9 +9,9 @@ namespace {
 
 struct CpuEngine {
   static void run(const VectorsProblem& problem, const Tensor&, bool check_labels) {
-    if (check_labels) {
+    if (check_labels) {  // an error of torch's type for these losses
       const auto bad = cpu::bad_index(problem);
-      TORCH_CHECK_INDEX(!bad, "Target ", *bad, " is out of bounds.");
+      TORCH_CHECK(!bad, "target out of range: ", *bad, " of ", problem.length, " classes");
     }
     cpu::vectors_run(problem);
   }

@@ -146,7 +146,8 @@ def _reduction_errors(
 
 def _in_eps(found: Tensor, truth, dtype: torch.dtype) -> float:
     error = abs(found.detach().cpu().double().numpy() - truth) / abs(truth)
-    return float(error.max()) / torch.finfo(dtype).eps
+    error = float(error.max()) / torch.finfo(dtype).eps
+    return torch.inf if error != error else error  # NaN is less than nothing to max
 
 
 def _curvature_error(spec: Spec, dtype: torch.dtype, device: str, seed: int) -> float:
@@ -161,7 +162,7 @@ def _curvature_error(spec: Spec, dtype: torch.dtype, device: str, seed: int) -> 
         )
         scale = truth.abs().clamp(min=1)
         error = (found.double() - truth).abs() / scale / torch.finfo(dtype).eps
-        worst = max(worst, error.max().item())
+        worst = max(worst, error.nan_to_num(torch.inf).max().item())
     return worst
 
 

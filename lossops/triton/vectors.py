@@ -231,7 +231,9 @@ def _check(vectors, label, row_weight, loss, params, reduction) -> None:
         same = other.shape == first.shape and other.device == first.device
         if not same or other.dtype != first.dtype:
             raise RuntimeError("vectors should have one shape, dtype and device")
-    if kind.has_own and (label is None or label.dtype not in LABEL_DTYPES):
+    if (label is not None) != (kind.has_own or kind.has_sign):
+        raise RuntimeError(f"loss {loss!r} takes {'a' if label is None else 'no'} label")
+    if kind.has_own and label.dtype not in LABEL_DTYPES:
         raise RuntimeError("labels should be int64, int32 or uint8")
     for name, tensor in (("label", label), ("row_weight", row_weight)):
         if tensor is not None and (

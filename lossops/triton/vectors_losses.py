@@ -64,8 +64,9 @@ def _triplet(near, far, other, slope_near, slope_far, slope_other, margin, swap)
     left = margin + near - tl.where(swapped | (other != other), other, far)
     counts = tl.where(left >= 0, 1.0, 0.0).to(tl.float64)
     value = tl.where(left < 0, 0.0, left)
-    by_far = -counts * slope_far * tl.where(swapped, 0.0, tl.where(same, 0.5, 1.0))
-    by_other = -counts * slope_other * tl.where(swapped, 1.0, tl.where(same, 0.5, 0.0))
+    half = tl.where(same, 0.5, 1.0)
+    by_far = tl.where(swapped, 0.0, -counts * slope_far * half)
+    by_other = tl.where(swapped | same, -counts * slope_other * half, 0.0)
     return value, counts * slope_near, by_far, by_other
 
 
@@ -88,8 +89,14 @@ def triplet_margin_l1_finish(s0, s1, s2, label, length, margin, swap, epsilon):
 
 
 @triton.jit
+def _times(factor, d):
+    return tl.where(factor == 0, 0.0, factor * d)
+
+
+@triton.jit
 def triplet_margin_gradient(x, y, z, epsilon, f0, f1, f2):
-    a, b, c = f0 * ((x - y) + epsilon), f1 * ((x - z) + epsilon), f2 * ((y - z) + epsilon)
+    a, b, c = (x - y) + epsilon, (x - z) + epsilon, (y - z) + epsilon
+    a, b, c = _times(f0, a), _times(f1, b), _times(f2, c)
     return a + b, c - a, -(b + c)
 
 
@@ -101,7 +108,7 @@ def _sign(d):
 @triton.jit
 def triplet_margin_l1_gradient(x, y, z, epsilon, f0, f1, f2):
     a, b, c = (x - y) + epsilon, (x - z) + epsilon, (y - z) + epsilon
-    a, b, c = f0 * _sign(a), f1 * _sign(b), f2 * _sign(c)
+    a, b, c = _times(f0, _sign(a)), _times(f1, _sign(b)), _times(f2, _sign(c))
     return a + b, c - a, -(b + c)
 
 
@@ -201,11 +208,13 @@ class Loss(NamedTuple):
     num_params: int
     constant: Any = no_constant
     has_own: bool = False  # an element of every row, at the label, has a derivative of its own
+    has_sign: bool = False  # every row has a number for a label
 
 
 LOSSES = {
     "cosine_embedding": Loss(
-        cosine_embedding_terms, cosine_embedding_finish, cosine_embedding_gradient, 2, 1
+        cosine_embedding_terms, cosine_embedding_finish, cosine_embedding_gradient, 2, 1,
+        has_sign=True,
     ),
     "triplet_margin": Loss(
         triplet_margin_terms, triplet_margin_finish, triplet_margin_gradient, 3, 3,
