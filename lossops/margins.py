@@ -265,7 +265,8 @@ def multi_margin_loss(
         raise RuntimeError(
             f"inconsistent weight size, expected {classes} but got {tuple(weight.shape)}"
         )
-    if backends.resolve(input) != "native":  # whose kernel looks
+    moves = weight is not None and weight.requires_grad
+    if moves or backends.resolve(input) != "native":  # whose kernel looks
         _check_labels("multi_margin_loss", target, classes, 0)
     shape = () if target.dim() == 0 else (rows,)
     label, row_weight = target.reshape(shape), None

@@ -18,7 +18,7 @@ from torch.autograd import Function
 
 from lossops import backends
 from lossops.autograd import is_transformed, transforms_active
-from lossops.backends import kernel_ops
+from lossops.backends import kernel_ops, native_extension
 from lossops.checks import HALF_DTYPES, KERNEL_DTYPES, autocasts
 from lossops.composed import check_reduction, composed, mean_of_samples
 from lossops.library import accumulator
@@ -99,6 +99,17 @@ def _differentiable_gradients(grad_output, vectors, mask, label, row_weight, cal
     return [next(found) if yes else None for yes in mask]
 
 
+def _differentiable_backward(grad_output, vectors, mask, label, row_weight, *args):
+    """What csrc/ops/vectors_fused.cpp calls: the gradients, None where not wanted."""
+    call, mask = VectorsCall("native", *args), mask[: len(vectors)]
+    found = _differentiable_gradients(grad_output, vectors, mask, label, row_weight, call)
+    return tuple(found + [None] * (3 - len(found)))
+
+
+if native_extension is not None:
+    native_extension.set_differentiable_vectors_backward(_differentiable_backward)
+
+
 def _formula(loss, params, label, row_weight):
     def formula(*vectors):
         rows = FORMULAS[loss](vectors, label, *params)
@@ -119,6 +130,21 @@ def _check(function: str, tensors: list[Tensor | None]) -> None:
                 f"{function}(): expected all tensors to be on the same device, but found "
                 f"{first.device} and {tensor.device}"
             )
+
+
+def _as_rows(vectors, label, row_weight, dtype: torch.dtype) -> tuple:
+    """The shape of the rows, and all as the raw ops take it."""
+    first = vectors[0]
+    if first.dim() == 2 and all(t.shape == first.shape and t.dtype == dtype for t in vectors):
+        kept = first.shape[:1]
+        if label is None or label.shape == kept:
+            return kept, vectors, label, row_weight
+    of_rows = [tensor.shape[:-1] for tensor in vectors]
+    kept = torch.broadcast_shapes(*of_rows, *(() if label is None else (label.shape,)))
+    length, count = first.shape[-1], math.prod(kept)
+    rows = tuple(t.to(dtype).expand(*kept, length).reshape(count, length) for t in vectors)
+    given = (t if t is None else t.expand(kept).reshape(count) for t in (label, row_weight))
+    return kept, rows, *given
 
 
 def vectors_loss(
@@ -144,20 +170,18 @@ def vectors_loss(
     plain = not one_length or dtype not in KERNEL_DTYPES or moves
     if backend == "reference" or plain or transforms_active():
         return composed(function, _formula(loss, params, label, row_weight), vectors, reduction)
-    of_rows = [tensor.shape[:-1] for tensor in vectors]
-    kept = torch.broadcast_shapes(*of_rows, *(() if label is None else (label.shape,)))
-    length, count = vectors[0].shape[-1], math.prod(kept)
-    rows = tuple(t.to(dtype).expand(*kept, length).reshape(count, length) for t in vectors)
-    if label is not None:
-        label = label.expand(kept).reshape(count)
-    if row_weight is not None:
-        row_weight = row_weight.expand(kept).reshape(count)
+    kept, rows, label, row_weight = _as_rows(vectors, label, row_weight, dtype)
     if dtype in HALF_DTYPES and widens and autocasts(rows[0].device.type):
         dtype = torch.float32
     single = reduction in ("mean", "sum")
     out_dtype = accumulator(dtype) if reduction == "sample" else dtype
     call = VectorsCall(backend, loss, params, reduction if single else "none", out_dtype)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in rows):
+    moving = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in rows)
+    if moving and backend == "native" and not torch.compiler.is_compiling():
+        value = native_extension.fused_vectors(
+            rows, label, row_weight, loss, params, call.reduction, out_dtype
+        )
+    elif moving:
         value = FusedVectors.apply(label, row_weight, call, *rows)
     else:
         value = kernel_ops(backend).vectors_forward(

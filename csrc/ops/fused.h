@@ -1,6 +1,7 @@
 // Training in plain eager mode: the loss, and an autograd node that has its gradient ready. The C++
-// twins of lossops.autograd.FusedElementwise and lossops.softmax_autograd.FusedSoftmax: on small
-// tensors the Python of an autograd.Function takes longer than everything else together.
+// twins of FusedElementwise, FusedSoftmax and FusedVectors in lossops.autograd, softmax_autograd
+// and vectors: on small tensors the Python of an autograd.Function takes longer than everything
+// else together.
 //
 // Only the first derivative is handled here. Where a gradient must itself be differentiable, or is
 // a batch under vmap, a Python function is called.
@@ -85,5 +86,6 @@ std::array<at::Tensor, count> gradients_of(const pybind11::tuple& found) {
 
 void bind_fused_elementwise(pybind11::module_& module);
 void bind_fused_softmax(pybind11::module_& module);
+void bind_fused_vectors(pybind11::module_& module);
 
 }  // namespace lossops::ops

@@ -40,4 +40,5 @@ PYBIND11_MODULE(_C, module) {
              "The instruction set that the CPU kernels use on this machine.");
   lossops::ops::bind_fused_elementwise(module);
   lossops::ops::bind_fused_softmax(module);
+  lossops::ops::bind_fused_vectors(module);
 }
