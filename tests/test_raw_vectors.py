@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+from conftest import cpu_only
 from raw_ops import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 
 from lossops.vectors_reference import FORMULAS
@@ -411,6 +412,7 @@ def test_errors(backend):
             forward(**changes)
 
 
+@cpu_only
 @pytest.mark.parametrize("loss", ["triplet_margin", "multi_margin"])
 def test_the_same_bits_for_any_number_of_threads(loss):
     from raw_ops import Backend

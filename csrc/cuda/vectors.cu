@@ -4,6 +4,7 @@
 
 #include "cuda/common/launch.cuh"
 #include "cuda/common/memory.cuh"
+#include "cuda/softmax_row.cuh"
 #include "cuda/softmax_team.cuh"
 
 namespace lossops::cuda {
@@ -67,18 +68,6 @@ __device__ __forceinline__ double number(const RowNumbers& numbers, int64_t r, d
   return load_number<double>(numbers.data, numbers.dtype, r * numbers.outer_stride);
 }
 
-__device__ __forceinline__ int64_t label_of(const RowLabels& labels, int64_t r) {
-  const int64_t i = r * labels.outer_stride;
-  switch (labels.bytes) {
-    case 8:
-      return static_cast<const int64_t*>(labels.data)[i];
-    case 4:
-      return static_cast<const int32_t*>(labels.data)[i];
-    default:
-      return static_cast<const uint8_t*>(labels.data)[i];
-  }
-}
-
 template <class Loss, class S>
 class VectorRow {
  public:
@@ -92,7 +81,7 @@ class VectorRow {
     RowGiven row{0, problem_.length};
     bool known = true;
     if constexpr (kHasOwn<Loss>) {
-      own_ = label_of(problem_.labels, r_);
+      own_ = load_label(problem_.labels, r_ * problem_.labels.outer_stride);
       known = own_ >= 0 && own_ < row.length;
       if (!known) own_ = -1;
     } else {

@@ -13,8 +13,6 @@
 namespace lossops {
 
 constexpr int kMaxVectors = 3;
-constexpr int kMaxSums = 3;
-constexpr int kMaxFactors = 3;
 constexpr int kMaxVectorParams = 4;
 
 // What a row is given besides its vectors.

@@ -221,7 +221,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     return [errors, checks]
 
 
-def failures(result: dict[str, Any]) -> list[str]:
+def failures(result: dict[str, Any], checks: Iterable[str] = _CHECKS) -> list[str]:
     """What failed, one line each."""
     lines = [
         f"{row['loss']} {_where(row)} {row['dtype']}: {wrong}"
@@ -229,5 +229,5 @@ def failures(result: dict[str, Any]) -> list[str]:
         for wrong in row["failed"][:3]
     ]
     for row in result["checks"]:
-        lines += [f"{row['loss']} {_where(row)} {n}: {row[n]}" for n in _CHECKS if row[n]]
+        lines += [f"{row['loss']} {_where(row)} {n}: {row[n]}" for n in checks if row[n]]
     return lines

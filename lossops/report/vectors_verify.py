@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import lossops
 from lossops import backends
+from lossops.report import softmax_verify
 from lossops.report.accuracy import DTYPES
 from lossops.report.measure import one_thread
 from lossops.report.tables import Table, number, verdict
@@ -209,11 +210,4 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 def failures(result: dict[str, Any]) -> list[str]:
     """What failed, one line each."""
-    lines = [
-        f"{row['loss']} {_where(row)} {row['dtype']}: {wrong}"
-        for row in result["numbers"]
-        for wrong in row["failed"][:3]
-    ]
-    for row in result["checks"]:
-        lines += [f"{row['loss']} {_where(row)} {n}: {row[n]}" for n in _CHECKS if row[n]]
-    return lines
+    return softmax_verify.failures(result, _CHECKS)
