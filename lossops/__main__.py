@@ -12,6 +12,7 @@ from typing import Any
 import lossops
 from lossops.report import MissingExtraError, machine
 from lossops.report.occupancy import ARCHITECTURES, MULTIPROCESSORS
+from lossops.report.others_verify import OTHERS
 from lossops.report.progress import progress
 from lossops.report.tables import Table, show
 from lossops.softmax_specs import ROW_SPECS
@@ -85,14 +86,15 @@ def _add_losses(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loss",
         action="append",
-        choices=[row.name for row in (*SPECS, *ROW_SPECS, *VECTOR_SPECS)],
+        choices=[row.name for row in (*SPECS, *ROW_SPECS, *VECTOR_SPECS, *OTHERS)],
         help="this loss only; may be given several times (default: all)",
     )
 
 
-def _wanted(options: argparse.Namespace) -> tuple[tuple, tuple, tuple]:
-    """Elementwise losses, losses over rows of class scores, and over rows of vectors."""
-    families = (SPECS, ROW_SPECS, VECTOR_SPECS)
+def _wanted(options: argparse.Namespace) -> tuple[tuple, tuple, tuple, tuple]:
+    """Elementwise losses, losses over rows of class scores, over rows of vectors, and the others,
+    which have no kernels and are not measured."""
+    families = (SPECS, ROW_SPECS, VECTOR_SPECS, OTHERS)
     if not options.loss:
         return families
     return tuple(tuple(row for row in family if row.name in options.loss) for family in families)
@@ -210,6 +212,11 @@ def _bench(options: argparse.Namespace) -> int:
     with progress("measuring", bench_all.pieces(families, parts)) as advance:
         found = bench_all.bench_families(families, advance, options.quick, parts)
     result = machine.stamp() | {"quick": options.quick} | found
+    if not found["bench"]:
+        print(
+            "lossops: nothing was measured: no such part, or losses without kernels",
+            file=sys.stderr,
+        )
     _deliver(result, bench_all.tables(found), options.json)
     if options.save:
         print(f"saved {machine.save(result, options.out)}", file=sys.stderr)
@@ -244,7 +251,7 @@ def _kernels(options: argparse.Namespace) -> int:
     from lossops.report import kernel_tables, kernels, kernels_triton
 
     architectures = tuple(dict.fromkeys(options.arch or ARCHITECTURES))
-    wanted, rows, vectors = _wanted(options)
+    wanted, rows, vectors, _ = _wanted(options)
     over_rows = (
         kernels.of_rows(rows) + kernels.of_vectors(vectors)
         if options.loss

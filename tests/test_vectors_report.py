@@ -68,7 +68,7 @@ def test_verify_finds_what_is_wrong(spec, what, monkeypatch):
 
 def _empty() -> dict:
     nothing = {"numbers": [], "checks": []}
-    return nothing | {"rows": nothing}
+    return nothing | {"rows": nothing, "others": nothing}
 
 
 def test_bench_quick():

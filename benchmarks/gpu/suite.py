@@ -28,6 +28,7 @@ LEFT_OUT = (
     "test_softmax_report.py",
     "test_vectors_on_cpu_device.py",
     "test_vectors_report.py",
+    "test_others_report.py",
     "test_simd_math.py",
     "test_architecture.py",
     "test_docs.py",

@@ -20,6 +20,7 @@ from lossops.report import (
     training,
     verify_all,
 )
+from lossops.report.others_verify import OTHERS
 from lossops.report.progress import progress
 from lossops.report.tables import Table, show
 from lossops.softmax_specs import ROW_SPECS
@@ -27,7 +28,7 @@ from lossops.specs import REGRESSION, SPECS
 from lossops.vectors_specs import VECTOR_SPECS
 
 Say = Callable[[Table], None]
-FAMILIES = (SPECS, ROW_SPECS, VECTOR_SPECS)
+FAMILIES = (SPECS, ROW_SPECS, VECTOR_SPECS, OTHERS)
 
 
 def build(folder: Path, quick: bool = False, say: Say = show) -> dict[str, Any]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lossops.report import softmax_verify, vectors_verify, verify
+from lossops.report import others_verify, softmax_verify, vectors_verify, verify
 from lossops.report.tables import Table
 
 # Where the results of a family are kept: those of the first stand for themselves.
-_FAMILIES = {"": verify, "rows": softmax_verify, "vectors": vectors_verify}
+_FAMILIES = {
+    "": verify,
+    "rows": softmax_verify,
+    "vectors": vectors_verify,
+    "others": others_verify,
+}
 Families = Sequence[Sequence[Any]]
 
 
@@ -21,7 +26,7 @@ def pieces(families: Families) -> int:
 def verify_families(
     families: Families, advance: Callable[[str], None], full: bool = False, seed: int = 0
 ) -> dict[str, Any]:
-    """Checks elementwise losses, those over rows and those over vectors."""
+    """Checks elementwise losses, those over rows, those over vectors, and the others."""
     found = {
         name: module.verify(family, advance, full, seed)
         for (name, module), family in zip(_FAMILIES.items(), families, strict=True)
