@@ -209,6 +209,8 @@ def test_tensors_without_numbers():
         x, label = torch.randn(2, 3), torch.zeros(2, dtype=torch.int64)
         assert functional.multi_margin_loss(x, label).shape == ()
         assert functional.multi_margin_loss(x, label, reduction="none").shape == (2,)
+        labels = torch.zeros(2, 3, dtype=torch.int64)
+        assert functional.multilabel_margin_loss(x, labels, reduction="none").shape == (2,)
         assert functional.dice_loss(x, x, reduction="none").shape == (2,)
     far = torch.randn(4, 3, device="meta", requires_grad=True)
     loss = functional.triplet_margin_loss(far, far, far, reduction="none")
