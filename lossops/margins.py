@@ -50,8 +50,8 @@ def soft_margin_loss(
         weight: w, the shape of the input. A mean still divides by the number of elements.
 
     Returns:
-        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
-        "sample".
+        The loss, of input's dtype: a scalar, or a tensor of the broadcast shape for "none", of
+        shape (B,) for "sample".
 
     Raises:
         ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
@@ -99,8 +99,8 @@ def hinge_embedding_loss(
         weight: w, the shape of the input. A mean still divides by the number of elements.
 
     Returns:
-        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
-        "sample".
+        The loss, of input's dtype: a scalar, or a tensor of the broadcast shape for "none", of
+        shape (B,) for "sample".
 
     Raises:
         ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
