@@ -69,7 +69,8 @@ shape) is given; over other targets by the number of rows. ``one_if_none``: by 1
 
 Contract of both vector ops: ``vectors`` are one to three tensors of one dtype and of the shape
 (rows, length); ``label`` and ``row_weight``, which multiplies a row's loss, are numbers or have one
-per row. A mean is over the rows. With x, y and z the vectors of a row, and ``params`` in brackets:
+per row, but that lists of labels have the shape of the vectors. A mean is over the rows. With x, y
+and z the vectors of a row, and ``params`` in brackets:
 
 "cosine_embedding" (margin)
     c = x·y / sqrt((x·x + 1e-12) (y·y + 1e-12)); of a label 1 it is 1 - c, of -1 max(0, c - margin),
@@ -84,6 +85,9 @@ per row. A mean is over the rows. With x, y and z the vectors of a row, and ``pa
 "tversky_of_logits", "tversky" (alpha, beta, s)
     1 - (TP + s) / (TP + alpha FP + beta FN + s), with p the sigmoid of x or x itself, and
     TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y
+"multilabel_margin" ()
+    sum_y sum_c max(0, 1 - x_y + x_c) / length over the row's labels y, which are listed before the
+    first number below 0, and the indices c that are not. Indices out of range as of "multi_margin"
 
 ``vectors_forward``
     the loss, and the gradients by the vectors that ``output_mask`` asks for, for
@@ -93,6 +97,8 @@ per row. A mean is over the rows. With x, y and z the vectors of a row, and ``pa
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -153,6 +159,26 @@ SCHEMAS = {
     "vectors_backward": (
         f"(Tensor grad_output, {_VECTORS_READ}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
     ),
+}
+
+
+class VectorSignature(NamedTuple):
+    """What a loss over rows of vectors takes."""
+
+    vectors: int  # of a row
+    params: int
+    label: str = ""  # of a row: a "number", an "index", or a "list" of indices
+
+
+VECTOR_SIGNATURES = {
+    "cosine_embedding": VectorSignature(2, 1, "number"),
+    "triplet_margin": VectorSignature(3, 3),
+    "triplet_margin_l1": VectorSignature(3, 3),
+    "multi_margin": VectorSignature(1, 1, "index"),
+    "multi_margin_squared": VectorSignature(1, 1, "index"),
+    "tversky_of_logits": VectorSignature(2, 3),
+    "tversky": VectorSignature(2, 3),
+    "multilabel_margin": VectorSignature(1, 0, "list"),
 }
 
 

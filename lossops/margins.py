@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -288,7 +286,7 @@ def multilabel_margin_loss(
 ) -> Tensor:
     r"""Hinge loss of several labels: ``Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C``.
 
-    Sorts the scores of a row, so that it needs no memory for all pairs of classes.
+    Looks at all pairs of a label and a class that is none, without memory for them.
 
     Args:
         input: x, scores of shape (C) or (N, C).
@@ -303,7 +301,7 @@ def multilabel_margin_loss(
     Raises:
         ValueError: if ``reduction`` is none of these.
         RuntimeError: for shapes or dtypes that do not fit, or, on the CPU, a label that is no
-            class.
+            class. On a GPU one that is listed makes its row's loss NaN.
 
     Follows :func:`torch.nn.functional.multilabel_margin_loss`, which cannot be differentiated
     twice.
@@ -326,30 +324,13 @@ def multilabel_margin_loss(
             f"inconsistent target size: {tuple(target.shape)} for input of size: "
             f"{tuple(input.shape)}"
         )
-    classes = input.shape[-1] if input.dim() else 1
-    rows = 1 if input.dim() < 2 else input.shape[0]
-    _check_labels("multilabel_margin_loss", target, classes, -1)
-    labels = target.reshape(rows, classes)
-    given = (labels >= 0).cumprod(1).bool()  # those before the first that is none
-    safe = torch.where(given, labels, 0)
-    hits = torch.zeros_like(labels).scatter_add(1, safe, given.long()) > 0
-
-    def formula(x: Tensor) -> Tensor:
-        x = x.reshape(rows, classes)
-        # Only differences count: of small numbers they have more digits.
-        largest = x.detach().amax(1, keepdim=True)
-        x = x - torch.where(largest.isfinite(), largest, 0)
-        # A label's hinges are open for the highest of the others: so many, which add up to this.
-        others = torch.where(hits, -math.inf, x).sort(1, descending=True).values
-        left = 1 - x.gather(1, safe)
-        count = torch.searchsorted(-others.detach(), left.detach())
-        sums = torch.where(others > -math.inf, others, 0).cumsum(1)
-        total = sums.gather(1, (count - 1).clamp_min(0)) + count * left
-        loss = torch.where(given & (count > 0), total, 0).sum(1) / classes
-        loss = torch.where(x.isnan().any(1), torch.nan, loss)
-        return loss.reshape(()) if input.dim() < 2 else loss
-
-    return composed("multilabel_margin_loss", formula, (input,), reduction)
+    if backends.resolve(input) != "native":  # whose kernel looks
+        _check_labels("multilabel_margin_loss", target, target.shape[-1] if target.dim() else 1, -1)
+    input = input.reshape(1) if input.dim() == 0 else input
+    return vectors_loss(
+        "multilabel_margin_loss", "multilabel_margin", (input,), reduction,
+        label=target.reshape(input.shape),
+    )  # fmt: skip
 
 
 def multilabel_soft_margin_loss(

@@ -21,7 +21,7 @@ from lossops.autograd import is_transformed, transforms_active
 from lossops.backends import kernel_ops, native_extension
 from lossops.checks import HALF_DTYPES, KERNEL_DTYPES, autocasts
 from lossops.composed import check_reduction, composed, mean_of_samples
-from lossops.library import accumulator
+from lossops.library import VECTOR_SIGNATURES, accumulator
 from lossops.vectors_reference import FORMULAS
 
 
@@ -132,19 +132,25 @@ def _check(function: str, tensors: list[Tensor | None]) -> None:
             )
 
 
-def _as_rows(vectors, label, row_weight, dtype: torch.dtype) -> tuple:
+def _as_rows(loss: str, vectors, label, row_weight, dtype: torch.dtype) -> tuple:
     """The shape of the rows, and all as the raw ops take it."""
-    first = vectors[0]
+    first, lists = vectors[0], VECTOR_SIGNATURES[loss].label == "list"
     if first.dim() == 2 and all(t.shape == first.shape and t.dtype == dtype for t in vectors):
         kept = first.shape[:1]
-        if label is None or label.shape == kept:
+        if label is None or label.shape == (first.shape if lists else kept):
             return kept, vectors, label, row_weight
     of_rows = [tensor.shape[:-1] for tensor in vectors]
-    kept = torch.broadcast_shapes(*of_rows, *(() if label is None else (label.shape,)))
+    if label is not None:
+        of_rows.append(label.shape[:-1] if lists else label.shape)
+    kept = torch.broadcast_shapes(*of_rows)
     length, count = first.shape[-1], math.prod(kept)
     rows = tuple(t.to(dtype).expand(*kept, length).reshape(count, length) for t in vectors)
-    given = (t if t is None else t.expand(kept).reshape(count) for t in (label, row_weight))
-    return kept, rows, *given
+    row_weight = row_weight if row_weight is None else row_weight.expand(kept).reshape(count)
+    if lists:
+        label = label.expand(*kept, length).reshape(count, length)
+    elif label is not None:
+        label = label.expand(kept).reshape(count)
+    return kept, rows, label, row_weight
 
 
 def vectors_loss(
@@ -153,7 +159,7 @@ def vectors_loss(
     vectors: tuple[Tensor, ...],  # broadcast together; the last dimension is the row's
     reduction: str,
     params: tuple[float, ...] = (),
-    label: Tensor | None = None,  # of the shape of the rows
+    label: Tensor | None = None,  # of the shape of the rows; or, lists, of that of the vectors
     row_weight: Tensor | None = None,  # the same; multiplies a row's loss
     widens: bool = True,  # under autocast, half precision to float32
 ) -> Tensor:
@@ -170,7 +176,7 @@ def vectors_loss(
     plain = not one_length or dtype not in KERNEL_DTYPES or moves
     if backend == "reference" or plain or transforms_active():
         return composed(function, _formula(loss, params, label, row_weight), vectors, reduction)
-    kept, rows, label, row_weight = _as_rows(vectors, label, row_weight, dtype)
+    kept, rows, label, row_weight = _as_rows(loss, vectors, label, row_weight, dtype)
     if dtype in HALF_DTYPES and widens and autocasts(rows[0].device.type):
         dtype = torch.float32
     single = reduction in ("mean", "sum")

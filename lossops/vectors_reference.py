@@ -5,6 +5,8 @@ Twins of ``csrc/losses/vectors.h``. They serve derivatives of gradients, ``torch
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -68,6 +70,38 @@ def tversky_of_logits(vectors, label, alpha: float, beta: float, smooth: float) 
     return tversky(vectors, label, alpha, beta, smooth, True)
 
 
+def multilabel_margin(vectors, labels: Tensor) -> Tensor:
+    """Sorts the scores of a row, so that it needs no memory for all pairs of classes."""
+    (x,) = vectors
+    classes = x.shape[-1]
+    labels = labels.long()
+    given = (labels >= 0).cumprod(-1).bool()  # those before the first that is none
+    outside = (given & (labels >= classes)).any(-1)
+    safe = torch.where(given & (labels < classes), labels, 0)
+    hits = torch.zeros_like(labels).scatter_add(-1, safe, given.long()) > 0
+    # Only differences count: of small numbers they have more digits.
+    largest = x.detach().amax(-1, keepdim=True)
+    x = x - torch.where(largest.isfinite(), largest, 0)
+    # A label's hinges are open for the highest of the others: so many, which add up to this.
+    others = torch.where(hits, -math.inf, x).sort(-1, descending=True).values
+    left = 1 - x.gather(-1, safe)
+    count = torch.searchsorted(-others.detach(), left.detach())
+    sums = torch.where(others > -math.inf, others, 0).cumsum(-1)
+    total = sums.gather(-1, (count - 1).clamp_min(0)) + count * left
+    loss = torch.where(given & (count > 0), total, 0).sum(-1) / classes
+    return torch.where(outside | _no_difference(x, hits), torch.nan, loss)
+
+
+def _no_difference(x: Tensor, hits: Tensor) -> Tensor:
+    """Whether a pair of a label and another class has a NaN, or the same infinity twice."""
+
+    def both(where: Tensor) -> Tensor:
+        return (where & hits).any(-1) & (where & ~hits).any(-1)
+
+    pairs = hits.any(-1) & ~hits.all(-1)
+    return x.isnan().any(-1) & pairs | both(x == math.inf) | both(x == -math.inf)
+
+
 FORMULAS = {
     formula.__name__: formula
     for formula in (
@@ -78,5 +112,6 @@ FORMULAS = {
         multi_margin_squared,
         tversky_of_logits,
         tversky,
+        multilabel_margin,
     )
 }

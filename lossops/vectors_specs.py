@@ -35,6 +35,13 @@ def _dice(input: Tensor, target: Tensor, smooth=1.0, **options) -> Tensor:
     return _tversky(input, target, smooth=0.5 * smooth, **options)
 
 
+def _lists(rows: int, length: int, generator: torch.Generator) -> Tensor:
+    """Of up to ten labels each, as images or documents have them."""
+    labels = torch.rand(rows, length, generator=generator).argsort(1)
+    counts = torch.randint(1 + min(10, length), (rows, 1), generator=generator)
+    return torch.where(torch.arange(length) < counts, labels, -1)
+
+
 @dataclass(frozen=True)
 class VectorSpec:
     """What is known of a loss over rows of vectors."""
@@ -44,7 +51,7 @@ class VectorSpec:
     module: type[torch.nn.Module]
     vectors: int  # that a row has and the loss is differentiated by
     samples: tuple[dict[str, Any], ...]  # keyword arguments; the plainest first
-    given: str = ""  # what else a row has: "sign", "class", or "mask", of its length
+    given: str = ""  # what else a row has: "sign", "class", "classes", or "mask", of its length
     in_torch: Loss | None = None  # where torch has none: as its users write it
 
     @property
@@ -76,6 +83,7 @@ class VectorSpec:
             "": list,
             "sign": lambda: [torch.randint(2, (rows,), generator=generator) * 2 - 1],
             "class": lambda: [torch.randint(length, (rows,), generator=generator)],
+            "classes": lambda: [_lists(rows, length, generator)],
             "mask": lambda: [torch.randint(2, shape, generator=generator).to(dtype)],
         }[self.given]()
         return [v.to(device, dtype) for v in vectors], [t.to(device) for t in given]
@@ -94,6 +102,10 @@ VECTOR_SPECS = (
     VectorSpec(
         "multi_margin_loss", "w_y Σ_(c ≠ y) max(0, m - x_y + x_c)^p / C",
         nn.MultiMarginLoss, 1, ({}, {"p": 2, "margin": 0.5}), "class",
+    ),
+    VectorSpec(
+        "multilabel_margin_loss", "Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C",
+        nn.MultiLabelMarginLoss, 1, ({},), "classes",
     ),
     VectorSpec(
         "dice_loss", "1 - (2 Σ p y + s) / (Σ p + Σ y + s)",

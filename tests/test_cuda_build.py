@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from lossops.library import VECTOR_SIGNATURES
 from lossops.report import kernel_cache, kernels, kernels_cuda
-from lossops.report.kernels_vectors import LOSSES as VECTOR_LOSSES
 from lossops.report.occupancy import ARCHITECTURES, MULTIPROCESSORS, blocks_at_once
 from lossops.specs import SPECS
 
@@ -69,6 +69,7 @@ def test_there_are_sources():
     assert {source.name for source in kernels_cuda.sources()} >= {
         "elementwise.cu", "elementwise_dense.cu", "elementwise_strided.cu", "softmax.cu",
         "softmax_thread.cu", "softmax_warp_labels.cu", "softmax_block_labels.cu", "vectors.cu",
+        "label_lists.cu",
     }  # fmt: skip
 
 
@@ -101,8 +102,9 @@ def test_every_kernel_is_there(rows):
             wanted |= {f"rows_warp<{loss}, {dtype}, {rows_of} {n} vectors>" for n in (1, 4)}
         for loss, rows_of in [("cross_entropy", "labels"), *pairs]:
             wanted.add(f"rows_block<{loss}, {dtype}, {rows_of}>")
-    for loss, dtype in itertools.product(VECTOR_LOSSES, ("float64", *main)):
-        wanted.add(f"vector_rows<{loss}, {dtype}>")
+    for (loss, takes), dtype in itertools.product(VECTOR_SIGNATURES.items(), ("float64", *main)):
+        template = "label_lists" if takes.label == "list" else "vector_rows"
+        wanted.add(f"{template}<{loss}, {dtype}>")
     names = {row["name"] for row in rows}
     assert wanted <= names, wanted - names
 
@@ -127,6 +129,7 @@ def test_launch_bounds_hold(rows):
         "rows_thread": 2,
         "rows_warp": 2,
         "vector_rows": 4,
+        "label_lists": 2,
     }
     for row in rows:
         plain = row["pass"] == "labels"

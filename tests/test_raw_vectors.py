@@ -11,17 +11,16 @@ import torch
 from conftest import cpu_only
 from raw_ops import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 
+from lossops.library import VECTOR_SIGNATURES
 from lossops.vectors_reference import FORMULAS
 
-VECTORS = {
-    "cosine_embedding": 2, "triplet_margin": 3, "triplet_margin_l1": 3, "multi_margin": 1,
-    "multi_margin_squared": 1, "tversky_of_logits": 2, "tversky": 2,
-}  # fmt: skip
+LABELS = {loss: takes.label for loss, takes in VECTOR_SIGNATURES.items()}
+VECTORS = {loss: takes.vectors for loss, takes in VECTOR_SIGNATURES.items()}
 PARAMS = {
     "cosine_embedding": [-0.1], "triplet_margin": [1.5, 0.0, 1e-3],
     "triplet_margin_l1": [1.5, 1.0, 1e-3], "multi_margin": [0.75],
     "multi_margin_squared": [0.75], "tversky_of_logits": [0.3, 0.6, 1.5],
-    "tversky": [0.3, 0.6, 1.5],
+    "tversky": [0.3, 0.6, 1.5], "multilabel_margin": [],
 }  # fmt: skip
 LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 1000, 1025, 2049, 4097]
 REDUCTIONS = ["none", "mean", "sum"]
@@ -72,15 +71,28 @@ class Case:
             self.vectors[1] = self.vectors[1].sigmoid()
         self.vectors = [laid_out(v, random.choice(layouts)) for v in self.vectors]
         self.label = self.row_weight = None
-        if loss.startswith("multi_margin"):
+        if LABELS[loss] == "index":
             self.label = torch.randint(length, (rows,), generator=self.draw).to(label_dtype)
-        elif loss == "cosine_embedding":
+        elif LABELS[loss] == "list":
+            self.label = laid_out(self.lists(rows, length, label_dtype), random.choice(layouts))
+        elif LABELS[loss] == "number":
             choices = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0, math.nan])
             self.label = choices[torch.randint(6, (rows,), generator=self.draw)]
         if weighted:
             self.row_weight = self.normal(rows).to(FLOAT32)
         self.grad_output = self.normal(*(() if reduction != "none" else (rows,)))
         self.out_dtype = dtype
+
+    def lists(self, rows, length, dtype):
+        """Of none, some and many labels, some of them more than once; behind the end anything."""
+        labels = torch.randint(length, (rows, length), generator=self.draw).to(dtype)
+        if dtype == torch.uint8:  # which has no number to end a list
+            return labels
+        for row in labels:
+            end = random.choice([0, 1, 2, 5, 20, 60 if length > 64 else length])
+            row[end : end + 1] = -1
+            row[: min(2, end)] = row[0].item()  # listed twice
+        return labels
 
     def normal(self, *shape):
         return torch.randn(shape, generator=self.draw, dtype=FLOAT64)
@@ -150,6 +162,10 @@ class Case:
             by_element = 2 * scale / length
             by_element.scatter_(1, self.label.long()[:, None], 2 * scale.mean(1, keepdim=True))
             return scale.square().mean(1), [by_element]
+        if self.loss == "multilabel_margin":
+            pairs, scales = self.pairs()
+            often = pairs.sum(2)  # of each class as a label, and as one that is none
+            return (pairs * scales).sum((1, 2)) / length, [(often + pairs.sum(1)) / length]
         alpha, beta, smooth = self.params
         p = v[0].sigmoid() if self.loss == "tversky_of_logits" else v[0]
         y = v[1]
@@ -159,12 +175,24 @@ class Case:
         inner = p * (1 - p) if self.loss == "tversky_of_logits" else 1.0
         return torch.ones_like(total), [most * inner, most]
 
+    def pairs(self):
+        """How often a class is listed beside one that is not, and what their hinges are made of."""
+        x = self.vectors[0].double()
+        given = (self.label >= 0).cumprod(1)
+        often = torch.zeros_like(x).scatter_add(1, self.label.long().clamp_min(0), given.double())
+        pairs = often[:, :, None] * (often == 0).double()[:, None, :]
+        return pairs, 1 + x.abs()[:, :, None] + x.abs()[:, None, :]
+
     def uncertain(self):
         """Whether rounding may put a number on the other side of a kink."""
         v = [x.double() for x in self.vectors]
         if self.loss.startswith("multi_margin"):
             z = self.params[0] - v[0].gather(1, self.label.long()[:, None]) + v[0]
             return bool(((z != 0) & (z.abs() < 1e-5)).any())
+        if self.loss == "multilabel_margin":
+            pairs, scales = self.pairs()
+            z = 1 - v[0][:, :, None] + v[0][:, None, :]
+            return bool(((pairs > 0) & (z != 0) & (z.abs() < 2.0**-23 * scales)).any())
         if self.loss == "triplet_margin_l1":
             pairs = ((v[0], v[1]), (v[0], v[2]), (v[1], v[2]))
             close = [(x - y + self.params[2]).abs() < 1e-6 for x, y in pairs]
@@ -258,16 +286,19 @@ def test_one_row_for_all(backend, loss):
     case = certain(backend, loss, 6, 20, reduction="none", weighted=True)
     case.vectors = [laid_out(v, "one for all") for v in case.vectors]
     if case.label is not None:
-        case.label = case.label[:1].expand(6)
+        case.label = case.label[:1].expand(6, *case.label.shape[1:])
     case.row_weight = case.row_weight[:1].expand(6)
     assert not case.uncertain()  # the first row was certain
     case.check()
 
 
-@pytest.mark.parametrize("squared", ["", "_squared"])
-def test_a_label_out_of_range(backend, squared):
-    case = Case(backend, f"multi_margin{squared}", 4, 9, reduction="none")
+@pytest.mark.parametrize("loss", ["multi_margin", "multi_margin_squared", "multilabel_margin"])
+def test_a_label_out_of_range(backend, loss):
+    case = Case(backend, loss, 4, 9, reduction="none")
     case.label = torch.tensor([3, 9, -1, 0])
+    if loss == "multilabel_margin":
+        case.label = torch.tensor([[3, -1], [1, 9], [9, 9], [0, 0]])
+        case.label = torch.nn.functional.pad(case.label, (0, 7), value=-1)
     case.vectors[0][0] = 0.0  # all hinges are open
     call = case.call()
     if backend.raises_index_errors:
@@ -281,6 +312,61 @@ def test_a_label_out_of_range(backend, squared):
     assert not grad.isnan().any()
     assert (grad[1:3] == 0).all()
     assert (grad[0] != 0).all()
+
+
+@pytest.mark.parametrize("label", [12, -2])
+def test_what_is_behind_the_end_of_a_list(backend, label):
+    """The kernels do not read it. On the CPU it must be a class or -1, as for torch."""
+    case = Case(backend, "multilabel_margin", 300, 9, reduction="none")
+    case.label = torch.full((300, 9), -1)
+    case.label[:, 0] = 3
+    call = case.call()
+    wanted = backend.ops.vectors_forward(*call, FLOAT32, [False] * 3)[0]
+    case.label[271, 8] = label
+    if backend.raises_index_errors:
+        with pytest.raises(RuntimeError, match=f"target out of range: {label} of 9"):
+            backend.ops.vectors_forward(*case.call(), FLOAT32, [False] * 3)
+    else:
+        found = backend.ops.vectors_forward(*case.call(), FLOAT32, [False] * 3)[0]
+        assert torch.equal(found, wanted)
+
+
+def test_lists_of_all_classes_and_of_none(backend):
+    x = torch.tensor([[0.5, 0.0, 1.0]] * 3, device=backend.device)
+    ones = torch.ones(3, device=backend.device)
+    labels = torch.tensor([[2, 0, 1], [-1, 0, 1], [1, 1, -1]], device=backend.device)
+    for dtype in (torch.int64, torch.int32):
+        call = ([x], labels.to(dtype), None, "multilabel_margin", [], "none")
+        value = backend.ops.vectors_forward(*call, FLOAT32, [False] * 3)[0]
+        torch.testing.assert_close(value.tolist(), [0.0, 0.0, 2 * (1.5 + 2) / 3])
+        grad = backend.ops.vectors_backward(ones, *call, [True, False, False])[0]
+        torch.testing.assert_close((3 * grad).tolist(), [[0.0] * 3, [0.0] * 3, [2.0, -4.0, 2.0]])
+
+
+@pytest.mark.parametrize("length", [40, 1100])
+def test_a_label_that_is_listed_twice(backend, length):
+    """Its hinges count twice; its derivative is written once."""
+    x = torch.zeros(2, length, device=backend.device)
+    labels = torch.full((2, length), -1)
+    labels[:, [0, 1, 2, 38]] = torch.tensor([7, 7, 5, 7])
+    call = ([x], labels.to(backend.device), None, "multilabel_margin", [], "sum")
+    value, grad, *_ = backend.ops.vectors_forward(*call, FLOAT32, [True, False, False])
+    assert labels[0, 3] == -1  # what comes last is not listed
+    others = length - 2
+    torch.testing.assert_close(value.item(), 2 * 3 * others / length)
+    wanted = torch.full((2, length), 3 / length)
+    wanted[:, [5, 7]] = torch.tensor([-others / length, -2 * others / length])
+    torch.testing.assert_close(grad.cpu(), wanted)
+
+
+def test_a_closed_hinge_of_zero(backend):
+    """At the margin the derivative is 0, as in torch."""
+    x = torch.tensor([[1.0, 0.0]], device=backend.device)
+    labels = torch.tensor([[0, -1]], device=backend.device)
+    call = ([x], labels, None, "multilabel_margin", [], "none")
+    one = torch.ones(1, device=backend.device)
+    grad = backend.ops.vectors_backward(one, *call, [True, False, False])[0]
+    assert (grad == 0).all()
 
 
 def test_norms_of_zero_and_ties(backend):
@@ -351,10 +437,12 @@ def test_nan_and_infinity(backend, loss, number):
 @each_loss
 def test_no_rows(backend, loss):
     empty = torch.empty(0, 4, device=backend.device)
-    label = {"multi_margin": torch.int64, "multi_margin_squared": torch.int64}.get(loss, FLOAT32)
-    label = torch.empty(0, dtype=label, device=backend.device)
-    if loss.startswith(("triplet", "tversky")):
-        label = None
+    label = {
+        "": None,
+        "number": torch.empty(0, device=backend.device),
+        "index": torch.empty(0, dtype=torch.int64, device=backend.device),
+        "list": torch.empty(0, 4, dtype=torch.int64, device=backend.device),
+    }[LABELS[loss]]
     for reduction, wanted in (("mean", math.nan), ("sum", 0.0), ("none", None)):
         call = ([empty] * VECTORS[loss], label, None, loss, PARAMS[loss], reduction)
         mask = [reduction != "none", False, False]
@@ -366,7 +454,7 @@ def test_no_rows(backend, loss):
             assert grad.shape == (0, 4)
 
 
-@pytest.mark.parametrize("loss", [name for name in VECTORS if not name.startswith("multi_margin")])
+@pytest.mark.parametrize("loss", [name for name in VECTORS if LABELS[name] in ("", "number")])
 def test_no_elements(backend, loss):
     """Rows without any: no memory is read. A label would need a class."""
     empty = torch.empty(3, 0, device=backend.device)
@@ -405,13 +493,16 @@ def test_errors(backend):
         {"reduction": "none", "mask": [True, False, False]},
         {"vectors": [x], "loss": "multi_margin", "params": [1.0]},
         {"vectors": [x], "loss": "multi_margin", "params": [1.0], "label": label.float()},
+        {"vectors": [x], "loss": "multilabel_margin", "params": []},
+        {"vectors": [x], "loss": "multilabel_margin", "params": [], "label": label},
+        {"vectors": [x], "loss": "multilabel_margin", "params": [], "label": x},
     ):
         with pytest.raises(RuntimeError):
             forward(**changes)
 
 
 @cpu_only
-@pytest.mark.parametrize("loss", ["triplet_margin", "multi_margin"])
+@pytest.mark.parametrize("loss", ["triplet_margin", "multi_margin", "multilabel_margin"])
 def test_the_same_bits_for_any_number_of_threads(loss):
     from raw_ops import Backend
 

@@ -11,12 +11,14 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lossops import functional
+from lossops.library import VECTOR_SIGNATURES
 
 pytestmark = needs_kernels
 
 LABELS = {
     "multi_margin": lambda n, d: torch.randint(d, (n,), device=DEVICE),
     "cosine": lambda n, d: torch.randint(2, (n,), device=DEVICE) * 2 - 1,
+    "multilabel_margin": lambda n, d: torch.randint(-1, d, (n, d), device=DEVICE),
 }
 # By name: how many vectors a row has, and the loss of these and of a label.
 LOSSES = {
@@ -28,6 +30,7 @@ LOSSES = {
     ),
     "multi_margin": (1, lambda v, y, **k: functional.multi_margin_loss(*v, y, **k)),
     "multi_margin_squared": (1, lambda v, y, **k: functional.multi_margin_loss(*v, y, p=2, **k)),
+    "multilabel_margin": (1, lambda v, y, **k: functional.multilabel_margin_loss(*v, y, **k)),
     "dice": (2, lambda v, y, **k: functional.dice_loss(v[0], v[1].sigmoid(), **k)),
     "tversky_of_probs": (
         2,
@@ -263,13 +266,13 @@ def test_opcheck(name):
         "cosine": "cosine_embedding", "triplet": "triplet_margin", "dice": "tversky_of_logits",
         "triplet_l1": "triplet_margin_l1", "multi_margin": "multi_margin",
         "multi_margin_squared": "multi_margin_squared", "tversky_of_probs": "tversky",
-        "triplet_with_distance": "triplet_margin",
+        "triplet_with_distance": "triplet_margin", "multilabel_margin": "multilabel_margin",
     }[name]  # fmt: skip
     vectors, label, _ = arguments(name)
     vectors = [v.detach() for v in vectors]
     if label is not None and name == "cosine":
         label = label.double()
-    params = [0.5] * (1 if name in ("cosine", "multi_margin", "multi_margin_squared") else 3)
+    params = [0.5] * VECTOR_SIGNATURES[raw].params
     mask = [i < len(vectors) for i in range(3)]
     call = (vectors, label, None, raw, params, "mean")
     ops = raw_ops()

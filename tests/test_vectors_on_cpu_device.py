@@ -9,15 +9,25 @@ import re
 import cuda_on_cpu
 import planting
 import pytest
+import test_raw_vectors
 import torch
 from raw_ops import FLOAT32, FLOAT64, Backend
-from test_raw_vectors import LAYOUTS, VECTORS, certain
+from test_raw_vectors import LABELS, LAYOUTS, VECTORS, certain
 
-# The others keep their places in the list.
-FEWER = [("losses/vectors.h", r",\s*MultiMarginSquared,\s*TverskyOfLogits,\s*Tversky>;", ">;")]
+# Those that stay keep their places in the list.
+UNUSED = r",\s*MultiMarginSquared,\s*TverskyOfLogits,\s*Tversky,\s*MultilabelMargin>;"
+FEWER = [
+    ("losses/vectors.h", UNUSED, ">;"),
+    ("cuda/vectors.cu", r"run<__half>", "run<float>"),
+    ("cuda/vectors.cu", r"run<__nv_bfloat16>", "run<float>"),
+]
+FEWER_LISTS = [
+    ("cuda/label_lists.cu", r"run<__half>", "run<float>"),
+    ("cuda/label_lists.cu", r"run<__nv_bfloat16>", "run<float>"),
+]
 
 
-@pytest.mark.parametrize("loss", VECTORS)
+@pytest.mark.parametrize("loss", [loss for loss in VECTORS if LABELS[loss] != "list"])
 @pytest.mark.parametrize(("length", "lanes"), [(1000, 32), (5000, 256)])
 def test_bytes_that_are_moved(loss, length, lanes):
     """Each vector twice, the second time out of the cache; each gradient once."""
@@ -69,6 +79,62 @@ PLANTED = {
     "grad_output of the first row": ("r * numbers.outer_stride);", "0);", WRONG),
     "another label's score": ("vector(0).at(own_)", "vector(0).at(0)", WRONG),
 }  # fmt: skip
+
+
+def examine_lists():
+    backend = Backend(cuda_on_cpu.ops())
+    for length in (1, 4, 33, 127, 1100):
+        for reduction in ("mean", "none"):
+            dtype = random.choice([FLOAT32, FLOAT64])
+            rows = 150 if length < 5 else 19  # more than teams of threads
+            certain(
+                backend, "multilabel_margin", rows, length, dtype, reduction, LAYOUTS, True
+            ).check()
+    test_raw_vectors.test_a_label_out_of_range(backend, "multilabel_margin")
+    test_raw_vectors.test_a_label_that_is_listed_twice(backend, 1100)
+
+
+LIST = "int listed[1] = {own < 0 ? index : width};"
+PLANTED_IN_LISTS = {
+    "a list without end": (LIST, "int listed[1] = {width};", "."),
+    "one label less": (LIST, "int listed[1] = {own < 0 ? index : width - 1};", "."),
+    "labels of others as well": (" && !marked(c);", ";", WRONG),
+    "marks that stay": ("marks_[i] = 0;", "marks_[i] = marks_[i];", "."),
+    "marks of another row": ("memory) + team.number() * words", "memory)", "."),
+    "leads of another row": ("marks, leads + team.number() * width)", "marks, leads)", "."),
+    "no wait before leads": ("      team_.sync();\n      if (own < count_)",
+                             "      if (own < count_)", "."),
+    "no wait for leads": ("lead(label(own));\n      team_.sync();", "lead(label(own));", "."),
+    "no wait for marks": ("    team_.sync();\n    team_.reduce(Sums<int>{}, outside);",
+                          "    team_.reduce(Sums<int>{}, outside);", "."),
+    "no wait for the row before": ("    team_.sync();  // with those who still read what is of the",
+                                   "    // of the", "."),
+    "the first labels only": ("begin < count_; begin += width)", "begin < width; begin += width)",
+                              "."),
+    "a label that counts once": ("static_cast<T>(times[0]) * open[0]", "open[0]", WRONG),
+    "hinges of labels": ("if (!marked(c)) Loss::add", "Loss::add", WRONG),
+    "written twice": ("if (times[1] > 0) continue;", "", "."),
+    "a class beyond the row": ("c < problem_.length && !marked(c)", "!marked(c)", "."),
+    "outside of the row": ("return outside[0] == 0;", "return true;", "."),
+    "a derivative of the mean": ("share * problem_.scale * weight", "share * weight", WRONG),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", PLANTED_IN_LISTS)
+def test_a_bug_planted_in_lists_is_found(bug, tmp_path, seed):
+    old, new, finding = PLANTED_IN_LISTS[bug]
+    library = planting.plant(
+        tmp_path, "label_lists.cu", old, new, FEWER_LISTS, planting.untouched("label_lists.cu")
+    )
+    run = planting.examine(library, seed, "test_vectors_on_cpu_device", "examine_lists")
+    assert run.returncode != 0
+    assert re.search(finding, run.stderr[-1500:]), run.stderr[-1500:]
+
+
+def test_lists_that_are_right_pass(seed):
+    library = cuda_on_cpu.build.kernels()
+    run = planting.examine(library, seed, "test_vectors_on_cpu_device", "examine_lists")
+    assert run.returncode == 0, run.stderr[-1500:]
 
 
 @pytest.mark.parametrize("bug", PLANTED)

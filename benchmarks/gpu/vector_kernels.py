@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from lossops.backends import KernelOps
-from lossops.report.kernels_vectors import LOSSES, VECTORS
+from lossops.library import VECTOR_SIGNATURES
 
 __all__ = ["LOSSES", "run"]
 
+LOSSES = tuple(VECTOR_SIGNATURES)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Lanes, a warp, a block that reads once more; a row that begins at no boundary.
 LENGTHS = (5, 37, 700, 4101)
-PARAMS = {"cosine_embedding": (0.1,), "multi_margin": (1.0,), "multi_margin_squared": (1.0,)}
+PARAMS = (0.5, 1.0, 0.25)
 
 
 def run(ops: KernelOps, loss: str, tensors) -> int:
@@ -26,11 +27,11 @@ def run(ops: KernelOps, loss: str, tensors) -> int:
 
 
 def _step(ops: KernelOps, loss: str, tensors, rows: int, length: int, dtype) -> int:
-    count = VECTORS.get(loss, 2)
+    count = VECTOR_SIGNATURES[loss].vectors
     vectors = [tensors.random((rows, length), dtype) for _ in range(count)]
     vectors[-1] = tensors.random((rows, length + 1), dtype)[:, 1:]
     weight = tensors.random((rows,), torch.float32)
-    params = PARAMS.get(loss, (0.5, 1.0, 0.25))
+    params = PARAMS[: VECTOR_SIGNATURES[loss].params]
     mask = [i < count for i in range(3)]
     call = (vectors, _label(loss, tensors, rows, length), weight, loss, params)
     ops.vectors_forward(*call, "mean", dtype, mask)
@@ -40,7 +41,14 @@ def _step(ops: KernelOps, loss: str, tensors, rows: int, length: int, dtype) -> 
 
 
 def _label(loss: str, tensors, rows: int, length: int) -> Tensor | None:
-    numbers = tensors.random((rows,), torch.float32)
-    if loss.startswith("multi_margin"):
-        return (numbers.abs() * 1e3).long() % length
-    return numbers.sign() if loss == "cosine_embedding" else None
+    takes = VECTOR_SIGNATURES[loss].label
+    if not takes:
+        return None
+    shape = (rows, length) if takes == "list" else (rows,)
+    numbers = tensors.random(shape, torch.float32)
+    if takes == "number":
+        return numbers.sign()
+    labels = (numbers.abs() * 1e3).long() % length
+    if takes == "list":
+        labels[1:, 3:] = -1  # all classes of the first row, few of the others
+    return labels

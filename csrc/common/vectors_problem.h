@@ -29,7 +29,7 @@ struct VectorsProblem {
 
   // Read.
   RowVectors vectors[kMaxVectors];
-  RowLabels labels;        // an index per row, for the losses that have one
+  RowLabels labels;        // an index or a list of indices per row, for the losses that have them
   RowNumbers signs;        // a number per row, for the others that take one
   RowNumbers row_weight;   // multiplies a row's loss
   RowNumbers grad_output;  // backward only; a missing one is 1
@@ -37,6 +37,13 @@ struct VectorsProblem {
   // Written, where defined.
   RowNumbers value;  // float64 or float32
   RowVectors grads[kMaxVectors];
+
+  // Whether a row has a list of labels, as long as itself, and not one or none.
+  bool has_lists() const {
+    bool found = false;
+    visit(VectorLosses{}, loss, [&]<class Loss>() { found = kHasList<Loss>; });
+    return found;
+  }
 };
 
 }  // namespace lossops

@@ -4,6 +4,7 @@
 #include <ATen/Version.h>
 
 #include <algorithm>
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,25 @@ const VectorsKernels& choose_kernels() {
   if (capability == "AVX2") return vectors_kernels_avx2();
 #endif
   return vectors_kernels_default();
+}
+
+// Whether f is true for one of the labels of a row. Asks for all, without a branch.
+template <class F>
+bool any_label(const RowLabels& labels, int64_t r, int64_t n, const F& f) {
+  const auto any = [&]<class Label>(const Label* row) {
+    bool found = false;
+    if (labels.inner_stride == 1) {
+      for (int64_t i = 0; i < n; ++i) found |= f(static_cast<int64_t>(row[i]));
+    } else {
+      for (int64_t i = 0; i < n; ++i)
+        found |= f(static_cast<int64_t>(row[i * labels.inner_stride]));
+    }
+    return found;
+  };
+  const int64_t first = r * labels.outer_stride;
+  if (labels.bytes == 8) return any(static_cast<const int64_t*>(labels.data) + first);
+  if (labels.bytes == 4) return any(static_cast<const int32_t*>(labels.data) + first);
+  return any(static_cast<const uint8_t*>(labels.data) + first);
 }
 
 }  // namespace
@@ -51,9 +71,19 @@ double sum_of_values(const VectorsProblem& problem) {
 
 std::optional<int64_t> bad_index(const VectorsProblem& problem) {
   if (!problem.labels.defined()) return std::nullopt;
-  for (int64_t r = 0; r < problem.rows; ++r) {
-    const int64_t label = read_label(problem.labels, r, 0);
-    if (label < 0 || label >= problem.length) return label;
+  const bool lists = problem.has_lists();
+  const int64_t per_row = lists ? problem.length : 1, lowest = lists ? -1 : 0;  // which ends a list
+  const auto outside = [&](int64_t label) { return (label < lowest) | (label >= problem.length); };
+  const int64_t rows = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, per_row));
+  std::atomic<bool> any = false;
+  at::parallel_for(0, problem.rows, rows, [&](int64_t begin, int64_t end) {
+    bool found = false;
+    for (int64_t r = begin; r < end; ++r) found |= any_label(problem.labels, r, per_row, outside);
+    if (found) any = true;
+  });
+  for (int64_t i = 0; any; ++i) {
+    const int64_t label = read_label(problem.labels, i / per_row, i % per_row);
+    if (outside(label)) return label;
   }
   return std::nullopt;
 }

@@ -195,8 +195,12 @@ void run(const VectorsProblem& problem, cudaStream_t stream) {
   const int64_t blocks = std::min<int64_t>((problem.rows + per_block - 1) / per_block,
                                            int64_t(multiprocessors()) * kBlocks);
   visit(VectorLosses{}, problem.loss, [&]<class Loss>() {
-    launch("kernel vector_rows", Loss::name, vector_rows<Loss, S>, Grid{blocks, kThreads, stream},
-           problem, width);
+    if constexpr (kHasList<Loss>) {
+      label_lists_run(problem, stream);
+    } else {
+      launch("kernel vector_rows", Loss::name, vector_rows<Loss, S>, Grid{blocks, kThreads, stream},
+             problem, width);
+    }
   });
 }
 

@@ -30,6 +30,13 @@ constexpr bool kHasOwn = requires { Loss::has_own; };
 template <class Loss>
 constexpr bool kHasSign = requires { Loss::has_sign; };
 
+// Whether every row has a list of labels, which ends before the first that is negative. Such a loss
+// is no function of a few sums over the row: it adds up a hinge for every pair of a label, as often
+// as it is listed, and a class that is none, and divides by the length. Its derivative by a score
+// is how many hinges are open that have the score, less for a label.
+template <class Loss>
+constexpr bool kHasList = requires { Loss::has_list; };
+
 // 1 - cos(x, y) where the label is 1, max(0, cos(x, y) - margin) where it is -1, else 0. Squares of
 // lengths are not 0: torch adds 1e-12.
 struct CosineEmbedding {
@@ -236,7 +243,29 @@ struct Tversky : Regions<false> {
   static constexpr const char* name = "tversky";
 };
 
+// sum over the labels y and the classes c that are none of max(0, 1 - x_y + x_c) / C.
+struct MultilabelMargin {
+  static constexpr const char* name = "multilabel_margin";
+  static constexpr int vectors = 1, num_params = 0;
+  static constexpr bool has_list = true;
+
+  // What is added to a class's score, of the score of a label.
+  template <class T>
+  LOSSOPS_FN static T lead(const T& own) {
+    return T(1) - own;
+  }
+
+  // Adds a hinge, and whether it is open to both counts.
+  template <class T>
+  LOSSOPS_FN static void add(const T& x, const T& lead, T& hinges, T& of_class, T& of_label) {
+    const T z = lead + x, zero(0), open = select(z > zero, T(1), zero);
+    hinges = hinges + select(z < zero, zero, z);
+    of_class = of_class + open;
+    of_label = of_label + open;
+  }
+};
+
 using VectorLosses = LossList<CosineEmbedding, TripletMargin, TripletMarginL1, MultiMargin,
-                              MultiMarginSquared, TverskyOfLogits, Tversky>;
+                              MultiMarginSquared, TverskyOfLogits, Tversky, MultilabelMargin>;
 
 }  // namespace lossops

@@ -10,7 +10,9 @@ namespace {
 
 struct NamedLoss {
   int position, vectors, num_params;
-  bool has_own, has_sign;
+  bool has_own, has_sign, has_list;
+
+  bool has_label() const { return has_own || has_sign || has_list; }
 };
 
 template <class... Losses>
@@ -19,7 +21,8 @@ std::optional<NamedLoss> find(LossList<Losses...>, std::string_view name) {
   int position = 0;
   const auto look = [&]<class Loss>() {
     if (Loss::name == name) {
-      found = NamedLoss{position, Loss::vectors, Loss::num_params, kHasOwn<Loss>, kHasSign<Loss>};
+      found = NamedLoss{position,      Loss::vectors,  Loss::num_params,
+                        kHasOwn<Loss>, kHasSign<Loss>, kHasList<Loss>};
     }
     ++position;
   };
@@ -60,15 +63,20 @@ VectorsTask::VectorsTask(const VectorsCall& call) : call_(call) {
     kept_.push_back(lies_right ? tensor : tensor.contiguous());
     problem.vectors[i] = {kept_.back().data_ptr(), kept_.back().stride(0)};
   }
-  TORCH_CHECK(call.label.has_value() == (loss->has_own || loss->has_sign), "loss '", call.loss,
-              "' takes ", call.label.has_value() ? "no" : "a", " label");
-  if (loss->has_own) {
+  TORCH_CHECK(call.label.has_value() == loss->has_label(), "loss '", call.loss, "' takes ",
+              call.label.has_value() ? "no" : "a", " label");
+  if (loss->has_own || loss->has_list) {
     const auto type = call.label->scalar_type();
     TORCH_CHECK(type == at::kLong || type == at::kInt || type == at::kByte,
                 "labels should be int64, int32 or uint8, got ", type);
+    problem.labels.bytes = static_cast<int8_t>(call.label->element_size());
+  }
+  if (loss->has_list) {
+    add_lists(*call.label);
+  } else if (loss->has_own) {
     const RowNumbers labels = numbers(*call.label, "label");
-    problem.labels = {labels.data, static_cast<int8_t>(call.label->element_size()),
-                      labels.outer_stride, 0};
+    problem.labels.data = labels.data;
+    problem.labels.outer_stride = labels.outer_stride;
   } else if (loss->has_sign) {
     problem.signs = numbers(*call.label, "label");
     problem.signs.dtype = dtype_of(*call.label);
@@ -77,6 +85,17 @@ VectorsTask::VectorsTask(const VectorsCall& call) : call_(call) {
     problem.row_weight = numbers(*call.row_weight, "row_weight");
     problem.row_weight.dtype = dtype_of(*call.row_weight);
   }
+}
+
+void VectorsTask::add_lists(const Tensor& labels) {
+  TORCH_CHECK(labels.sizes() == first().sizes(), "label should have the shape of the vectors, ",
+              first().sizes(), ", got ", labels.sizes());
+  TORCH_CHECK(labels.device() == first().device(), "label should be on ", first().device(),
+              " like the vectors, got ", labels.device());
+  kept_.push_back(labels);
+  problem.labels.data = labels.data_ptr();
+  problem.labels.outer_stride = labels.stride(0);
+  problem.labels.inner_stride = labels.stride(1);
 }
 
 RowNumbers VectorsTask::numbers(const Tensor& tensor, const char* name) {

@@ -45,6 +45,7 @@ class VectorsTask {
   VectorsProblem problem;
 
  private:
+  void add_lists(const Tensor& labels);
   RowNumbers numbers(const Tensor& tensor, const char* name);
 
   const VectorsCall& call_;

@@ -7,23 +7,18 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from lossops.vectors_reference import FORMULAS
+from lossops.library import VECTOR_SIGNATURES
 
-LOSSES = tuple(FORMULAS)
+LOSSES = tuple(VECTOR_SIGNATURES)
 OF_LOSSES = {
     "cosine_embedding_loss": ("cosine_embedding",),
     "triplet_margin_loss": ("triplet_margin", "triplet_margin_l1"),
     "multi_margin_loss": ("multi_margin", "multi_margin_squared"),
+    "multilabel_margin_loss": ("multilabel_margin",),
     "dice_loss": ("tversky_of_logits", "tversky"),
     "tversky_loss": ("tversky_of_logits", "tversky"),
 }
-KERNELS = ("vectors_kernel",)
-VECTORS = {
-    "multi_margin": 1,
-    "multi_margin_squared": 1,
-    "triplet_margin": 3,
-    "triplet_margin_l1": 3,
-}
+KERNELS = ("vectors_kernel", "list_kernel", "pairs_kernel")
 ROW, LONG_ROW = (1000, 1024), (1000, 16384)  # one that a program holds at once; one read again
 
 
@@ -36,19 +31,18 @@ def launches(loss: str, ops) -> Iterator[tuple[str, tuple[torch.dtype, ...], str
             def call(dtype=dtype, shape=shape, grad=grad):
                 _call(ops, loss, dtype, shape, grad)
 
-            yield "vectors", (dtype,), pass_, call
+            kernel = "label_lists" if VECTOR_SIGNATURES[loss].label == "list" else "vectors"
+            yield kernel, (dtype,), pass_, call
 
 
 def _call(ops, loss, dtype, shape, grad) -> None:
-    count = VECTORS.get(loss, 2)
-    label = None
-    if loss.startswith("multi_margin"):
-        label = torch.empty(shape[0], dtype=torch.int64)
-    elif loss == "cosine_embedding":
-        label = torch.empty(shape[0])
-    params = [0.5] * {"cosine_embedding": 1, "multi_margin": 1, "multi_margin_squared": 1}.get(
-        loss, 3
-    )
-    mask = [grad and i < count for i in range(3)]
-    vectors = [torch.empty(shape, dtype=dtype) for _ in range(count)]
-    ops.vectors_forward(vectors, label, None, loss, params, "mean", dtype, mask)
+    takes = VECTOR_SIGNATURES[loss]
+    label = {
+        "": None,
+        "number": torch.empty(shape[0]),
+        "index": torch.empty(shape[0], dtype=torch.int64),
+        "list": torch.empty(shape, dtype=torch.int64),
+    }[takes.label]
+    mask = [grad and i < takes.vectors for i in range(3)]
+    vectors = [torch.empty(shape, dtype=dtype) for _ in range(takes.vectors)]
+    ops.vectors_forward(vectors, label, None, loss, [0.5] * takes.params, "mean", dtype, mask)

@@ -36,11 +36,6 @@ def _random(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _multilabel_margin(loss, generator) -> Case:
-    labels = torch.tensor([[3, 0, -1, 1, 2, 4], [5, -1, 0, 0, 0, 0], [-1] * 6])
-    return [_random(3, 6, generator=generator)], lambda x, **k: loss(x, labels.to(x.device), **k)
-
-
 def _multilabel_soft_margin(loss, generator) -> Case:
     wanted = torch.randint(2, (3, 6), generator=generator)
     return [_random(3, 6, generator=generator)], lambda x, **k: loss(x, wanted.to(x), **k)
@@ -72,7 +67,6 @@ def _ctc(loss, generator) -> Case:
 
 
 OTHERS = (
-    Other("multilabel_margin_loss", "a formula in plain torch", _multilabel_margin),
     Other(
         "multilabel_soft_margin_loss", "binary_cross_entropy_with_logits", _multilabel_soft_margin,
         backends=True,

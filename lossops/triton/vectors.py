@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from lossops.library import accumulator
+from lossops.library import VECTOR_SIGNATURES, accumulator
+from lossops.triton import label_lists
 from lossops.triton.elementwise import DTYPES, OPTIONS, _on
 from lossops.triton.vectors_losses import LOSSES
 
@@ -86,14 +87,15 @@ def vectors_kernel(
         own = tl.where(known, own, -1)
     elif label is not None:
         number = tl.load(label + row, mask=there, other=0.0).to(tl.float64)
-    at_own = tl.where(own < 0, 0, own)
-    own_number = tl.load(x + row * strides[0] + at_own, mask=there & (at_own < length), other=0.0)
+    own_number = tl.full([ROWS], 0.0, COMPUTE)
+    if HAS_OWN:
+        own_number = tl.load(x + row * strides[0] + own, mask=own >= 0, other=0.0).to(COMPUTE)
     p0, p1, p2 = (
         tl.full([], p0, tl.float64),
         tl.full([], p1, tl.float64),
         tl.full([], p2, tl.float64),
     )
-    constant = CONSTANT(own_number.to(COMPUTE), p0, p1, p2)[:, None]
+    constant = CONSTANT(own_number, p0, p1, p2)[:, None]
     wide_row, wide_own = row[:, None], own[:, None]
     columns = tl.arange(0, BLOCK).to(tl.int64)[None, :]
 
@@ -187,6 +189,22 @@ def _launch(vectors, label, row_weight, loss, params, reduction, grad_output, va
     if rows == 0:
         return
     vectors = [v if v.stride(1) == 1 or length == 1 else v.contiguous() for v in vectors]
+    row_weight = row_weight if row_weight is None else row_weight.expand(rows).contiguous()
+    scale = 1 / rows if reduction == "mean" else 1.0
+    grad_output_stride = (
+        0 if grad_output is None or grad_output.dim() == 0 else grad_output.stride(0)
+    )
+    given = (row_weight, grad_output, grad_output_stride, scale)
+    if VECTOR_SIGNATURES[loss].label == "list":
+        label_lists.run(vectors[0], label, *given, value, grads[0])
+    else:
+        _launch_sums(vectors, label, *given, loss, params, value, grads)
+
+
+def _launch_sums(
+    vectors, label, row_weight, grad_output, grad_output_stride, scale, loss, params, value, grads
+) -> None:
+    rows, length = vectors[0].shape
     x, y, z = (*vectors, None, None)[:3]
     strides = tuple(v.stride(0) for v in (*vectors, x, x)[:3])
     double = x.dtype == torch.float64
@@ -195,28 +213,26 @@ def _launch(vectors, label, row_weight, loss, params, reduction, grad_output, va
     lanes = min(tile // block, triton.next_power_of_2(rows))
     kind = LOSSES[loss]
     p0, p1, p2 = (*params, 0.0, 0.0)[:3]
-    label, row_weight = (
-        t if t is None else t.expand(rows).contiguous() for t in (label, row_weight)
-    )
+    label = label if label is None else label.expand(rows).contiguous()
     with _on(x.device):
         vectors_kernel[(triton.cdiv(rows, lanes),)](
-            x, y, z, strides, label, row_weight, grad_output,
-            0 if grad_output is None or grad_output.dim() == 0 else grad_output.stride(0),
-            value, *grads, rows, length, 1 / rows if reduction == "mean" else 1.0, p0, p1, p2,
+            x, y, z, strides, label, row_weight, grad_output, grad_output_stride,
+            value, *grads, rows, length, scale, p0, p1, p2,
             CONSTANT=kind.constant, TERMS=kind.terms, FINISH=kind.finish, GRADIENT=kind.gradient,
-            HAS_OWN=kind.has_own, COMPUTE=tl.float64 if double else tl.float32,
+            HAS_OWN=VECTOR_SIGNATURES[loss].label == "index",
+            COMPUTE=tl.float64 if double else tl.float32,
             RESIDENT=block >= length, ROWS=lanes, BLOCK=block, **OPTIONS,
         )  # fmt: skip
 
 
 def _check(vectors, label, row_weight, loss, params, reduction) -> None:
     """The kernel trusts shapes, dtypes and devices."""
-    if loss not in LOSSES:
+    if loss not in VECTOR_SIGNATURES:
         raise RuntimeError(f"unknown vector loss {loss!r}")
-    kind = LOSSES[loss]
-    if len(vectors) != kind.vectors or len(params) != kind.num_params:
+    takes = VECTOR_SIGNATURES[loss]
+    if len(vectors) != takes.vectors or len(params) != takes.params:
         raise RuntimeError(
-            f"loss {loss!r} takes {kind.vectors} vectors and {kind.num_params} parameters, "
+            f"loss {loss!r} takes {takes.vectors} vectors and {takes.params} parameters, "
             f"got {len(vectors)} and {len(params)}"
         )
     if reduction not in ("none", "mean", "sum"):
@@ -231,15 +247,17 @@ def _check(vectors, label, row_weight, loss, params, reduction) -> None:
         same = other.shape == first.shape and other.device == first.device
         if not same or other.dtype != first.dtype:
             raise RuntimeError("vectors should have one shape, dtype and device")
-    if (label is not None) != (kind.has_own or kind.has_sign):
+    if (label is not None) != bool(takes.label):
         raise RuntimeError(f"loss {loss!r} takes {'a' if label is None else 'no'} label")
-    if kind.has_own and label.dtype not in LABEL_DTYPES:
+    if takes.label in ("index", "list") and label.dtype not in LABEL_DTYPES:
         raise RuntimeError("labels should be int64, int32 or uint8")
-    for name, tensor in (("label", label), ("row_weight", row_weight)):
-        if tensor is not None and (
-            tensor.shape not in ((), first.shape[:1]) or tensor.device != first.device
-        ):
+    of_rows = ((), first.shape[:1])
+    for name, tensor, shapes in (
+        ("label", label, (first.shape,) if takes.label == "list" else of_rows),
+        ("row_weight", row_weight, of_rows),
+    ):
+        if tensor is not None and (tensor.shape not in shapes or tensor.device != first.device):
             raise RuntimeError(
-                f"{name} should be a number or have one per row, {first.shape[0]}, got shape "
-                f"{tuple(tensor.shape)} on {tensor.device}"
+                f"{name} should have the shape {' or '.join(map(str, map(tuple, shapes)))}, "
+                f"got {tuple(tensor.shape)} on {tensor.device}"
             )

@@ -204,36 +204,28 @@ class Loss(NamedTuple):
     terms: Any
     finish: Any
     gradient: Any
-    vectors: int
-    num_params: int
     constant: Any = no_constant
-    has_own: bool = False  # an element of every row, at the label, has a derivative of its own
-    has_sign: bool = False  # every row has a number for a label
 
 
 LOSSES = {
     "cosine_embedding": Loss(
-        cosine_embedding_terms, cosine_embedding_finish, cosine_embedding_gradient, 2, 1,
-        has_sign=True,
+        cosine_embedding_terms, cosine_embedding_finish, cosine_embedding_gradient
     ),
     "triplet_margin": Loss(
-        triplet_margin_terms, triplet_margin_finish, triplet_margin_gradient, 3, 3,
+        triplet_margin_terms, triplet_margin_finish, triplet_margin_gradient,
         triplet_margin_constant,
     ),
     "triplet_margin_l1": Loss(
-        triplet_margin_l1_terms, triplet_margin_l1_finish, triplet_margin_l1_gradient, 3, 3,
+        triplet_margin_l1_terms, triplet_margin_l1_finish, triplet_margin_l1_gradient,
         triplet_margin_constant,
     ),
     "multi_margin": Loss(
-        multi_margin_terms, multi_margin_finish, multi_margin_gradient, 1, 1,
-        multi_margin_constant, True,
+        multi_margin_terms, multi_margin_finish, multi_margin_gradient, multi_margin_constant
     ),
     "multi_margin_squared": Loss(
-        multi_margin_squared_terms, multi_margin_squared_finish, multi_margin_squared_gradient, 1,
-        1, multi_margin_constant, True,
+        multi_margin_squared_terms, multi_margin_squared_finish, multi_margin_squared_gradient,
+        multi_margin_constant,
     ),
-    "tversky_of_logits": Loss(
-        tversky_of_logits_terms, tversky_finish, tversky_of_logits_gradient, 2, 3
-    ),
-    "tversky": Loss(tversky_terms, tversky_finish, tversky_gradient, 2, 3),
+    "tversky_of_logits": Loss(tversky_of_logits_terms, tversky_finish, tversky_of_logits_gradient),
+    "tversky": Loss(tversky_terms, tversky_finish, tversky_gradient),
 }  # fmt: skip

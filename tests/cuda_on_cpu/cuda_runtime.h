@@ -186,6 +186,10 @@ __forceinline__ T atomicMax(T* address, T value) {
   return cuda_on_cpu::update(address, [=](T old) { return old < value ? value : old; });
 }
 template <class T>
+__forceinline__ T atomicOr(T* address, T value) {
+  return cuda_on_cpu::update(address, [=](T old) { return static_cast<T>(old | value); });
+}
+template <class T>
 __forceinline__ T atomicExch(T* address, T value) {
   return cuda_on_cpu::update(address, [=](T) { return value; });
 }

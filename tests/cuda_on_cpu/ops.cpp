@@ -81,23 +81,25 @@ void each(const VectorsProblem& problem, const RowVectors& vectors, const F& f) 
   }
 }
 
-template <class Numbers, class F>
-void each_of_rows(const VectorsProblem& problem, const Numbers& numbers, int size, const F& f) {
+template <class F>
+void each(const VectorsProblem& problem, const RowNumbers& numbers, const F& f) {
   if (!numbers.defined()) return;
+  const int size = size_of(numbers.dtype);
   for (int64_t r = 0; r < problem.rows; ++r) {
-    char* data = static_cast<char*>(const_cast<void*>(static_cast<const void*>(numbers.data)));
-    f(data + r * numbers.outer_stride * size, size);
+    f(static_cast<char*>(numbers.data) + r * numbers.outer_stride * size, size);
   }
 }
 
 template <class F>
-void each(const VectorsProblem& problem, const RowNumbers& numbers, const F& f) {
-  each_of_rows(problem, numbers, size_of(numbers.dtype), f);
-}
-
-template <class F>
 void each(const VectorsProblem& problem, const RowLabels& labels, const F& f) {
-  each_of_rows(problem, labels, labels.bytes, f);
+  if (!labels.defined()) return;
+  const int64_t per_row = problem.has_lists() ? problem.length : 1;
+  for (int64_t r = 0; r < problem.rows; ++r) {
+    for (int64_t i = 0; i < per_row; ++i) {
+      const int64_t at = r * labels.outer_stride + i * labels.inner_stride;
+      f(static_cast<char*>(const_cast<void*>(labels.data)) + at * labels.bytes, labels.bytes);
+    }
+  }
 }
 
 // What the device may touch, and has to write.
