@@ -115,7 +115,7 @@ class Case:
         """Value and gradients, and what rounding is relative to: the sizes of what they are made
         of."""
         vectors = [v.double().requires_grad_() for v in self.vectors]
-        value = self.reduced(self.rows(*vectors))
+        value = self.reduced(self.exact_rows(*vectors))
         grads = torch.autograd.grad(value, vectors, self.grad_output, allow_unused=True)
         with torch.no_grad():
             sizes, by_element = self.sizes(*vectors)
@@ -163,9 +163,10 @@ class Case:
             by_element.scatter_(1, self.label.long()[:, None], 2 * scale.mean(1, keepdim=True))
             return scale.square().mean(1), [by_element]
         if self.loss == "multilabel_margin":
-            pairs, scales = self.pairs()
-            often = pairs.sum(2)  # of each class as a label, and as one that is none
-            return (pairs * scales).sum((1, 2)) / length, [(often + pairs.sum(1)) / length]
+            labels, pairs, _ = self.pairs(v[0])
+            counts = pairs.sum(1).double().scatter_add(1, labels, pairs.sum(2).double()) / length
+            largest = 1 + 2 * v[0].abs().amax(1)
+            return pairs.sum((1, 2)) / length * largest, [counts]
         alpha, beta, smooth = self.params
         p = v[0].sigmoid() if self.loss == "tversky_of_logits" else v[0]
         y = v[1]
@@ -175,13 +176,23 @@ class Case:
         inner = p * (1 - p) if self.loss == "tversky_of_logits" else 1.0
         return torch.ones_like(total), [most * inner, most]
 
-    def pairs(self):
-        """How often a class is listed beside one that is not, and what their hinges are made of."""
-        x = self.vectors[0].double()
+    def pairs(self, x):
+        """The labels that rows list; of each, and every class, whether the two are a pair, and its
+        hinge before what is below 0 is cut off."""
         given = (self.label >= 0).cumprod(1)
-        often = torch.zeros_like(x).scatter_add(1, self.label.long().clamp_min(0), given.double())
-        pairs = often[:, :, None] * (often == 0).double()[:, None, :]
-        return pairs, 1 + x.abs()[:, :, None] + x.abs()[:, None, :]
+        most = int(given.sum(1).max())
+        listed, labels = given[:, :most, None] > 0, self.label[:, :most].long().clamp_min(0)
+        is_label = torch.zeros_like(x).scatter_add(1, labels, given[:, :most].double()) > 0
+        z = 1 - x.gather(1, labels)[:, :, None] + x[:, None, :]
+        return labels, listed & ~is_label[:, None, :], z
+
+    def exact_rows(self, *vectors):
+        """The formulas, but for the one that sorts and adds up more than the hinges."""
+        if self.loss != "multilabel_margin":
+            return self.rows(*vectors)
+        _, pairs, z = self.pairs(*vectors)
+        rows = torch.where(pairs, z.relu(), 0).sum((1, 2)) / vectors[0].shape[1]
+        return rows if self.row_weight is None else rows * self.row_weight
 
     def uncertain(self):
         """Whether rounding may put a number on the other side of a kink."""
@@ -190,9 +201,8 @@ class Case:
             z = self.params[0] - v[0].gather(1, self.label.long()[:, None]) + v[0]
             return bool(((z != 0) & (z.abs() < 1e-5)).any())
         if self.loss == "multilabel_margin":
-            pairs, scales = self.pairs()
-            z = 1 - v[0][:, :, None] + v[0][:, None, :]
-            return bool(((pairs > 0) & (z != 0) & (z.abs() < 2.0**-23 * scales)).any())
+            _, pairs, z = self.pairs(v[0])
+            return bool((pairs & (z != 0) & (z.abs() < 1e-6)).any())
         if self.loss == "triplet_margin_l1":
             pairs = ((v[0], v[1]), (v[0], v[2]), (v[1], v[2]))
             close = [(x - y + self.params[2]).abs() < 1e-6 for x, y in pairs]

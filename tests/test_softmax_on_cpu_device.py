@@ -273,7 +273,7 @@ def test_a_planted_bug_is_found(bug, tmp_path, seed):
         old,
         new,
         planting.FEWER_SOFTMAX,
-        {*planting.untouched(file), "softmax_thread_double.cu"},
+        {*planting.untouched(file), "softmax_thread_double.cu", "vectors.cu", "label_lists.cu"},
     )
     run = planting.examine(
         library, seed, "test_softmax_on_cpu_device", "examine", **DEVICES[(*kind, "usual")[0]]

@@ -16,12 +16,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FOLDER = ROOT / "build" / "cuda_on_cpu"
 
-FLAGS = "-std=c++20 -g -fPIC -U_FORTIFY_SOURCE -fno-gnu-unique"
+FLAGS = "-std=c++20 -g1 -fPIC -U_FORTIFY_SOURCE -fno-gnu-unique"
 # The sanitizers' instrumentation without their runtime: the hooks are in memory.cpp. One warning
 # counts here: an index of 64 bits cut down to 32, which shows only with tensors too large to be
 # tested with.
 KERNEL_FLAGS = (
-    f"{FLAGS} -O1 -fsanitize=thread,alignment,bounds -x c++ -Werror=conversion "
+    f"{FLAGS} -Og -fsanitize=thread,alignment,bounds -x c++ -Werror=conversion "
     "-Wno-float-conversion -Wno-sign-conversion -Wno-attributes"
 )
 
