@@ -246,7 +246,6 @@ def multi_margin_loss(
             size_average, reduce, reduction,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
-    check_reduction(reduction)
     if p not in (1, 2):
         raise ValueError("only p == 1 and p == 2 supported")
     if weight is not None and weight.dim() != 1:
@@ -266,14 +265,16 @@ def multi_margin_loss(
     moves = weight is not None and weight.requires_grad
     if moves or backends.resolve(input) != "native":  # whose kernel looks
         _check_labels("multi_margin_loss", target, classes, 0)
-    shape = () if target.dim() == 0 else (rows,)
-    label, row_weight = target.reshape(shape), None
+    label, row_weight = target, None
+    if input.dim() != 2 or label.dim() != 1:
+        label = label.reshape(() if label.dim() == 0 else (rows,))
+        input = input.reshape(*label.shape, classes)
     if weight is not None:
         inside = (label >= 0) & (label < classes)
         row_weight = weight.to(input.dtype)[torch.where(inside, label, 0)]
     return vectors_loss(
         "multi_margin_loss", "multi_margin" if p == 1 else "multi_margin_squared",
-        (input.reshape(*shape, classes),), reduction, (margin,), label, row_weight,
+        (input,), reduction, (margin,), label, row_weight,
     )  # fmt: skip
 
 
@@ -317,20 +318,21 @@ def multilabel_margin_loss(
             multilabel_margin_loss, (input, target), input, target, size_average, reduce, reduction
         )
     reduction = legacy_reduction(size_average, reduce, reduction)
-    check_reduction(reduction)
     _check_rows("multilabel_margin_loss", input, target)
-    if target.shape != input.shape and not (input.dim() < 2 and target.numel() == input.numel()):
+    same = target.shape == input.shape
+    if not same and not (input.dim() < 2 and target.numel() == input.numel()):
         raise RuntimeError(
             f"inconsistent target size: {tuple(target.shape)} for input of size: "
             f"{tuple(input.shape)}"
         )
     if backends.resolve(input) != "native":  # whose kernel looks
         _check_labels("multilabel_margin_loss", target, target.shape[-1] if target.dim() else 1, -1)
-    input = input.reshape(1) if input.dim() == 0 else input
+    if not same or input.dim() == 0:
+        target = target.reshape(-1)
+        input = input.reshape(target.shape)
     return vectors_loss(
-        "multilabel_margin_loss", "multilabel_margin", (input,), reduction,
-        label=target.reshape(input.shape),
-    )  # fmt: skip
+        "multilabel_margin_loss", "multilabel_margin", (input,), reduction, label=target
+    )
 
 
 def multilabel_soft_margin_loss(

@@ -25,7 +25,7 @@ from lossops.library import VECTOR_SIGNATURES, accumulator
 from lossops.vectors_reference import FORMULAS
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # frozen ones take four times as long to make
 class VectorsCall:
     """What a loss is called with, besides tensors. Not a tuple, as in :mod:`lossops.autograd`."""
 
@@ -118,26 +118,34 @@ def _formula(loss, params, label, row_weight):
     return formula
 
 
-def _check(function: str, tensors: list[Tensor | None]) -> None:
-    first = tensors[0]
-    for tensor in (tensor for tensor in tensors if tensor is not None):
+def _common_dtype(function: str, vectors, label: Tensor | None, row_weight: Tensor | None):
+    """The dtype of vectors together. Refuses tensors that are elsewhere, or not dense."""
+    first = vectors[0]
+    dtype, device = first.dtype, first.device
+    for tensor in (*vectors, label, row_weight):
+        if tensor is None:
+            continue
         if tensor.layout is not torch.strided:
             raise NotImplementedError(
                 f"{function}(): tensors should be dense, got layout {tensor.layout}"
             )
-        if tensor.device != first.device:
+        if tensor.device != device:
             raise RuntimeError(
                 f"{function}(): expected all tensors to be on the same device, but found "
-                f"{first.device} and {tensor.device}"
+                f"{device} and {tensor.device}"
             )
+    for tensor in vectors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
 
 
 def _as_rows(loss: str, vectors, label, row_weight, dtype: torch.dtype) -> tuple:
     """The shape of the rows, and all as the raw ops take it."""
     first, lists = vectors[0], VECTOR_SIGNATURES[loss].label == "list"
-    if first.dim() == 2 and all(t.shape == first.shape and t.dtype == dtype for t in vectors):
-        kept = first.shape[:1]
-        if label is None or label.shape == (first.shape if lists else kept):
+    shape = first.shape
+    if len(shape) == 2 and all(t.shape == shape and t.dtype == dtype for t in vectors):
+        kept = shape[:1]
+        if label is None or label.shape == (shape if lists else kept):
             return kept, vectors, label, row_weight
     of_rows = [tensor.shape[:-1] for tensor in vectors]
     if label is not None:
@@ -165,14 +173,12 @@ def vectors_loss(
 ) -> Tensor:
     """Settles shapes and dtypes and runs a call, by kernels where there are some for it."""
     check_reduction(reduction)
-    _check(function, [*vectors, label, row_weight])
-    dtype = vectors[0].dtype
-    for tensor in vectors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
+    dtype = _common_dtype(function, vectors, label, row_weight)
     backend = backends.resolve(vectors[0])
     # A norm is over the length of its own vectors, before these are broadcast.
-    one_length = all(tensor.shape[-1] == vectors[0].shape[-1] for tensor in vectors)
-    moves = row_weight is not None and row_weight.requires_grad and torch.is_grad_enabled()
+    one_length = all(tensor.shape[-1] == vectors[0].shape[-1] for tensor in vectors[1:])
+    graph = torch.is_grad_enabled()
+    moves = row_weight is not None and row_weight.requires_grad and graph
     plain = not one_length or dtype not in KERNEL_DTYPES or moves
     if backend == "reference" or plain or transforms_active():
         return composed(function, _formula(loss, params, label, row_weight), vectors, reduction)
@@ -180,18 +186,19 @@ def vectors_loss(
     if dtype in HALF_DTYPES and widens and autocasts(rows[0].device.type):
         dtype = torch.float32
     single = reduction in ("mean", "sum")
+    mode = reduction if single else "none"
     out_dtype = accumulator(dtype) if reduction == "sample" else dtype
-    call = VectorsCall(backend, loss, params, reduction if single else "none", out_dtype)
-    moving = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in rows)
+    moving = graph and any(tensor.requires_grad for tensor in rows)
     if moving and backend == "native" and not torch.compiler.is_compiling():
         value = native_extension.fused_vectors(
-            rows, label, row_weight, loss, params, call.reduction, out_dtype
+            rows, label, row_weight, loss, params, mode, out_dtype
         )
     elif moving:
+        call = VectorsCall(backend, loss, params, mode, out_dtype)
         value = FusedVectors.apply(label, row_weight, call, *rows)
     else:
         value = kernel_ops(backend).vectors_forward(
-            rows, label, row_weight, loss, params, call.reduction, out_dtype, (False,) * 3
+            rows, label, row_weight, loss, params, mode, out_dtype, (False,) * 3
         )[0]
     if single:
         return value

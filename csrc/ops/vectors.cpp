@@ -142,11 +142,4 @@ std::array<Tensor, kMaxVectors> VectorsTask::add_gradients(
   return grads;
 }
 
-Tensor VectorsTask::loss(const Tensor& values, const std::optional<Tensor>& sum,
-                         at::ScalarType dtype) const {
-  if (!sum) return values.to(dtype);
-  if (call_.reduction == "sum") return sum->to(dtype);
-  return sum->div(static_cast<double>(problem.rows)).to(dtype);
-}
-
 }  // namespace lossops::ops

@@ -39,8 +39,6 @@ class VectorsTask {
   Tensor add_values();
   void add_grad_output(const Tensor& grad_output);
   std::array<Tensor, kMaxVectors> add_gradients(const std::array<bool, kMaxVectors>& mask);
-  // The loss, of the rows' values or of their sum.
-  Tensor loss(const Tensor& values, const std::optional<Tensor>& sum, at::ScalarType dtype) const;
 
   VectorsProblem problem;
 
@@ -64,9 +62,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> vectors_forward(
               "vectors_forward gives gradients only where the loss is a single number");
   const auto grads = task.add_gradients(output_mask);
   if (!task.empty()) Engine::run(task.problem, task.first(), /*check_labels=*/true);
-  std::optional<Tensor> sum;
-  if (call.reduces()) sum = Engine::sum(task.problem, values);
-  return {task.loss(values, sum, out_dtype), grads[0], grads[1], grads[2]};
+  const double over = reduction == "mean" ? static_cast<double>(task.problem.rows) : 1;
+  Tensor value =
+      call.reduces() ? Engine::sum(task.problem, values, over, out_dtype) : values.to(out_dtype);
+  return {std::move(value), grads[0], grads[1], grads[2]};
 }
 
 template <class Engine>

@@ -15,8 +15,9 @@ struct CpuEngine {
     }
     cpu::vectors_run(problem);
   }
-  static Tensor sum(const VectorsProblem& problem, const Tensor& values) {
-    return at::full({}, cpu::sum_of_values(problem), values.options().dtype(at::kDouble));
+  static Tensor sum(const VectorsProblem& problem, const Tensor& values, double over,
+                    at::ScalarType dtype) {
+    return at::full({}, cpu::sum_of_values(problem) / over, values.options().dtype(dtype));
   }
 };
 

@@ -15,7 +15,10 @@ struct CudaEngine {
     const c10::cuda::CUDAGuard guard(first.device());
     cuda::vectors_run(problem, c10::cuda::getCurrentCUDAStream());
   }
-  static Tensor sum(const VectorsProblem&, const Tensor& values) { return values.sum(at::kDouble); }
+  static Tensor sum(const VectorsProblem&, const Tensor& values, double over,
+                    at::ScalarType dtype) {
+    return values.sum(at::kDouble).div(over).to(dtype);
+  }
 };
 
 }  // namespace

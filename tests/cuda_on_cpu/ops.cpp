@@ -217,7 +217,10 @@ struct VectorsOnCpuEngine {
     cuda::vectors_run(p, nullptr);
     memory.check_all(p, p.value, p.grads[0], p.grads[1], p.grads[2]);
   }
-  static Tensor sum(const VectorsProblem&, const Tensor& values) { return values.sum(at::kDouble); }
+  static Tensor sum(const VectorsProblem&, const Tensor& values, double over,
+                    at::ScalarType dtype) {
+    return values.sum(at::kDouble).div(over).to(dtype);
+  }
 };
 
 }  // namespace
