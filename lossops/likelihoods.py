@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from lossops import reference
 from lossops.checks import broadcast_loss, legacy_reduction, number, promoted, require_tensors
-from lossops.composed import can_look, check_reduction, composed, difference, floating
+from lossops.composed import can_look, check_reduction, difference, floating
 
 __all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
 
@@ -33,8 +32,7 @@ def poisson_nll_loss(
         input: x, the logarithm of the expected count; or the count, with ``log_input=False``.
         target: y, the count, of a shape that broadcasts with the input's.
         log_input: which of the two.
-        full: add Stirling's approximation of log(y!) where y > 1, which is no function of x; it is
-            computed in plain torch.
+        full: add Stirling's approximation of log(y!), where y > 1.
         size_average, reduce: deprecated, see ``reduction``.
         eps: keeps the logarithm finite.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
@@ -66,19 +64,8 @@ def poisson_nll_loss(
     require_tensors("poisson_nll_loss", input=input, target=target)
     eps = number("poisson_nll_loss", "eps", eps)
     loss, params = ("poisson_log", ()) if log_input else ("poisson", (eps,))
-    if not full:
-        input = floating(input, target)
-        return broadcast_loss(loss, input, target, weight, reduction, *params)
-
-    def formula(x: Tensor, y: Tensor, *weight: Tensor) -> Tensor:
-        large = y > 1
-        count = torch.where(large, y, 2)
-        stirling = count * count.log() - count + 0.5 * torch.log(2 * math.pi * count)
-        loss_of = reference.FORMULAS[loss](x, y, *params) + torch.where(large, stirling, 0)
-        return loss_of * weight[0] if weight else loss_of
-
-    moving = (input, target) if weight is None else (input, target, weight)
-    return composed("poisson_nll_loss", formula, moving, reduction)
+    input = floating(input, target)
+    return broadcast_loss(loss, input, target, weight, reduction, *params, float(bool(full)))
 
 
 def gaussian_nll_loss(

@@ -173,14 +173,23 @@ def soft_margin(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
     return torch.where(sure, 0.0, tail), torch.where(z > 0, z, 0.0)
 
 
-def poisson_log(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    """exp(x) - y x, of which the second is 0 where y is."""
+def stirling(count: Tensor) -> tuple[Tensor, ...]:
+    """An approximation of log(y!), where y > 1: y log y - y + log(2 π y) / 2."""
+    large = count > 1
+    safe = torch.where(large, count, 1.0)
+    terms = (safe * safe.log(), -safe, 0.5 * (2 * math.pi * safe).log())
+    return tuple(torch.where(large, term, 0.0) for term in terms)
+
+
+def poisson_log(input: Tensor, target: Tensor, full: float) -> tuple[Tensor, ...]:
+    """exp(x) - y x, of which the second is 0 where y is; ``full`` of 1: with log(y!)."""
     expected = input.exp()
     impossible = ((target == 0) & input.isinf()) | (expected == math.inf)
-    return expected, -target * torch.where(impossible, 0.0, input)
+    terms = expected, -target * torch.where(impossible, 0.0, input)
+    return (*terms, *stirling(target)) if full else terms
 
 
-def poisson(input: Tensor, target: Tensor, epsilon: float) -> tuple[Tensor, ...]:
+def poisson(input: Tensor, target: Tensor, epsilon: float, full: float) -> tuple[Tensor, ...]:
     """x - y log(x + ε), of which the second is 0 where y is."""
     sum, fixed = input + epsilon, input.detach()
     added = sum.detach() - fixed
@@ -190,7 +199,8 @@ def poisson(input: Tensor, target: Tensor, epsilon: float) -> tuple[Tensor, ...]
     log = torch.where(lost.abs() > 0, log + lost / sum.detach(), log)
     # For its derivative by y alone.
     rest = torch.where(impossible, target - target.detach(), 0.0)
-    return input, -target * log, infinitely_steep(torch.where(sum > 0, -rest, rest))
+    terms = input, -target * log, infinitely_steep(torch.where(sum > 0, -rest, rest))
+    return (*terms, *stirling(target)) if full else terms
 
 
 def gaussian(input: Tensor, target: Tensor, epsilon: float, constant: float) -> tuple[Tensor, ...]:

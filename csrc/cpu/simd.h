@@ -155,12 +155,21 @@ template <class T>
 LOSSOPS_FN Simd<T> log1p(Simd<T> a) {
   return a.v.log1p();
 }
+// Of a hyperparameter, the same in all lanes. Vectorized::zero_mask misleads g++ 12 with AVX-512.
+template <class T>
+LOSSOPS_FN T first_lane(Simd<T> a) {
+  T lanes[Simd<T>::width];
+  a.store(lanes);
+  return lanes[0];
+}
 template <class T>
 LOSSOPS_FN Simd<T> power(Simd<T> base, Simd<T> exponent) {
-  T lanes[Simd<T>::width];  // all the same; Vectorized::zero_mask misleads g++ 12 with AVX-512
-  exponent.store(lanes);
-  if (lanes[0] == 2) return base * base;
+  if (first_lane(exponent) == 2) return base * base;
   return base.v.pow(exponent.v);
+}
+template <class T>
+LOSSOPS_FN bool is_on(Simd<T> a) {
+  return first_lane(a) != 0;
 }
 
 // In float64, the functions of the vector library that torch carries.

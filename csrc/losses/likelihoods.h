@@ -6,14 +6,29 @@
 
 namespace lossops {
 
+// Adds Stirling's approximation of log(y!), y log y - y + log(2 pi y) / 2, where y > 1.
+template <int order, class T>
+LOSSOPS_FN void add_stirling(T y, Jet<T>& f) {
+  constexpr double half_log_2pi = 0.91893853320467274178;
+  const auto large = y > T(1);
+  const T half(0.5), zero(0), count = select(large, y, T(1)), l = log(count);
+  const T approximation = fma(count, l, fma(half, l, T(half_log_2pi) - count));
+  f.value = f.value + select(large, approximation, zero);
+  if constexpr (order >= 1) {
+    const T q = T(1) / count;
+    f.dy = f.dy + select(large, fma(half, q, l), zero);
+    if constexpr (order >= 2) f.dyy = f.dyy + select(large, fma(-half * q, q, q), zero);
+  }
+}
+
 // Of a count y, with the logarithm x of its expectation: exp(x) - y x. y x is 0 where y is, and
 // nothing beside an infinite exp(x), unless y is infinite, too: that is NaN.
 struct PoissonLog {
   static constexpr const char* name = "poisson_log";
-  static constexpr int num_params = 0;
+  static constexpr int num_params = 1;  // whether the approximation of log(y!) is added
 
   template <int order, class T>
-  LOSSOPS_FN static Jet<T> at(T x, T y, const T*) {
+  LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
     const T e = exp(x);
     Jet<T> f{};
     const T finite = fma(-y, x, e), infinite = fma(-y, T(0), e);
@@ -26,6 +41,7 @@ struct PoissonLog {
       f.dxx = e;
       f.dxy = T(-1);
     }
+    if (is_on(params[0])) add_stirling<order>(y, f);
     return f;
   }
 };
@@ -33,7 +49,7 @@ struct PoissonLog {
 // The same with the expectation itself as x: x - y log(x + epsilon).
 struct Poisson {
   static constexpr const char* name = "poisson";
-  static constexpr int num_params = 1;  // epsilon
+  static constexpr int num_params = 2;  // epsilon, and as above
 
   template <int order, class T>
   LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
@@ -54,6 +70,7 @@ struct Poisson {
         f.dxy = -q;
       }
     }
+    if (is_on(params[1])) add_stirling<order>(y, f);
     return f;
   }
 };

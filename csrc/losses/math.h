@@ -89,6 +89,13 @@ LOSSOPS_FN float power(float base, float exponent) {
 LOSSOPS_FN double power(double base, double exponent) {
   return exponent == 2 ? base * base : ::pow(base, exponent);
 }
+// Whether a hyperparameter that is 0 or 1, the same for all elements, is 1.
+LOSSOPS_FN bool is_on(float x) {
+  return x != 0;
+}
+LOSSOPS_FN bool is_on(double x) {
+  return x != 0;
+}
 LOSSOPS_FN float copysign(float magnitude, float sign) {
   return ::copysignf(magnitude, sign);
 }

@@ -74,9 +74,8 @@ MAIN_PATHS = {
     ("triton", "vectors", "value"): MainPath("x", ""),
     ("triton", "vectors", "step"): MainPath("x", "x"),
     ("triton", "vectors", "long step"): MainPath("xx", "x"),
-    ("triton", "label_lists", "value"): MainPath("x", ""),
-    ("triton", "label_lists", "step"): MainPath("xx", "x"),  # for the classes, and for the labels
-    ("triton", "label_lists", "long step"): MainPath("xx", "x"),
+    ("triton", "pairs", "value"): MainPath("x", ""),
+    ("triton", "pairs", "step"): MainPath("xx", "x"),  # for the classes, and for the labels
 }
 
 

@@ -141,7 +141,7 @@ def compile(architecture: str, loss: str | None) -> dict[str, Any]:
     each, and ``warnings``. To be called in a process that was set up for it."""
     import triton
 
-    from lossops.triton import elementwise, softmax, vectors
+    from lossops.triton import elementwise, label_lists, softmax, vectors
 
     triton.runtime.driver.set_active(_Driver(architecture))
     if loss in kernels_softmax.LOSSES:
@@ -149,6 +149,8 @@ def compile(architecture: str, loss: str | None) -> dict[str, Any]:
         launches, name = kernels_softmax.launches(loss, softmax), loss
     elif loss in kernels_vectors.LOSSES:
         module, names = vectors, kernels_vectors.KERNELS
+        if loss in kernels_vectors.WITH_LISTS:
+            module, names = label_lists, kernels_vectors.LIST_KERNELS
         launches, name = kernels_vectors.launches(loss, vectors), loss
     else:
         module, names = elementwise, ("elementwise_kernel", "rescale_kernel")
@@ -156,10 +158,13 @@ def compile(architecture: str, loss: str | None) -> dict[str, Any]:
         name = spec(loss).kernel if loss else ""
     described = []
     with _compile_only(module, names) as compiled:
-        for template, dtypes, pass_, launch in launches:
+        for templates, dtypes, pass_, launch in launches:
+            before = len(compiled)
             launch()
             dtypes = [str(dtype).removeprefix("torch.") for dtype in dtypes]
-            described.append({"template": template, "dtypes": dtypes, "pass_": pass_})
+            for template, made in zip(templates.split(), compiled[before:], strict=True):
+                if made.log:  # else it is one that was compiled for another call
+                    described.append({"template": template, "dtypes": dtypes, "pass_": pass_})
     kernels = machine_code.kernels(compiled)
     return {
         "rows": [
@@ -170,7 +175,7 @@ def compile(architecture: str, loss: str | None) -> dict[str, Any]:
     }
 
 
-# What is launched for a loss or a dtype: the kernel, its dtypes, the pass, and the call.
+# What is launched for a loss or a dtype: the kernels, their dtypes, the pass, and the call.
 _Launches = Iterator[tuple[str, tuple[torch.dtype, ...], str, Callable[[], Any]]]
 
 

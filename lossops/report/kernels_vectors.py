@@ -10,6 +10,7 @@ import torch
 from lossops.library import VECTOR_SIGNATURES
 
 LOSSES = tuple(VECTOR_SIGNATURES)
+WITH_LISTS = {loss for loss, takes in VECTOR_SIGNATURES.items() if takes.label == "list"}
 OF_LOSSES = {
     "cosine_embedding_loss": ("cosine_embedding",),
     "triplet_margin_loss": ("triplet_margin", "triplet_margin_l1"),
@@ -18,12 +19,13 @@ OF_LOSSES = {
     "dice_loss": ("tversky_of_logits", "tversky"),
     "tversky_loss": ("tversky_of_logits", "tversky"),
 }
-KERNELS = ("vectors_kernel", "list_kernel", "pairs_kernel")
+KERNELS = ("vectors_kernel",)
+LIST_KERNELS = ("list_kernel", "pairs_kernel")
 ROW, LONG_ROW = (1000, 1024), (1000, 16384)  # one that a program holds at once; one read again
 
 
 def launches(loss: str, ops) -> Iterator[tuple[str, tuple[torch.dtype, ...], str, Callable]]:
-    """The kernel, its dtypes, the pass, and the call."""
+    """The kernels that the call launches, in their order; its dtypes, the pass, and the call."""
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         passes = {"value": (ROW, False), "step": (ROW, True), "long step": (LONG_ROW, True)}
         for pass_, (shape, grad) in passes.items():
@@ -31,8 +33,7 @@ def launches(loss: str, ops) -> Iterator[tuple[str, tuple[torch.dtype, ...], str
             def call(dtype=dtype, shape=shape, grad=grad):
                 _call(ops, loss, dtype, shape, grad)
 
-            kernel = "label_lists" if VECTOR_SIGNATURES[loss].label == "list" else "vectors"
-            yield kernel, (dtype,), pass_, call
+            yield "list pairs" if loss in WITH_LISTS else "vectors", (dtype,), pass_, call
 
 
 def _call(ops, loss, dtype, shape, grad) -> None:

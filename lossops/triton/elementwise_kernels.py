@@ -151,8 +151,8 @@ LOSSES = {
     "soft_margin": Loss(soft_margin, 0, of_difference=False),
     "hinge_embedding": Loss(hinge_embedding, 1, of_difference=False),
     "margin_ranking": Loss(margin_ranking, 1, of_difference=False),
-    "poisson_log": Loss(poisson_log, 0, of_difference=False),
-    "poisson": Loss(poisson, 1, of_difference=False, max_registers=128),
+    "poisson_log": Loss(poisson_log, 1, of_difference=False, max_registers=128),
+    "poisson": Loss(poisson, 2, of_difference=False, max_registers=128),
     "gaussian": Loss(gaussian, 2, of_difference=False),
 }
 

@@ -13,6 +13,7 @@ from lossops.triton.elementwise import OPTIONS, _on
 
 # Classes that a program holds at once, of one row or of several.
 TILE, TILE_DOUBLE = 1024, 512
+MAX_REGISTERS = 128  # left alone, ptxas aims at full occupancy, and spills
 # Hinges that are added up before the sum widens.
 TOGETHER = 64
 
@@ -107,15 +108,15 @@ def pairs_kernel(
                 open_ += tl.where(z > 0, 1.0, 0.0)
             total += tl.sum(tl.where(other, hinges, 0.0).to(tl.float64), 1)
         if grad is not None:
-            number = (open_ * factor[:, None]).to(grad.dtype.element_ty)
-            tl.store(
-                grad + wide_row * length + column, number, mask=inside & (other | ~known[:, None])
-            )
+            # Of labels for the time being, too: without gaps, numbers move 16 bytes at a time.
+            number = (tl.where(other, open_, 0.0) * factor[:, None]).to(grad.dtype.element_ty)
+            tl.store(grad + wide_row * length + column, number, mask=inside)
     if value is not None:
         total = tl.where(known, total * share, float("nan"))
         tl.store(value + row, total.to(value.dtype.element_ty), mask=there)
 
     if grad is not None:
+        tl.debug_barrier()
         for place in range(most):
             given = place < count
             index, lead = _of_label(x, stride, label, strides, row, place, given, COMPUTE)
@@ -152,5 +153,5 @@ def run(x, label, row_weight, grad_output, grad_output_stride, scale, value, gra
             x, x.stride(0), label, strides, times, counts, row_weight, grad_output,
             grad_output_stride, value, grad, rows, length, scale,
             COMPUTE=tl.float64 if x.dtype == torch.float64 else tl.float32,
-            TOGETHER=TOGETHER, ROWS=lanes, BLOCK=block, **OPTIONS,
+            TOGETHER=TOGETHER, ROWS=lanes, BLOCK=block, maxnreg=MAX_REGISTERS, **OPTIONS,
         )  # fmt: skip
