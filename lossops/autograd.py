@@ -305,6 +305,12 @@ def _refuse_normalizer(tangent) -> None:
         raise RuntimeError("a loss is not differentiable by its normalizer")
 
 
+def attached(gradient: Tensor, tensor: Tensor) -> Tensor:
+    """A gradient as a function of what it is the gradient by. Where the loss is linear it is none,
+    and to differentiate it would be an error in place of 0."""
+    return torch.where(torch.zeros_like(tensor, dtype=torch.bool), tensor, gradient)
+
+
 def transforms_active() -> bool:
     """Whether torch.func or forward-mode AD is looking."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

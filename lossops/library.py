@@ -87,7 +87,8 @@ and z the vectors of a row, and ``params`` in brackets:
     TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y
 "multilabel_margin" ()
     sum_y sum_c max(0, 1 - x_y + x_c) / length over the row's labels y, which are listed before the
-    first number below 0, and the indices c that are not. Indices out of range as of "multi_margin"
+    first number below 0, and the indices c that are not. Indices out of range as of "multi_margin";
+    what is behind the end of a list is looked at on the CPU alone, and must be -1 or an index there
 
 ``vectors_forward``
     the loss, and the gradients by the vectors that ``output_mask`` asks for, for

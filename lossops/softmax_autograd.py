@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lossops import softmax_reference as reference
-from lossops.autograd import is_transformed, transforms_active
+from lossops.autograd import attached, is_transformed, transforms_active
 from lossops.backends import kernel_ops, native_extension
 
 Outputs = tuple[Tensor, ...]  # the loss, then lse, entropy and accuracy where they are wanted
@@ -175,7 +175,9 @@ def _differentiable_gradients(cotangents, inputs, call, mask) -> list:
         return _chosen(rows[:3], given)
 
     _, pullback = torch.func.vjp(outputs, *_chosen((input, target), mask))
-    return _placed(pullback(_chosen(cotangents, given)), mask)
+    found = pullback(_chosen(cotangents, given))
+    found = map(attached, found, _chosen((input, target), mask))
+    return _placed(found, mask)
 
 
 def _differentiable_backward(grad_output, input, target, class_weight, normalizer, mask, *args):

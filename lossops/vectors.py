@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lossops import backends
-from lossops.autograd import is_transformed, transforms_active
+from lossops.autograd import attached, is_transformed, transforms_active
 from lossops.backends import kernel_ops, native_extension
 from lossops.checks import HALF_DTYPES, KERNEL_DTYPES, autocasts
-from lossops.composed import check_reduction, composed, mean_of_samples
+from lossops.composed import can_look, check_reduction, composed, mean_of_samples
 from lossops.library import VECTOR_SIGNATURES, accumulator
 from lossops.vectors_reference import FORMULAS
 
@@ -96,7 +96,7 @@ def _differentiable_gradients(grad_output, vectors, mask, label, row_weight, cal
 
     _, pullback = torch.func.vjp(loss, *(v for v, yes in zip(vectors, mask, strict=True) if yes))
     found = iter(pullback(grad_output))
-    return [next(found) if yes else None for yes in mask]
+    return [attached(next(found), v) if yes else None for v, yes in zip(vectors, mask, strict=True)]
 
 
 def _differentiable_backward(grad_output, vectors, mask, label, row_weight, *args):
@@ -161,6 +161,15 @@ def _as_rows(loss: str, vectors, label, row_weight, dtype: torch.dtype) -> tuple
     return kept, rows, label, row_weight
 
 
+def _check_labels(function: str, loss: str, label: Tensor | None, classes: int) -> None:
+    """On the CPU: elsewhere to look would mean to wait."""
+    takes = VECTOR_SIGNATURES[loss].label
+    if takes not in ("index", "list") or not can_look(label):
+        return
+    if ((label < (-1 if takes == "list" else 0)) | (label >= classes)).any():
+        raise RuntimeError(f"{function}(): target out of range, of {classes} classes")
+
+
 def vectors_loss(
     function: str,
     loss: str,
@@ -179,8 +188,11 @@ def vectors_loss(
     one_length = all(tensor.shape[-1] == vectors[0].shape[-1] for tensor in vectors[1:])
     graph = torch.is_grad_enabled()
     moves = row_weight is not None and row_weight.requires_grad and graph
-    plain = not one_length or dtype not in KERNEL_DTYPES or moves
-    if backend == "reference" or plain or transforms_active():
+    plain = not one_length or dtype not in KERNEL_DTYPES or moves or transforms_active()
+    plain = plain or backend == "reference"
+    if plain or backend == "triton":  # the native kernels look themselves
+        _check_labels(function, loss, label, vectors[0].shape[-1])
+    if plain:
         return composed(function, _formula(loss, params, label, row_weight), vectors, reduction)
     kept, rows, label, row_weight = _as_rows(loss, vectors, label, row_weight, dtype)
     if dtype in HALF_DTYPES and widens and autocasts(rows[0].device.type):

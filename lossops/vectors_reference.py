@@ -85,7 +85,7 @@ def multilabel_margin(vectors, labels: Tensor) -> Tensor:
     # A label's hinges are open for the highest of the others: so many, which add up to this.
     others = torch.where(hits, -math.inf, x).sort(-1, descending=True).values
     left = 1 - x.gather(-1, safe)
-    count = torch.searchsorted(-others.detach(), left.detach())
+    count = torch.searchsorted((-others.detach()).contiguous(), left.detach().contiguous())
     sums = torch.where(others > -math.inf, others, 0).cumsum(-1)
     total = sums.gather(-1, (count - 1).clamp_min(0)) + count * left
     loss = torch.where(given & (count > 0), total, 0).sum(-1) / classes

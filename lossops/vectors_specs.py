@@ -51,7 +51,7 @@ class VectorSpec:
     module: type[torch.nn.Module]
     vectors: int  # that a row has and the loss is differentiated by
     samples: tuple[dict[str, Any], ...]  # keyword arguments; the plainest first
-    given: str = ""  # what else a row has: "sign", "class", "classes", or "mask", of its length
+    given: str = ""  # what else a row has: as a VectorSignature's label, or "mask", of its length
     in_torch: Loss | None = None  # where torch has none: as its users write it
 
     @property
@@ -81,9 +81,9 @@ class VectorSpec:
         rows, length = shape
         given = {
             "": list,
-            "sign": lambda: [torch.randint(2, (rows,), generator=generator) * 2 - 1],
-            "class": lambda: [torch.randint(length, (rows,), generator=generator)],
-            "classes": lambda: [_lists(rows, length, generator)],
+            "number": lambda: [torch.randint(2, (rows,), generator=generator) * 2 - 1],
+            "index": lambda: [torch.randint(length, (rows,), generator=generator)],
+            "list": lambda: [_lists(rows, length, generator)],
             "mask": lambda: [torch.randint(2, shape, generator=generator).to(dtype)],
         }[self.given]()
         return [v.to(device, dtype) for v in vectors], [t.to(device) for t in given]
@@ -93,7 +93,7 @@ VECTOR_SPECS = (
     VectorSpec(
         "cosine_embedding_loss",
         "1 - cos(x₁, x₂) where y is 1, max(0, cos(x₁, x₂) - m) where it is -1",
-        nn.CosineEmbeddingLoss, 2, ({}, {"margin": 0.3}), "sign",
+        nn.CosineEmbeddingLoss, 2, ({}, {"margin": 0.3}), "number",
     ),
     VectorSpec(
         "triplet_margin_loss", "max(0, ‖a - p‖ - ‖a - n‖ + m)",
@@ -101,11 +101,11 @@ VECTOR_SPECS = (
     ),
     VectorSpec(
         "multi_margin_loss", "w_y Σ_(c ≠ y) max(0, m - x_y + x_c)^p / C",
-        nn.MultiMarginLoss, 1, ({}, {"p": 2, "margin": 0.5}), "class",
+        nn.MultiMarginLoss, 1, ({}, {"p": 2, "margin": 0.5}), "index",
     ),
     VectorSpec(
         "multilabel_margin_loss", "Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C",
-        nn.MultiLabelMarginLoss, 1, ({},), "classes",
+        nn.MultiLabelMarginLoss, 1, ({},), "list",
     ),
     VectorSpec(
         "dice_loss", "1 - (2 Σ p y + s) / (Σ p + Σ y + s)",

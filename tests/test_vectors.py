@@ -241,6 +241,23 @@ def test_what_a_triplet_does_not_swap_does_not_count(far):
     assert torch.autograd.grad(loss, p)[0].tolist() == [[0.0, 0.0]]
 
 
+def test_a_sum_beyond_the_range_of_its_dtype_is_infinite():
+    x = make.full((3, 1), 2e38, dtype=torch.float32, requires_grad=True)
+    zero = make.zeros(3, 1, dtype=torch.float32)
+    with torch.no_grad():
+        value = functional.triplet_margin_loss(x, zero, x, p=1, reduction="sum")
+    loss = functional.triplet_margin_loss(x, zero, x, p=1, reduction="sum")
+    assert value == loss == torch.inf
+
+
+def test_lists_have_the_shape_of_the_scores():
+    for shape, other in (((5,), (1, 5)), ((5,), (5, 1)), ((), (1, 1)), ((2, 5), (5, 2))):
+        x, labels = make.randn(shape), torch.zeros(other, dtype=torch.int64, device=DEVICE)
+        for module in (functional, torch.nn.functional):
+            with pytest.raises(RuntimeError, match="inconsistent target size"):
+                module.multilabel_margin_loss(x, labels)
+
+
 def test_other_norms_are_formulas():
     vectors = [make.randn(3, 5) for _ in range(3)]
     with expect_ops() as found:

@@ -63,7 +63,7 @@ def test_the_examination_passes_what_is_right(tmp_path, seed):
 
 
 WRONG = r"times the bound|depends on the order|unwritten"
-OWN = "if (kHasOwn<Loss> && i + v == own_) "
+OWN = "if (kHasIndex<Loss> && i + v == own_) "
 PLANTED = {
     "an element beyond the row": ("i >= 0 && i < length_", "i >= 0 && i <= length_", "."),
     "an element before the row": ("i >= 0 && i < length_", "i < length_", "."),

@@ -53,7 +53,7 @@ void vectors_run(const VectorsProblem& problem) {
                    [&](int64_t begin, int64_t end) { kernels.run(problem, begin, end); });
 }
 
-double sum_of_values(const VectorsProblem& problem) {
+void write_sum(const VectorsProblem& problem, double over, void* result, DType dtype) {
   constexpr int64_t piece = 4096;
   std::vector<double> sums((problem.rows + piece - 1) / piece);
   at::parallel_for(0, static_cast<int64_t>(sums.size()), 8, [&](int64_t begin, int64_t end) {
@@ -66,7 +66,8 @@ double sum_of_values(const VectorsProblem& problem) {
       sums[i] = sum;
     }
   });
-  return pairwise_sum(sums.data(), static_cast<int64_t>(sums.size()));
+  const double sum = pairwise_sum(sums.data(), static_cast<int64_t>(sums.size()));
+  write_number(result, dtype, 0, sum / over);
 }
 
 std::optional<int64_t> bad_index(const VectorsProblem& problem) {

@@ -9,9 +9,9 @@ namespace lossops::cpu {
 
 // Computes everything that the problem defines.
 void vectors_run(const VectorsProblem& problem);
-// The sum of the rows' values, the same bits for any number of threads.
-double sum_of_values(const VectorsProblem& problem);
-// The first label that is no index of its row.
+// Writes the sum of the rows' values, divided by a number: the same bits for any number of threads.
+void write_sum(const VectorsProblem& problem, double over, void* result, DType dtype);
+// The first label that is no index of its row, nor -1 in a list.
 std::optional<int64_t> bad_index(const VectorsProblem& problem);
 
 // What one instruction set offers: a function over a range of rows, to be called from one thread.

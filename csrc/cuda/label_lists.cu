@@ -212,8 +212,8 @@ void run(const VectorsProblem& problem, cudaStream_t stream) {
   const int64_t blocks = std::min<int64_t>((problem.rows + per_block - 1) / per_block,
                                            int64_t(multiprocessors()) * kBlocks);
   const int64_t marks = (problem.length + kBits - 1) / kBits * int64_t(sizeof(unsigned));
-  const int64_t most = device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>() -
-                       int64_t(sizeof(Compute<S>)) * kThreads - 1024;
+  // Less what is declared: leads, and what teams reduce in.
+  const int64_t most = device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>() - 8192;
   if (marks > most) {
     throw std::runtime_error("lossops: CUDA: lists of labels are for at most " +
                              std::to_string(most * 8) + " classes, got " +

@@ -80,7 +80,7 @@ class VectorRow {
   __device__ __forceinline__ void run() {
     RowGiven row{0, problem_.length};
     bool known = true;
-    if constexpr (kHasOwn<Loss>) {
+    if constexpr (kHasIndex<Loss>) {
       own_ = load_label(problem_.labels, r_ * problem_.labels.outer_stride);
       known = own_ >= 0 && own_ < row.length;
       if (!known) own_ = -1;
@@ -129,7 +129,7 @@ class VectorRow {
 #pragma unroll
       for (int v = 0; v < N; ++v) {
         if (i + v < 0 || i + v >= problem_.length) continue;
-        if (kHasOwn<Loss> && i + v == own_) continue;
+        if (kHasIndex<Loss> && i + v == own_) continue;
         T element[Loss::vectors];
 #pragma unroll
         for (int k = 0; k < Loss::vectors; ++k) element[k] = x[k][v];
@@ -154,7 +154,7 @@ class VectorRow {
 #pragma unroll
         for (int k = 0; k < Loss::vectors; ++k) element[k] = x[k][v];
         Loss::gradient(element, constant_, factors, grad);
-        if (kHasOwn<Loss> && i + v == own_) grad[0] = factors[Loss::factors - 1];
+        if (kHasIndex<Loss> && i + v == own_) grad[0] = factors[Loss::factors - 1];
 #pragma unroll
         for (int k = 0; k < Loss::vectors; ++k) grads[k][v] = grad[k];
       }

@@ -2,7 +2,8 @@
 //
 // A loss is a function of a few sums over the elements of its row, so a row is walked twice: for
 // the sums, and for the gradients. In between, where all that the row has to say is known, `finish`
-// turns the sums into the value and into the factors that the gradients are made of.
+// turns the sums into the value and into the factors that the gradients are made of. Those that
+// have a list of labels per row are otherwise: they add up pairs of elements.
 #pragma once
 
 #include <cstdint>
@@ -24,16 +25,16 @@ struct RowGiven {
 // Whether an element of every row is left out of the sums, and has a derivative of its own: the one
 // at the label, an index.
 template <class Loss>
-constexpr bool kHasOwn = requires { Loss::has_own; };
+constexpr bool kHasIndex = requires { Loss::has_index; };
 
 // Whether every row has a number for a label.
 template <class Loss>
-constexpr bool kHasSign = requires { Loss::has_sign; };
+constexpr bool kHasNumber = requires { Loss::has_number; };
 
 // Whether every row has a list of labels, which ends before the first that is negative. Such a loss
-// is no function of a few sums over the row: it adds up a hinge for every pair of a label, as often
-// as it is listed, and a class that is none, and divides by the length. Its derivative by a score
-// is how many hinges are open that have the score, less for a label.
+// adds up a hinge for every pair of a label, as often as it is listed, and a class that is none,
+// and divides by the length. Its derivative by the score of a class is how many hinges with that
+// score are open; by a label's, less as many.
 template <class Loss>
 constexpr bool kHasList = requires { Loss::has_list; };
 
@@ -42,7 +43,7 @@ constexpr bool kHasList = requires { Loss::has_list; };
 struct CosineEmbedding {
   static constexpr const char* name = "cosine_embedding";
   static constexpr int vectors = 2, sums = 3, factors = 3, num_params = 1;  // margin
-  static constexpr bool has_sign = true;
+  static constexpr bool has_number = true;
 
   template <class T>
   LOSSOPS_FN static void add(const T (&x)[vectors], const T&, T (&sums)[CosineEmbedding::sums]) {
@@ -141,7 +142,7 @@ struct TripletMarginL1 : Triplets<true> {
 template <bool squared>
 struct Hinges {
   static constexpr int vectors = 1, sums = 2, factors = 2, num_params = 1;  // margin
-  static constexpr bool has_own = true;
+  static constexpr bool has_index = true;
 
   // What is added to a class's score: the margin, less the score of the label.
   template <class T>

@@ -10,9 +10,9 @@ namespace {
 
 struct NamedLoss {
   int position, vectors, num_params;
-  bool has_own, has_sign, has_list;
+  bool has_index, has_number, has_list;
 
-  bool has_label() const { return has_own || has_sign || has_list; }
+  bool has_label() const { return has_index || has_number || has_list; }
 };
 
 template <class... Losses>
@@ -21,8 +21,8 @@ std::optional<NamedLoss> find(LossList<Losses...>, std::string_view name) {
   int position = 0;
   const auto look = [&]<class Loss>() {
     if (Loss::name == name) {
-      found = NamedLoss{position,      Loss::vectors,  Loss::num_params,
-                        kHasOwn<Loss>, kHasSign<Loss>, kHasList<Loss>};
+      found = NamedLoss{position,        Loss::vectors,    Loss::num_params,
+                        kHasIndex<Loss>, kHasNumber<Loss>, kHasList<Loss>};
     }
     ++position;
   };
@@ -65,7 +65,7 @@ VectorsTask::VectorsTask(const VectorsCall& call) : call_(call) {
   }
   TORCH_CHECK(call.label.has_value() == loss->has_label(), "loss '", call.loss, "' takes ",
               call.label.has_value() ? "no" : "a", " label");
-  if (loss->has_own || loss->has_list) {
+  if (loss->has_index || loss->has_list) {
     const auto type = call.label->scalar_type();
     TORCH_CHECK(type == at::kLong || type == at::kInt || type == at::kByte,
                 "labels should be int64, int32 or uint8, got ", type);
@@ -73,11 +73,11 @@ VectorsTask::VectorsTask(const VectorsCall& call) : call_(call) {
   }
   if (loss->has_list) {
     add_lists(*call.label);
-  } else if (loss->has_own) {
+  } else if (loss->has_index) {
     const RowNumbers labels = numbers(*call.label, "label");
     problem.labels.data = labels.data;
     problem.labels.outer_stride = labels.outer_stride;
-  } else if (loss->has_sign) {
+  } else if (loss->has_number) {
     problem.signs = numbers(*call.label, "label");
     problem.signs.dtype = dtype_of(*call.label);
   }

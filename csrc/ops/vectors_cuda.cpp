@@ -17,7 +17,8 @@ struct CudaEngine {
   }
   static Tensor sum(const VectorsProblem&, const Tensor& values, double over,
                     at::ScalarType dtype) {
-    return values.sum(at::kDouble).div(over).to(dtype);
+    const Tensor sum = values.sum(at::kDouble);
+    return (over == 1 ? sum : sum.div(over)).to(dtype);
   }
 };
 

@@ -16,7 +16,7 @@ from lossops.report.accuracy import DTYPES
 from lossops.report.measure import one_thread
 from lossops.report.tables import Table, number, verdict
 from lossops.report.verify import _NAMESPACES, OpRecorder, _where, devices
-from lossops.vectors_reference import multi_margin, multilabel_margin
+from lossops.vectors_reference import multi_margin
 from lossops.vectors_specs import VECTOR_SPECS, VectorSpec
 
 SHAPES = ((60, 10), (20, 1000), (3, 20_000))
@@ -109,8 +109,13 @@ def _exact(spec: VectorSpec):
 
 
 def _multilabel_margin(x: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    """A number per row."""
-    return multilabel_margin((x,), labels)
+    """A number per row, ``reduction`` being "none": all pairs, one by one."""
+    given = (labels >= 0).cumprod(1)
+    most = max(1, int(given.sum(1).max()))
+    listed, index = given[:, :most, None] > 0, labels[:, :most].clamp_min(0)
+    is_label = torch.zeros_like(x).scatter_add(1, index, given[:, :most].to(x.dtype)) > 0
+    hinges = torch.relu(1 - x.gather(1, index)[:, :, None] + x[:, None, :])
+    return torch.where(listed & ~is_label[:, None, :], hinges, 0).sum((1, 2)) / x.shape[1]
 
 
 def _errors(loss, tensors, options, truth) -> tuple[float, float]:

@@ -1,5 +1,8 @@
 """The losses over pairs of a row's labels and the classes that are none, in Triton: the twin of
-``csrc/cuda/label_lists.cu``."""
+``csrc/cuda/label_lists.cu``.
+
+Programs have no memory of their own to mark classes in: the marks are a tensor, of 4 bytes a class.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from lossops.triton.elementwise import OPTIONS, _on
 
 # Classes that a program holds at once, of one row or of several.
 TILE, TILE_DOUBLE = 1024, 512
-MAX_REGISTERS = 128  # left alone, ptxas aims at full occupancy, and spills
+MAX_REGISTERS = 168  # left alone, ptxas aims at full occupancy, and spills
 # Hinges that are added up before the sum widens.
 TOGETHER = 64
 
@@ -33,9 +36,8 @@ def list_kernel(
     count, outside, start = 0, 0, 0
     while start < length:
         place = start + places
-        found = tl.load(
-            label + row * strides[0] + place * strides[1], mask=place < length, other=-1
-        ).to(tl.int64)
+        at = label + row * strides[0] + place.to(tl.int64) * strides[1]
+        found = tl.load(at, mask=place < length, other=-1).to(tl.int64)
         # What lies beyond the row ends it, whatever the dtype of labels.
         found = tl.where(place < length, found, -1)
         listed = tl.min(tl.where(found < 0, places, BLOCK), 0)
@@ -50,7 +52,8 @@ def list_kernel(
 @triton.jit
 def _of_label(x, stride, label, strides, row, place, mask, COMPUTE: tl.constexpr):
     """A label of each row, and what is added to a class's score."""
-    index = tl.load(label + row * strides[0] + place * strides[1], mask=mask, other=0).to(tl.int64)
+    at = label + row * strides[0] + tl.cast(place, tl.int64) * strides[1]
+    index = tl.load(at, mask=mask, other=0).to(tl.int64)
     return index, 1 - tl.load(x + row * stride + index, mask=mask, other=0.0).to(COMPUTE)
 
 

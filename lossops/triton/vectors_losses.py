@@ -1,5 +1,5 @@
 """The losses over rows of vectors in Triton: the twins of ``csrc/losses/vectors.h``, whose comments
-they share.
+they share. That of lists of labels is in :mod:`lossops.triton.label_lists`.
 
 Of each loss three functions. ``terms`` are what its sums add up, element by element; ``finish``
 turns the sums of a row into its loss and the factors of its gradients, in float64; ``gradient``
