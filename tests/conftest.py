@@ -96,7 +96,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name in HOST_FILES:
             item.add_marker(cpu_only)
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)  # stable
+    order = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)

@@ -162,9 +162,12 @@ def compile(architecture: str, loss: str | None) -> dict[str, Any]:
             before = len(compiled)
             launch()
             dtypes = [str(dtype).removeprefix("torch.") for dtype in dtypes]
-            for template, made in zip(templates.split(), compiled[before:], strict=True):
-                if made.log:  # else it is one that was compiled for another call
-                    described.append({"template": template, "dtypes": dtypes, "pass_": pass_})
+            for made in compiled[before:]:
+                if not made.log:  # compiled for another call before
+                    continue
+                names = templates.split()
+                template = next((t for t in names if f"'{t}_kernel'" in made.log), names[-1])
+                described.append({"template": template, "dtypes": dtypes, "pass_": pass_})
     kernels = machine_code.kernels(compiled)
     return {
         "rows": [
