@@ -245,6 +245,7 @@ def multi_margin_loss(
             size_average, reduce, reduction,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
+    check_reduction(reduction)
     if p not in (1, 2):
         raise ValueError("only p == 1 and p == 2 supported")
     if weight is not None and weight.dim() != 1:
@@ -315,6 +316,7 @@ def multilabel_margin_loss(
             multilabel_margin_loss, (input, target), input, target, size_average, reduce, reduction
         )
     reduction = legacy_reduction(size_average, reduce, reduction)
+    check_reduction(reduction)
     _check_rows("multilabel_margin_loss", input, target)
     same = target.shape == input.shape
     if not same and not (max(input.dim(), target.dim()) < 2 and target.numel() == input.numel()):
