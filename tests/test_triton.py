@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lossops.report import kernels, kernels_triton
+from lossops.report import kernels, kernels_triton, kernels_vectors
 from lossops.report.occupancy import ARCHITECTURES
 from lossops.specs import SPECS, spec
 
@@ -88,7 +88,8 @@ def test_rescaling_is_vectorized_and_keeps_to_registers(architecture, rows):
 @pytest.mark.parametrize("loss", kernels_triton.OVER_ROWS)
 def test_kernels_over_rows_are_vectorized_and_keep_to_registers(loss, architecture, rows):
     rows = [row for row in rows if row["loss"] == loss]
-    assert {"step", "long step"} <= {row["pass"] for row in rows}
+    long = set() if loss in kernels_vectors.WITH_LISTS else {"long step"}
+    assert {"step"} | long <= {row["pass"] for row in rows}
     assert not kernels.problems(rows)
 
 

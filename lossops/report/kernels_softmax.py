@@ -20,7 +20,7 @@ IMAGES = (8, 19, 128, 128)
 
 
 def launches(loss: str, ops) -> Iterator[tuple[str, tuple[torch.dtype, ...], str, Callable]]:
-    """The kernel, its dtypes, the pass, and the call."""
+    """The kernels that the call launches, its dtypes, the pass, and the call."""
     template = "divergence" if loss in DIVERGENCES else "label_loss"
     row = PAIR_OF_ROWS if loss in DIVERGENCES else ROW
     for dtype in (BFLOAT16, FLOAT32, FLOAT64):
@@ -46,8 +46,8 @@ def launches(loss: str, ops) -> Iterator[tuple[str, tuple[torch.dtype, ...], str
         for pass_, launch in passes.items():
             yield template, pair, pass_, launch
     if loss == "cross_entropy":
-        yield template, (BFLOAT16,), "groups", call(grad=False, dtype=BFLOAT16, keep_dims=1)
-        yield "reduce", (BFLOAT16,), "", lambda: None  # launched by the one before
+        groups = call(grad=False, dtype=BFLOAT16, keep_dims=1)
+        yield f"{template} reduce", (BFLOAT16,), "groups", groups
         yield "count", (torch.int64,), "", lambda: _count(ops)
 
 

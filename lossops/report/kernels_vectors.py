@@ -25,9 +25,11 @@ ROW, LONG_ROW = (1000, 1024), (1000, 16384)  # one that a program holds at once;
 
 
 def launches(loss: str, ops) -> Iterator[tuple[str, tuple[torch.dtype, ...], str, Callable]]:
-    """The kernels that the call launches, in their order; its dtypes, the pass, and the call."""
+    """The kernels that the call launches, its dtypes, the pass, and the call."""
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        passes = {"value": (ROW, False), "step": (ROW, True), "long step": (LONG_ROW, True)}
+        passes = {"value": (ROW, False), "step": (ROW, True)}
+        if loss not in WITH_LISTS:  # whose rows are all read by tiles
+            passes["long step"] = (LONG_ROW, True)
         for pass_, (shape, grad) in passes.items():
 
             def call(dtype=dtype, shape=shape, grad=grad):
