@@ -111,7 +111,7 @@ class Steps:
         }
         if "triton" in lossops.backends.backends_for(self.vectors[0].device.type):
             steps[TRITON] = _on_triton(steps[LOSSOPS])
-        if compiled:
+        if compiled and self.spec.compiles:
             torch.compiler.reset()
             steps[COMPILE] = self.train(torch.compile(in_torch, dynamic=False))
         return steps
