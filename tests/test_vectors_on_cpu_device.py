@@ -16,15 +16,11 @@ from test_raw_vectors import LABELS, LAYOUTS, VECTORS, certain
 
 # Those that stay keep their places in the list.
 UNUSED = r",\s*MultiMarginSquared,\s*TverskyOfLogits,\s*Tversky,\s*MultilabelMargin>;"
-FEWER = [
-    ("losses/vectors.h", UNUSED, ">;"),
-    ("cuda/vectors.cu", r"run<__half>", "run<float>"),
-    ("cuda/vectors.cu", r"run<__nv_bfloat16>", "run<float>"),
+FEWER_TYPES = [
+    ("cuda/common/memory.cuh", rf"operator\(\)<{half}>", "operator()<float>")
+    for half in ("__half", "__nv_bfloat16")
 ]
-FEWER_LISTS = [
-    ("cuda/label_lists.cu", r"run<__half>", "run<float>"),
-    ("cuda/label_lists.cu", r"run<__nv_bfloat16>", "run<float>"),
-]
+FEWER = [("losses/vectors.h", UNUSED, ">;"), *FEWER_TYPES]
 
 
 @pytest.mark.parametrize("loss", [loss for loss in VECTORS if LABELS[loss] != "list"])
@@ -120,15 +116,17 @@ PLANTED_IN_LISTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("bug", PLANTED_IN_LISTS)
-def test_a_bug_planted_in_lists_is_found(bug, tmp_path, seed):
-    old, new, finding = PLANTED_IN_LISTS[bug]
-    library = planting.plant(
-        tmp_path, "label_lists.cu", old, new, FEWER_LISTS, planting.untouched("label_lists.cu")
-    )
-    run = planting.examine(library, seed, "test_vectors_on_cpu_device", "examine_lists")
+def is_found(folder, seed, examination, file, fewer, old, new, finding):
+    library = planting.plant(folder, file, old, new, fewer, planting.untouched(file))
+    run = planting.examine(library, seed, "test_vectors_on_cpu_device", examination)
     assert run.returncode != 0
     assert re.search(finding, run.stderr[-1500:]), run.stderr[-1500:]
+
+
+@pytest.mark.parametrize("bug", PLANTED_IN_LISTS)
+def test_a_bug_planted_in_lists_is_found(bug, tmp_path, seed):
+    change = PLANTED_IN_LISTS[bug]
+    is_found(tmp_path, seed, "examine_lists", "label_lists.cu", FEWER_TYPES, *change)
 
 
 def test_lists_that_are_right_pass(seed):
@@ -139,10 +137,4 @@ def test_lists_that_are_right_pass(seed):
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(bug, tmp_path, seed):
-    old, new, finding = PLANTED[bug]
-    library = planting.plant(
-        tmp_path, "vectors.cu", old, new, FEWER, planting.untouched("vectors.cu")
-    )
-    run = planting.examine(library, seed, "test_vectors_on_cpu_device", "examine")
-    assert run.returncode != 0
-    assert re.search(finding, run.stderr[-1500:]), run.stderr[-1500:]
+    is_found(tmp_path, seed, "examine", "vectors.cu", FEWER, *PLANTED[bug])

@@ -94,24 +94,15 @@ void elementwise_double_backward(const ElementwiseProblem& problem, void* worksp
 
 void elementwise_rescale(void* grad, DType dtype, int64_t numel, const void* grad_output,
                          DType grad_output_dtype, cudaStream_t stream) {
-  const auto run = [&]<class S>(S* data) {
+  with_dtype(dtype, [&]<class S>() {
+    S* data = static_cast<S*>(grad);
     const int64_t vectors = aligned(data, 16) ? numel * sizeof(S) / 16 : 0;
     const int64_t useful = (numel + kElementsPerBlock - 1) / kElementsPerBlock;
     const Grid grid{std::min<int64_t>(useful, multiprocessors() * kReducingBlocks), kThreads,
                     stream};
     launch("kernel elementwise_rescale", "", rescale<S>, grid, data, numel, vectors, grad_output,
            grad_output_dtype);
-  };
-  switch (dtype) {
-    case DType::float64:
-      return run(static_cast<double*>(grad));
-    case DType::float32:
-      return run(static_cast<float*>(grad));
-    case DType::bfloat16:
-      return run(static_cast<__nv_bfloat16*>(grad));
-    case DType::float16:
-      return run(static_cast<__half*>(grad));
-  }
+  });
 }
 
 }  // namespace lossops::cuda

@@ -231,16 +231,7 @@ void run(const VectorsProblem& problem, cudaStream_t stream) {
 }  // namespace
 
 void label_lists_run(const VectorsProblem& problem, cudaStream_t stream) {
-  switch (problem.dtype) {
-    case DType::float64:
-      return run<double>(problem, stream);
-    case DType::float32:
-      return run<float>(problem, stream);
-    case DType::bfloat16:
-      return run<__nv_bfloat16>(problem, stream);
-    case DType::float16:
-      return run<__half>(problem, stream);
-  }
+  with_dtype(problem.dtype, [&]<class S>() { run<S>(problem, stream); });
 }
 
 }  // namespace lossops::cuda

@@ -195,9 +195,7 @@ void run(const VectorsProblem& problem, cudaStream_t stream) {
   const int64_t blocks = std::min<int64_t>((problem.rows + per_block - 1) / per_block,
                                            int64_t(multiprocessors()) * kBlocks);
   visit(VectorLosses{}, problem.loss, [&]<class Loss>() {
-    if constexpr (kHasList<Loss>) {
-      label_lists_run(problem, stream);
-    } else {
+    if constexpr (!kHasList<Loss>) {
       launch("kernel vector_rows", Loss::name, vector_rows<Loss, S>, Grid{blocks, kThreads, stream},
              problem, width);
     }
@@ -207,16 +205,8 @@ void run(const VectorsProblem& problem, cudaStream_t stream) {
 }  // namespace
 
 void vectors_run(const VectorsProblem& problem, cudaStream_t stream) {
-  switch (problem.dtype) {
-    case DType::float64:
-      return run<double>(problem, stream);
-    case DType::float32:
-      return run<float>(problem, stream);
-    case DType::bfloat16:
-      return run<__nv_bfloat16>(problem, stream);
-    case DType::float16:
-      return run<__half>(problem, stream);
-  }
+  if (problem.has_lists()) return label_lists_run(problem, stream);
+  with_dtype(problem.dtype, [&]<class S>() { run<S>(problem, stream); });
 }
 
 }  // namespace lossops::cuda

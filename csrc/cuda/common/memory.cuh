@@ -23,6 +23,21 @@ constexpr DType dtype_of = std::is_same_v<S, double>          ? DType::float64
                            : std::is_same_v<S, __nv_bfloat16> ? DType::bfloat16
                                                               : DType::float16;
 
+// Calls f.operator()<S>() for the element type of a dtype.
+template <class F>
+void with_dtype(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::float64:
+      return f.template operator()<double>();
+    case DType::float32:
+      return f.template operator()<float>();
+    case DType::bfloat16:
+      return f.template operator()<__nv_bfloat16>();
+    case DType::float16:
+      return f.template operator()<__half>();
+  }
+}
+
 // Conversions by name: builds within torch disable the implicit ones of the half types.
 template <class T, class S>
 __device__ __forceinline__ T widen(S x) {
