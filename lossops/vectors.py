@@ -155,7 +155,7 @@ def _as_rows(loss: str, vectors, label, row_weight, dtype: torch.dtype) -> tuple
     rows = tuple(t.to(dtype).expand(*kept, length).reshape(count, length) for t in vectors)
     row_weight = row_weight if row_weight is None else row_weight.expand(kept).reshape(count)
     if lists:
-        label = label.expand(*kept, length).reshape(count, length)
+        label = label.reshape(count, length)
     elif label is not None:
         label = label.expand(kept).reshape(count)
     return kept, rows, label, row_weight
