@@ -33,6 +33,7 @@ CPU_SOURCES = (
     "csrc/ops/elementwise_fused.cpp",
     "csrc/ops/softmax_fused.cpp",
     "csrc/ops/vectors_fused.cpp",
+    "csrc/ops/large.cpp",
     "csrc/ops/elementwise.cpp",
     "csrc/ops/elementwise_cpu.cpp",
     "csrc/ops/softmax.cpp",

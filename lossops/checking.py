@@ -45,6 +45,11 @@ def label_checks() -> Iterator[None]:
         _add(-1)
 
 
+def labels_are_checked() -> bool:
+    """Whether a ``with`` block of label_checks is open."""
+    return _open > 0
+
+
 def _add(more: int) -> None:
     global _open
     with _lock:
@@ -53,7 +58,7 @@ def _add(more: int) -> None:
 
 def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
     """Raises for a label that is neither a class nor ignored, where that is asked for."""
-    if _open == 0 or torch.compiler.is_compiling() or labels.device.type == "meta":
+    if not labels_are_checked() or torch.compiler.is_compiling() or labels.device.type == "meta":
         return
     if transforms_active():
         return

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from lossops import plain
 from lossops.checks import legacy_reduction, number
 from lossops.library import accumulator
 from lossops.softmax_checks import (
@@ -113,6 +114,17 @@ def cross_entropy(
         >>> accuracy
         tensor([1., 1.])
     """
+    of_rows = return_lse or return_entropy or return_accuracy
+    if (
+        size_average is reduce is normalizer is softcap is None
+        and empty == "nan"
+        and not (of_rows or inplace)
+    ):
+        loss = plain.cross_entropy(
+            input, target, weight, ignore_index, reduction, label_smoothing, z_loss, temperature
+        )
+        if loss is not None:
+            return loss
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
             cross_entropy, (input, target, weight), input, target, weight, size_average,
@@ -192,6 +204,10 @@ def nll_loss(
         >>> F.nll_loss(torch.tensor([[-0.5, -0.9], [-2.0, -0.1]]), torch.tensor([0, 1]))
         tensor(0.3000)
     """
+    if size_average is reduce is normalizer is None and empty == "nan":
+        loss = plain.cross_entropy(input, target, weight, ignore_index, reduction, form="log_probs")
+        if loss is not None:
+            return loss
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
             nll_loss, (input, target, weight), input, target, weight, size_average, ignore_index,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from lossops import reference
+from lossops import plain, reference
 from lossops.checks import autocasts, broadcast_loss, legacy_reduction, number, require_tensors
 from lossops.composed import (
     check_reduction,
@@ -239,6 +239,10 @@ def multi_margin_loss(
         >>> F.multi_margin_loss(torch.tensor([[0.5, 0.0, 1.0]]), torch.tensor([2]))
         tensor(0.1667)
     """
+    if size_average is reduce is weight is None:
+        loss = plain.multi_margin_loss(input, target, p, margin, reduction)
+        if loss is not None:
+            return loss
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
             multi_margin_loss, (input, target, weight), input, target, p, margin, weight,

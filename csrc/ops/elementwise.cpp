@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "losses/elementwise.h"
+#include "ops/large.h"
 
 namespace lossops::ops {
 namespace {
@@ -167,9 +168,9 @@ Gradients empty_gradients(const ElementwiseCall& call, const bool* mask) {
   TORCH_CHECK(!mask[2] || call.weight.has_value(),
               "output_mask asks for the gradient of weight, and there is no weight");
   Gradients grads;
-  if (mask[0]) grads[0] = at::empty_like(call.input);
-  if (mask[1]) grads[1] = at::empty_like(call.target);
-  if (mask[2]) grads[2] = at::empty_like(*call.weight);
+  if (mask[0]) grads[0] = large(at::empty_like(call.input));
+  if (mask[1]) grads[1] = large(at::empty_like(call.target));
+  if (mask[2]) grads[2] = large(at::empty_like(*call.weight));
   return grads;
 }
 
@@ -182,7 +183,7 @@ void add_gradients(Layout& layout, ElementwiseProblem& problem, const Gradients&
 Tensor add_loss(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call,
                 at::ScalarType dtype) {
   if (!call.reduces()) {
-    Tensor value = at::empty_like(call.input, call.input.options().dtype(dtype));
+    Tensor value = large(at::empty_like(call.input, call.input.options().dtype(dtype)));
     layout.add(problem.value, value, "value");
     return value;
   }

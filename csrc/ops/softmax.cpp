@@ -7,6 +7,8 @@
 #include <limits>
 #include <numeric>
 
+#include "ops/large.h"
+
 namespace lossops::ops {
 namespace {
 
@@ -219,7 +221,7 @@ RowNumbers SoftmaxTask::numbers(const Tensor& tensor) {
 std::pair<Tensor, Tensor> SoftmaxTask::add_loss(at::ScalarType dtype) {
   const auto shape = call_.loss_shape();
   const auto options = call_.input.options();
-  Tensor value = at::empty(shape, options.dtype(dtype)), denominator;
+  Tensor value = large(at::empty(shape, options.dtype(dtype))), denominator;
   problem.count = call_.reduction == "mean" && problem.target_form == Form::labels &&
                   !call_.normalizer.has_value();
   if (problem.count) {
@@ -279,14 +281,14 @@ void SoftmaxTask::add_row_input(RowNumbers& numbers, const OptionalTensor& tenso
 
 Tensor SoftmaxTask::add_gradient(RowsOperand& operand, const Tensor& like, const Tensor& grad) {
   TORCH_CHECK(like.is_floating_point(), "labels have no gradient");
-  Tensor result = grad.defined() ? grad : at::empty_like(like);
+  Tensor result = grad.defined() ? grad : large(at::empty_like(like));
   TORCH_CHECK(result.sizes() == like.sizes(), "a gradient should have the shape ", like.sizes(),
               ", got ", result.sizes());
   if (collapses(result, call_.dim, 1)) {
     operand = matrix(result, "a gradient");
     return result;
   }
-  const Tensor dense = at::empty(like.sizes(), result.options());
+  const Tensor dense = large(at::empty(like.sizes(), result.options()));
   if (grad.defined()) dense.copy_(grad);  // it stays as it is where grad_output is 1
   operand = matrix(dense, "a gradient");
   late_.emplace_back(dense, result);

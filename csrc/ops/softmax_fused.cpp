@@ -3,11 +3,13 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/custom_class.h>
 
+#include <cmath>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "ops/fused.h"
+#include "ops/plain.h"
 
 namespace lossops::ops {
 namespace {
@@ -133,11 +135,76 @@ Tensor fused_softmax(const Tensor& input, const Tensor& target, const OptionalTe
   return FusedSoftmax::apply(input, target, class_weight, normalizer, state);
 }
 
+// Whether there is a label for every row: the scores' shape without its classes.
+bool has_label_per_row(const Tensor& scores, int64_t dim, const Tensor& labels) {
+  const auto type = labels.scalar_type();
+  if (type != at::kLong && type != at::kInt && type != at::kByte) return false;
+  const auto sizes = scores.sizes(), rows = labels.sizes();
+  return rows.size() + 1 == sizes.size() && rows.slice(0, dim) == sizes.slice(0, dim) &&
+         rows.slice(dim) == sizes.slice(dim + 1) && labels.device() == scores.device();
+}
+
+bool has_number_per_class(const Tensor& scores, int64_t dim, const Tensor& weight) {
+  return weight.dim() == 1 && weight.size(0) == scores.size(dim) &&
+         weight.device() == scores.device() &&
+         !(at::GradMode::is_enabled() && weight.requires_grad());
+}
+
+// cross_entropy, or nll_loss of log-probabilities; None where the call is not a plain one.
+pybind11::object plain_cross_entropy(pybind11::handle input, pybind11::handle target,
+                                     pybind11::handle weight, pybind11::handle ignore_index,
+                                     pybind11::handle reduction, pybind11::handle label_smoothing,
+                                     pybind11::handle z_loss, pybind11::handle temperature,
+                                     const std::string& form) {
+  static const auto op = find_op<Forward>("lossops::softmax_forward");
+  const Tensor* const scores = plain_scores(input);
+  const Tensor* const labels = plain_tensor(target);
+  const auto ignored = plain_int(ignore_index);
+  auto how = plain_reduction(reduction);
+  const auto smoothing = plain_float(label_smoothing), of_lse = plain_float(z_loss);
+  const auto divisor = plain_float(temperature);
+  if (!scores || !labels || !ignored || !how || !smoothing || !of_lse || !divisor ||
+      !nobody_looks_on()) {
+    return pybind11::none();
+  }
+  const int64_t dim = scores->dim() == 1 ? 0 : 1;
+  if (scores->numel() == 0 || !has_label_per_row(*scores, dim, *labels) ||
+      !(0 <= *smoothing && *smoothing <= 1) || !std::isfinite(*of_lse) || !(*divisor > 0) ||
+      !std::isfinite(*divisor)) {
+    return pybind11::none();
+  }
+  OptionalTensor class_weight;
+  if (!weight.is_none()) {
+    const Tensor* const found = plain_scores(weight);
+    if (!found || !has_number_per_class(*scores, dim, *found)) return pybind11::none();
+    class_weight = *found;
+  }
+  std::vector<double> params = {*divisor, 0, *smoothing, *of_lse, 0, 0};
+  const auto dtype = scores->scalar_type();
+  Tensor loss;
+  {
+    const pybind11::gil_scoped_release without_gil;
+    if (at::GradMode::is_enabled() && scores->requires_grad()) {
+      loss = fused_softmax(*scores, *labels, class_weight, {}, "cross_entropy", dim, form, "labels",
+                           std::move(params), *ignored, false, std::move(*how), 0, dtype);
+    } else {
+      const at::AutoDispatchBelowADInplaceOrView guard;
+      loss = std::get<0>(op.call(*scores, *labels, class_weight, {}, "cross_entropy", dim, form,
+                                 "labels", params, *ignored, false, *how, 0, dtype, {}));
+    }
+  }
+  return pybind11::cast(loss);
+}
+
 }  // namespace
 
 void bind_fused_softmax(pybind11::module_& module) {
   module.def("fused_softmax", torch::wrap_pybind_function_no_gil(fused_softmax),
              "A loss over rows by the native kernels, attached to the graph.");
+  module.def("plain_cross_entropy", torch::wrap_pybind_function(plain_cross_entropy),
+             "cross_entropy, or nll_loss of log-probabilities, of a plain call; None for others.");
+  module.def("plain_cross_entropy", torch::wrap_pybind_function(plain_cross_entropy),
+             "cross_entropy, or nll_loss of log-probabilities, of a plain call; None for others.");
   module.def(
       "set_differentiable_softmax_backward",
       [](pybind11::function function) { differentiable_backward = function.release(); },

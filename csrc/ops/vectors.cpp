@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "ops/large.h"
+
 namespace lossops::ops {
 namespace {
 
@@ -136,7 +138,7 @@ std::array<Tensor, kMaxVectors> VectorsTask::add_gradients(
     TORCH_CHECK(i < call_.vectors.size(),
                 "output_mask asks for the gradient of a vector that loss '", call_.loss,
                 "' does not take");
-    grads[i] = at::empty(first().sizes(), first().options());
+    grads[i] = large(at::empty(first().sizes(), first().options()));
     problem.grads[i] = {grads[i].data_ptr(), problem.length};
   }
   return grads;

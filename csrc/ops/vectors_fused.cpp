@@ -9,6 +9,7 @@
 
 #include "common/vectors_problem.h"
 #include "ops/fused.h"
+#include "ops/plain.h"
 
 namespace lossops::ops {
 namespace {
@@ -118,11 +119,46 @@ Tensor fused_vectors(const std::vector<Tensor>& vectors, const OptionalTensor& l
   return FusedVectors::apply(vectors.at(0), given(1), given(2), label, row_weight, state);
 }
 
+// multi_margin_loss; None where the call is not a plain one.
+pybind11::object plain_multi_margin(pybind11::handle input, pybind11::handle target,
+                                    pybind11::handle p, pybind11::handle margin,
+                                    pybind11::handle reduction) {
+  static const auto op = find_op<Forward>("lossops::vectors_forward");
+  const Tensor* const scores = plain_scores(input);
+  const Tensor* const labels = plain_tensor(target);
+  const auto power = plain_int(p);
+  const auto distance = plain_float(margin);
+  auto how = plain_reduction(reduction);
+  if (!scores || !labels || !power || !distance || !how || !nobody_looks_on()) {
+    return pybind11::none();
+  }
+  if (scores->dim() != 2 || scores->numel() == 0 || labels->dim() != 1 ||
+      labels->size(0) != scores->size(0) || labels->scalar_type() != at::kLong ||
+      labels->device() != scores->device() || (*power != 1 && *power != 2)) {
+    return pybind11::none();
+  }
+  const char* const name = *power == 1 ? "multi_margin" : "multi_margin_squared";
+  const auto dtype = scores->scalar_type();
+  Tensor loss;
+  {
+    const pybind11::gil_scoped_release without_gil;
+    if (at::GradMode::is_enabled() && scores->requires_grad()) {
+      loss = fused_vectors({*scores}, *labels, {}, name, {*distance}, std::move(*how), dtype);
+    } else {
+      const at::AutoDispatchBelowADInplaceOrView guard;
+      loss = std::get<0>(op.call(*scores, *labels, {}, name, *distance, *how, dtype, {}));
+    }
+  }
+  return pybind11::cast(loss);
+}
+
 }  // namespace
 
 void bind_fused_vectors(pybind11::module_& module) {
   module.def("fused_vectors", torch::wrap_pybind_function_no_gil(fused_vectors),
              "A loss over rows of vectors by the native kernels, attached to the graph.");
+  module.def("plain_multi_margin", torch::wrap_pybind_function(plain_multi_margin),
+             "multi_margin_loss of a plain call; None for others.");
   module.def(
       "set_differentiable_vectors_backward",
       [](pybind11::function function) { differentiable_backward = function.release(); },
