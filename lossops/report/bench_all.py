@@ -8,6 +8,7 @@ from typing import Any
 from lossops.report import (
     bench,
     bench_tables,
+    linear_bench,
     softmax_bench,
     softmax_tables,
     softmax_targets,
@@ -16,7 +17,7 @@ from lossops.report import (
 )
 from lossops.report.tables import Table
 
-_FAMILIES = (bench, softmax_bench, vectors_bench)
+_FAMILIES = (bench, softmax_bench, vectors_bench, linear_bench)
 Families = Sequence[Sequence[Any]]
 
 
@@ -24,7 +25,7 @@ def pieces(families: Families, parts: Iterable[str] = bench.PARTS) -> int:
     """How often ``bench`` advances."""
     return sum(
         module.pieces(family, [part for part in parts if part in module.PARTS])
-        for module, family in zip(_FAMILIES, families, strict=False)  # others are not measured
+        for module, family in zip(_FAMILIES, families, strict=True)
     )
 
 
@@ -36,10 +37,11 @@ def bench_families(
 ) -> dict[str, Any]:
     """A row per result in ``bench``, and what became of the ``targets``."""
     rows = []
-    for module, family in zip(_FAMILIES, families, strict=False):
+    for module, family in zip(_FAMILIES, families, strict=True):
         if family:
             rows += module.bench(family, advance, quick, parts)
-    found = targets.outcomes(rows, quick, (*softmax_targets.ALL, *vectors_bench.TARGETS))
+    among = (*softmax_targets.ALL, *vectors_bench.TARGETS, *linear_bench.TARGETS)
+    found = targets.outcomes(rows, quick, among)
     return {"bench": rows, "targets": found}
 
 
@@ -50,4 +52,5 @@ def tables(found: dict[str, Any]) -> list[Table]:
         *bench_tables.tables(rows, found["targets"]),
         *softmax_tables.tables(rows),
         *vectors_bench.tables(rows),
+        *linear_bench.tables(rows),
     ]

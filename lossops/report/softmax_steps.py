@@ -26,7 +26,6 @@ class Case:
     loss: str
     shape: tuple[int, ...] = VOCABULARY
     sample: Sample = field(default_factory=Sample)
-    compiled: bool = True  # whether it is compared with torch.compile, which takes long
 
     @property
     def spec(self) -> RowSpec:
@@ -45,7 +44,7 @@ class Case:
 
     def quick(self) -> Case:
         small = (4, self.shape[1], 16, 16) if len(self.shape) > 2 else (4, self.shape[1] // 8)
-        return Case(self.loss, small, self.sample, self.compiled)
+        return Case(self.loss, small, self.sample)
 
 
 def cases(losses: list[str]) -> list[Case]:
@@ -58,15 +57,11 @@ def cases(losses: list[str]) -> list[Case]:
         Case("kl_divergence", sample=Sample(target="logits")),
         Case("js_divergence", sample=Sample(target="logits")),
         Case("cross_entropy", sample=Sample({"label_smoothing": 0.1})),
-        Case("cross_entropy", sample=Sample(target="probs"), compiled=False),
+        Case("cross_entropy", sample=Sample(target="probs")),
     ]
     have = {case.loss for case in found}
-    found += [
-        Case(row.name, sample=row.samples[0], compiled=row.name == "focal_loss")
-        for row in ROW_SPECS
-        if row.name not in have
-    ]
-    found.append(Case("l1_distribution_loss", compiled=False))
+    found += [Case(row.name, sample=row.samples[0]) for row in ROW_SPECS if row.name not in have]
+    found.append(Case("l1_distribution_loss"))
     return [case for case in found if case.loss in losses]
 
 
@@ -121,7 +116,7 @@ def contenders(case: Case, rows: Rows, compiled: bool = True) -> dict[str, Step]
     }
     if "triton" in lossops.backends.backends_for(rows.input.device.type):
         steps[TRITON] = _on_triton(steps[LOSSOPS])
-    if compiled and case.compiled:
+    if compiled:
         torch.compiler.reset()
         steps[COMPILE] = rows.train(torch.compile(in_torch, dynamic=False))
     return steps

@@ -59,6 +59,21 @@ _TARGETS: tuple[Target, ...] = (
         reason="Compiled code, too, computes a row in the cache.",
     ),
     Target(
+        "losses over rows faster than torch eager",
+        "rows_step", ratio("ms", "eager", "lossops"), at_least=2.0,
+        reason="The gradient of nll_loss is zeros but for a number per row, and torch, too, does "
+        "nothing but write them. log_prob_of has a gradient per row.",
+    ),
+    Target(
+        "losses over rows faster than torch.compile",
+        "rows_step", ratio("ms", "compile", "lossops"), at_least=1.0,
+    ),
+    Target(
+        "cross_entropy and nll_loss, 16 rows of 10, over torch's own time",
+        "rows_tiny", ratio("us", "lossops", "eager"), at_most=1.25,
+        losses=("cross_entropy", "nll_loss"),
+    ),
+    Target(
         "losses over rows: peak memory of a step beyond its inputs, in gradients",
         "rows_memory", _held(False), at_most=1.01, devices=("cpu", "cuda"),
     ),
