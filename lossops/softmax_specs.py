@@ -5,6 +5,7 @@ Read by tests, benchmarks, plots and documents, never by the library itself.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,13 +118,11 @@ class RowSpec:
         return in_torch.reduced(self.function(input, target, dim=1, **kwargs), reduction)
 
     def call(self, sample: Sample) -> Loss:
-        """The loss with what says of which form input and target are."""
-        forms = self.forms(sample)
-
-        def loss(input: Tensor, target: Tensor, reduction: str = "mean", **kwargs) -> Tensor:
-            return self.loss(input, target, reduction=reduction, **forms, **kwargs)
-
-        return loss
+        """The loss with what says of which form input and target are. Like ``in_torch``, one call
+        away from the function: of small tensors that is measured, too."""
+        if self.name == "log_prob_of":
+            return self.loss
+        return functools.partial(self.function, **self.forms(sample))
 
     def forms(self, sample: Sample) -> dict[str, str]:
         if not self.takes_forms:
