@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import BACKEND, DEVICE, cpu_only, make
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossops
 from lossops import functional as F
@@ -126,6 +127,19 @@ def test_strided_scores_and_other_label_dtypes(name, monkeypatch):
         assert taken
 
 
+class Masks(TorchDispatchMode):
+    """Whether gradients are asked for, of each call of a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[bool] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "lossops":
+            self.seen.append(any(args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
 @each_name
 @pytest.mark.parametrize("way", [torch.no_grad, torch.inference_mode, contextlib.nullcontext])
 def test_without_gradient(name, way, monkeypatch):
@@ -133,11 +147,12 @@ def test_without_gradient(name, way, monkeypatch):
     if way is torch.no_grad:
         x.requires_grad_()
     with way():
-        with Taken() as taken:
+        with Taken() as taken, Masks() as masks:
             loss = CALLS[name](x, y)
         with the_long_way(monkeypatch):
             assert torch.equal(CALLS[name](x, y), loss)
     assert taken
+    assert masks.seen == [False]
     assert not loss.requires_grad
 
 
@@ -309,6 +324,14 @@ def test_without_oddities_it_is_plain(call):
 @pytest.mark.parametrize(("call", "argument", "value"), ODD)
 def test_oddities_are_left_to_the_checks(call, argument, value):
     assert call(**{argument: value}) is None
+
+
+@cpu_only
+def test_labels_of_turned_pictures_are_left_to_the_checks():
+    pictures = torch.zeros(2, 5, 3, 4)
+    assert _softmax(pictures, torch.zeros(2, 3, 4).long()) is not None
+    assert _softmax(pictures, torch.zeros(2, 4, 3).long()) is None
+    assert _softmax(pictures, torch.zeros(3, 3, 4).long()) is None
 
 
 @cpu_only
