@@ -326,8 +326,9 @@ def elementwise(
     """A loss over tensors of one shape. ``normalizer`` is not differentiated by."""
     transformed = transforms_active()
     # torch.compile does not see the derivative rules of a Function inside torch.func's transforms;
-    # plain formulas it differentiates, and fuses, itself.
-    if call.backend == "reference" or (transformed and torch.compiler.is_compiling()):
+    # plain formulas it differentiates, and fuses, itself. Functionalization knows no Function.
+    plain = transformed and (torch.compiler.is_compiling() or reference.is_functionalized())
+    if call.backend == "reference" or plain:
         return reference.elementwise(
             input, target, weight, normalizer, *call.op_args, call.out_dtype
         )

@@ -142,6 +142,8 @@ def resolve(input: Tensor) -> str:
     """The backend for a call on this tensor."""
     if torch._C._get_tracing_state() is not None:  # which knows no arguments like the kernels'
         return "reference"
+    if type(input) is not Tensor and hasattr(input, "device_mesh"):  # a DTensor: torch spreads it
+        return "reference"
     device = input.device.type
     name = _chosen
     if name is None:

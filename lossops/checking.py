@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lossops.autograd import transforms_active
 
@@ -46,7 +47,7 @@ def label_checks() -> Iterator[None]:
 
 
 def labels_are_checked() -> bool:
-    """Whether a ``with`` block of label_checks is open."""
+    """Whether a ``with`` block of label_checks, or the environment, asks for it."""
     return _open > 0
 
 
@@ -56,12 +57,25 @@ def _add(more: int) -> None:
         _open += more
 
 
+def can_look(tensor: Tensor) -> bool:
+    """Whether to read its numbers makes nobody wait, and is possible."""
+    if torch.compiler.is_compiling() or transforms_active():
+        return False
+    traced = torch._C._get_tracing_state() is not None
+    return tensor.device.type == "cpu" and not traced and not isinstance(tensor, FakeTensor)
+
+
 def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
     """Raises for a label that is neither a class nor ignored, where that is asked for."""
     if not labels_are_checked() or torch.compiler.is_compiling() or labels.device.type == "meta":
         return
     if transforms_active():
         return
+    require_classes(labels, classes, ignore_index)
+
+
+def require_classes(labels: Tensor, classes: int, ignore_index: int) -> None:
+    """Raises for a label that is neither a class nor ignored. Waits for the labels."""
     labels = labels.detach().long()  # in uint8, an ignore_index of -100 would be 156
     outside = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
     if not outside.any():

@@ -50,6 +50,14 @@ def number(function: str, name: str, value) -> float:
     return float(value)
 
 
+def defined(function: str, name: str, value) -> float:
+    """A hyperparameter as a float that is not NaN."""
+    value = number(function, name, value)
+    if value != value:
+        raise ValueError(f"{function}(): {name} should be a number, got nan")
+    return value
+
+
 def require_tensors(function: str, **arguments) -> None:
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
@@ -92,7 +100,7 @@ def elementwise_loss(
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{reduction} is not a valid value for reduction")
     _check_tensors(loss, input, target, weight)
-    input, target, weight, dtype = _settle_dtypes(input, target, weight)
+    input, target, weight, dtype = _settle_dtypes(input, target, weight, warns_of_broadcast)
     mode, keep_dims = REDUCTIONS[reduction]
     sum_of_weights = None
     if weight is not None:
@@ -194,11 +202,13 @@ def promoted(input: Tensor, target: Tensor) -> torch.dtype:
     return torch.promote_types(input.dtype, target.dtype)
 
 
-def _settle_dtypes(input: Tensor, target: Tensor, weight: Tensor | None):
-    """The tensors in dtypes that the kernels take, and the dtype of the loss."""
+def _settle_dtypes(input: Tensor, target: Tensor, weight: Tensor | None, broadcast_first: bool):
+    """The tensors in dtypes that the kernels take, and the dtype of the loss. Where torch brings
+    them to one shape first, a number counts for as much as the tensor it meets."""
     dtype = input.dtype
     if target.dtype != dtype:
-        dtype = promoted(input, target)
+        both = torch.broadcast_tensors(input, target) if broadcast_first else (input, target)
+        dtype = promoted(*both)
     if weight is not None and weight.dtype != dtype:
         dtype = torch.promote_types(dtype, weight.dtype)
     if dtype not in KERNEL_DTYPES:

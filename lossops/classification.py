@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import plain
-from lossops.checks import legacy_reduction, number
+from lossops.checks import defined, legacy_reduction, number
 from lossops.library import accumulator
 from lossops.softmax_checks import (
     any_dimension,
@@ -331,7 +331,7 @@ def focal_loss(
     check_scores("focal_loss", input)
     weight = alpha
     if alpha is not None and not isinstance(alpha, Tensor):
-        alpha = number("focal_loss", "alpha", alpha)
+        alpha = defined("focal_loss", "alpha", alpha)
         weight = torch.full((), alpha, dtype=accumulator(input.dtype), device=input.device)
     return _of_labels(
         "focal_loss", "focal", input, target, weight, (gamma,), ignore_index, reduction, normalizer

@@ -11,9 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from lossops.autograd import transforms_active
 from lossops.checks import HALF_DTYPES, REDUCTIONS, autocasts, promoted
 from lossops.reference import reduce
 
@@ -79,9 +77,3 @@ def difference(a: Tensor, b: Tensor) -> tuple[Tensor, torch.dtype]:
     if autocasts(a.device.type):
         dtype = torch.float32
     return a.to(torch.float32) - b.to(torch.float32), dtype
-
-
-def can_look(tensor: Tensor) -> bool:
-    """Whether to read its numbers makes nobody wait, and is possible."""
-    traced = torch.compiler.is_compiling() or transforms_active()
-    return tensor.device.type == "cpu" and not traced and not isinstance(tensor, FakeTensor)

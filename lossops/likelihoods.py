@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from lossops.checks import broadcast_loss, legacy_reduction, number, promoted, require_tensors
-from lossops.composed import can_look, check_reduction, difference, floating
+from lossops.checking import can_look
+from lossops.checks import (
+    broadcast_loss,
+    defined,
+    legacy_reduction,
+    number,
+    promoted,
+    require_tensors,
+)
+from lossops.composed import check_reduction, difference, floating
 
 __all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
 
@@ -62,7 +70,7 @@ def poisson_nll_loss(
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("poisson_nll_loss", input=input, target=target)
-    eps = number("poisson_nll_loss", "eps", eps)
+    eps = defined("poisson_nll_loss", "eps", eps)
     loss, params = ("poisson_log", ()) if log_input else ("poisson", (eps,))
     input = floating(input, target)
     return broadcast_loss(loss, input, target, weight, reduction, *params, float(bool(full)))
@@ -133,7 +141,7 @@ def gaussian_nll_loss(
             or sum(v for x, v in zip(input.shape, var.shape, strict=True) if x != v) != 1
         ):
             raise ValueError("var is of incorrect size")
-    eps = number("gaussian_nll_loss", "eps", eps)
+    eps = defined("gaussian_nll_loss", "eps", eps)
     check_reduction(reduction)
     input = floating(input, target)
     off, dtype = difference(input, target)

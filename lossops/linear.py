@@ -119,11 +119,10 @@ def linear_cross_entropy(
         return cross_entropy(logits, target, weight, reduction=reduction, **extras)
     rows = input if input.dim() == 2 else input.unsqueeze(0)
     if input.dim() == 1:
+        if target.shape != (1,) or target.is_floating_point():
+            target = target.unsqueeze(0)
         shape = (1, *shape)
-        target = target.unsqueeze(0)
-    dtype = input.dtype
-    if autocasts(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
+    dtype = _dtype_of_logits(input, linear_weight, linear_bias)
     stand_in = torch.empty((), dtype=dtype, device=input.device).expand(shape)  # for the logits
     check_target("linear_cross_entropy", stand_in, target)
     soft = target.shape == shape
@@ -140,6 +139,21 @@ def linear_cross_entropy(
         _Walk(call, dtype, _rows_at_once(shape, dtype, options)),
     )  # fmt: skip
     return loss.squeeze(0) if input.dim() == 1 and reduction == "none" else loss
+
+
+def _dtype_of_logits(*tensors: Tensor | None) -> torch.dtype:
+    """What torch's linear gives; it refuses tensors of several dtypes, but for those that autocast
+    makes one."""
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
+    if autocasts(tensors[0].device.type):  # which leaves float64 alone
+        narrow = torch.get_autocast_dtype(tensors[0].device.type)
+        dtypes = {dtype if dtype == torch.float64 else narrow for dtype in dtypes}
+    if len(dtypes) > 1:
+        raise RuntimeError(
+            "expected input, linear_weight and linear_bias to have the same dtype, got "
+            + ", ".join(str(tensor.dtype) for tensor in tensors if tensor is not None)
+        )
+    return dtypes.pop()
 
 
 def _rows_at_once(shape: tuple, dtype: torch.dtype, options: object | None) -> int:
@@ -263,7 +277,7 @@ class _Chunked(Function):
         grads, ctx.grads = ctx.grads, None
         if torch.is_grad_enabled() or is_transformed(grad_output):
             found = _differentiable_gradients(
-                grad_output, tensors, target, weight, normalizer, walk.call, mask
+                grad_output, tensors, target, weight, normalizer, walk, mask
             )
             return *found, *[None] * 5
         if not walk.call.gives_a_number:
@@ -280,12 +294,13 @@ class _Chunked(Function):
         return *found, *[None] * 5
 
 
-def _differentiable_gradients(grad_output, tensors, target, weight, normalizer, call, mask) -> list:
+def _differentiable_gradients(grad_output, tensors, target, weight, normalizer, walk, mask) -> list:
     """The gradients by the formulas in plain torch, as what torch can differentiate further."""
 
     def loss(*moving):
-        input, matrix, bias = merge(tensors, mask, moving)
-        logits = torch.nn.functional.linear(input, matrix, bias)
+        merged = merge(tensors, mask, moving)  # under autocast, wider than the logits
+        logits = torch.nn.functional.linear(*(t if t is None else t.to(walk.dtype) for t in merged))
+        call = walk.call
         rows = reference.softmax(logits, target, weight, normalizer, *call.op_args, call.out_dtype)
         return rows[0]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import plain, reference
-from lossops.checks import autocasts, broadcast_loss, legacy_reduction, number, require_tensors
+from lossops.checks import autocasts, broadcast_loss, defined, legacy_reduction, require_tensors
 from lossops.composed import (
     check_reduction,
     composed,
@@ -120,7 +120,7 @@ def hinge_embedding_loss(
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("hinge_embedding_loss", input=input, target=target)
     target = _label_like(input, target)
-    margin = number("hinge_embedding_loss", "margin", margin)
+    margin = defined("hinge_embedding_loss", "margin", margin)
     if weight is not None:
         input = floating(input)
     if not has_kernels(input):
@@ -186,7 +186,7 @@ def margin_ranking_loss(
             "margin_ranking_loss : All input tensors should have same dimension but got sizes: "
             f"input1: {input1.size()}, input2: {input2.size()}, target: {target.size()} "
         )
-    margin = number("margin_ranking_loss", "margin", margin)
+    margin = defined("margin_ranking_loss", "margin", margin)
     if weight is not None:
         input1 = floating(input1, input2)
     if has_kernels(input1, input2):
@@ -254,7 +254,7 @@ def multi_margin_loss(
         raise ValueError("only p == 1 and p == 2 supported")
     if weight is not None and weight.dim() != 1:
         raise ValueError("weight must be one-dimensional")
-    margin = number("multi_margin_loss", "margin", margin)
+    margin = defined("multi_margin_loss", "margin", margin)
     _check_rows("multi_margin_loss", input, target)
     rows = 1 if input.dim() < 2 else input.shape[0]
     if target.dim() > 1 or target.numel() != rows:
@@ -378,7 +378,12 @@ def multilabel_soft_margin_loss(
     if input.dim() == 0:
         raise IndexError("multilabel_soft_margin_loss(): input should have a dimension of classes")
     if target.shape != input.shape:
-        input, target = torch.broadcast_tensors(input, target)
+        if torch.broadcast_shapes(input.shape, target.shape) != input.shape:
+            raise ValueError(
+                "multilabel_soft_margin_loss(): target should have the shape of input, "
+                f"{tuple(input.shape)}, or broadcast to it, got {tuple(target.shape)}"
+            )
+        target = target.expand(input.shape)
     each = "none" if reduction == "sample" else reduction
     loss = binary_cross_entropy_with_logits(input, target, weight, reduction=each)
     if each == "sum":

@@ -150,7 +150,8 @@ class CTCLoss(torch.nn.CTCLoss):
         )  # fmt: skip
 
 
-class LinearCrossEntropyLoss(_WeightedLoss):
+# torch's own is younger than the oldest torch that lossops runs with.
+class LinearCrossEntropyLoss(getattr(torch.nn, "LinearCrossEntropyLoss", _WeightedLoss)):
     """A linear layer and its cross entropy; see :func:`lossops.functional.linear_cross_entropy`.
 
     Args:
@@ -194,7 +195,7 @@ class LinearCrossEntropyLoss(_WeightedLoss):
             raise RuntimeError(
                 f"expected label_smoothing to be in range [0, 1], got {label_smoothing}"
             )
-        super().__init__(weight=weight, reduction=reduction)
+        _WeightedLoss.__init__(self, weight=weight, reduction=reduction)
         self.num_classes = num_classes
         self.out_features = out_features
         self.ignore_index = ignore_index

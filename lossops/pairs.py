@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import vectors_reference as reference
-from lossops.checks import legacy_reduction, number, require_tensors
+from lossops.checks import defined, legacy_reduction, number, require_tensors
 from lossops.composed import check_reduction, composed
 from lossops.vectors import vectors_loss
 
@@ -59,7 +59,7 @@ def cosine_embedding_loss(
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
     require_tensors("cosine_embedding_loss", input1=input1, input2=input2, target=target)
-    margin = number("cosine_embedding_loss", "margin", margin)
+    margin = defined("cosine_embedding_loss", "margin", margin)
     if target.dim() not in (0, 1):
         raise RuntimeError(
             "0D or 1D target tensor expected, multi-target not supported, got target of shape "
@@ -124,8 +124,8 @@ def triplet_margin_loss(
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
-    p = number("triplet_margin_loss", "p", p)
-    eps = number("triplet_margin_loss", "eps", eps)
+    p = defined("triplet_margin_loss", "p", p)
+    eps = defined("triplet_margin_loss", "eps", eps)
     margin = _check_triplet("triplet_margin_loss", anchor, positive, negative, margin)
     vectors, params = (anchor, positive, negative), (margin, float(bool(swap)), eps)
     if p in KERNELS and anchor.dim():

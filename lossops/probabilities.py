@@ -66,6 +66,7 @@ def kl_div(
         )  # fmt: skip
     if reduction == "mean" and size_average is None and reduce is None:
         _warn_of_mean()
+    asked = reduction
     reduction = legacy_reduction(size_average, reduce, reduction)
     for tensor in (input, target):
         if isinstance(tensor, Tensor) and not (tensor.is_floating_point() or tensor.is_complex()):
@@ -79,10 +80,13 @@ def kl_div(
         if isinstance(input, Tensor) and input.dim() > 0:
             batch = input.size(0)
             normalizer = torch.full((), batch, dtype=torch.float64, device=input.device)
-    return elementwise_loss(
+    loss = elementwise_loss(
         "kl_div_log_target" if log_target else "kl_div", input, target, weight, reduction,
         divides_by_weight=False, normalizer=normalizer, warns_of_broadcast=False,
     )  # fmt: skip
+    # As torch: the deprecated arguments decide how to reduce, and "batchmean" divides all the same.
+    overruled = asked == "batchmean" and not (size_average is None and reduce is None)
+    return loss / input.size(0) if overruled and input.size(0) != 0 else loss
 
 
 def _dtype(tensor) -> str:

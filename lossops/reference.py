@@ -17,6 +17,12 @@ from torch import Tensor
 Formula = Callable[..., Tensor]
 
 
+def is_functionalized() -> bool:
+    """Whether torch.func.functionalize looks on, which knows no autograd.Function."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(i.key() == torch._C._functorch.TransformType.Functionalize for i in stack)
+
+
 def mse(input: Tensor, target: Tensor) -> Tensor:
     return (input - target).square()
 

@@ -18,6 +18,7 @@ from torch.autograd import Function
 from lossops import softmax_reference as reference
 from lossops.autograd import attached, is_transformed, transforms_active
 from lossops.backends import kernel_ops, native_extension
+from lossops.checking import can_look, require_classes
 
 Outputs = tuple[Tensor, ...]  # the loss, then lse, entropy and accuracy where they are wanted
 
@@ -205,6 +206,8 @@ def softmax(
         input.requires_grad or target.requires_grad or weight_moves
     )
     if call.backend == "reference" or transforms_active() or (differentiated and weight_moves):
+        if call.target_form == "labels" and can_look(target):
+            require_classes(target, input.shape[call.dim], call.ignore_index)
         rows = reference.softmax(
             input, target, class_weight, normalizer, *call.op_args, call.out_dtype
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lossops.library import accumulator
-from lossops.reference import infinitely_steep, reduce
+from lossops.reference import infinitely_steep, is_functionalized, reduce
 
 
 class Rows(NamedTuple):
@@ -156,8 +156,9 @@ def _distribution(
         numbers = softcap * torch.tanh(numbers / softcap)
     if temperature != 1:
         numbers = numbers / temperature
-    # Compiled transforms cannot trace it, and give NaN, as torch does.
-    limit = numbers if torch.compiler.is_compiling() else _Limit.apply(numbers, dim)
+    # Compiled transforms and functionalization cannot trace it, and give NaN, as torch does.
+    untraceable = torch.compiler.is_compiling() or is_functionalized()
+    limit = numbers if untraceable else _Limit.apply(numbers, dim)
     log_p = limit.log_softmax(dim)
     largest = numbers.detach().amax(dim)
     lse = limit.logsumexp(dim) + torch.where(largest.isinf(), largest, 0.0)

@@ -5,7 +5,6 @@ Read by tests, benchmarks, plots and documents, never by the library itself.
 
 from __future__ import annotations
 
-import functools
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,7 +121,12 @@ class RowSpec:
         away from the function: of small tensors that is measured, too."""
         if self.name == "log_prob_of":
             return self.loss
-        return functools.partial(self.function, **self.forms(sample))
+        function, forms = self.function, self.forms(sample)
+
+        def loss(input: Tensor, target: Tensor, reduction: str = "mean", **kwargs) -> Tensor:
+            return function(input, target, reduction=reduction, **forms, **kwargs)
+
+        return loss
 
     def forms(self, sample: Sample) -> dict[str, str]:
         if not self.takes_forms:

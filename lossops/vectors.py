@@ -19,8 +19,9 @@ from torch.autograd import Function
 from lossops import backends
 from lossops.autograd import attached, is_transformed, transforms_active
 from lossops.backends import kernel_ops, native_extension
+from lossops.checking import can_look
 from lossops.checks import HALF_DTYPES, KERNEL_DTYPES, autocasts
-from lossops.composed import can_look, check_reduction, composed, mean_of_samples
+from lossops.composed import check_reduction, composed, mean_of_samples
 from lossops.library import VECTOR_SIGNATURES, accumulator
 from lossops.vectors_reference import FORMULAS
 

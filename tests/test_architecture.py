@@ -62,9 +62,10 @@ def test_ops_know_engines_by_their_launch_functions_only():
 # up.
 LAYERS = [
     "library", "reference", "softmax_reference", "vectors_reference", "backends", "batching",
-    "autograd", "softmax_autograd", "checks", "softmax_checks", "composed", "vectors",
-    "probabilities", "classification", "divergences", "likelihoods", "linear", "margins", "pairs",
-    "regions", "sequences", "functional", "nn_composed", "nn_divergences", "nn", "patching",
+    "autograd", "checking", "plain", "softmax_autograd", "checks", "softmax_checks", "composed",
+    "vectors", "probabilities", "classification", "divergences", "likelihoods", "linear",
+    "margins", "pairs", "regions", "sequences", "functional", "nn_composed", "nn_divergences",
+    "nn", "patching",
 ]  # fmt: skip
 READERS = {
     "elementwise_spec",
@@ -104,7 +105,8 @@ def test_triton_knows_only_the_library():
 def test_hot_path_does_not_synchronise():
     """Nothing that reads a number off the device, which would stall it."""
     forbidden = re.compile(r"\.item\(\)|\.tolist\(\)|torch\.equal\(|\.cpu\(\)|Synchronize")
-    files = [PACKAGE / f"{layer}.py" for layer in LAYERS]
+    waits = "checking"  # where it is asked to, or nobody has to wait
+    files = [PACKAGE / f"{layer}.py" for layer in LAYERS if layer != waits]
     files += list((PACKAGE / "triton").glob("*.py")) + [p for d in KNOWS for p in sources(d)]
     for path in files:
         code = re.sub(r'"""[\s\S]*?"""', "", path.read_text())  # examples in docstrings may

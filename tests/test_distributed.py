@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from conftest import cpu_only, make
 from test_value import pair
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from lossops import functional, nn, specs
@@ -77,6 +78,53 @@ def test_processes_and_micro_batches_give_the_gradient_of_one_batch(name, tmp_pa
         grads = torch.load(f"{tmp_path}/{rank}.pt")
         for grad, parameter in zip(grads, model.parameters(), strict=True):
             torch.testing.assert_close(grad, parameter.grad)
+
+
+SPREAD = {
+    "mse_loss": lambda f, x, y: f.mse_loss(x, x.detach() + 1),
+    "log_cosh_loss": lambda f, x, y: f.log_cosh_loss(x, x.detach() + 1, reduction="sum"),
+    "kl_divergence": lambda f, x, y: f.kl_divergence(x, x.detach() * 2),
+    "cross_entropy": lambda f, x, y: f.cross_entropy(x, y),
+    "nll_loss": lambda f, x, y: f.nll_loss(x, y),
+    "multi_margin_loss": lambda f, x, y: f.multi_margin_loss(x, y),
+    "dice_loss": lambda f, x, y: f.dice_loss(x, x.detach().sigmoid()),
+}
+
+
+def _spread(rank: int, store: str, folder: str) -> None:
+    faulthandler.dump_traceback_later(120, exit=True)
+    dist.init_process_group(
+        "gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=60)
+    )
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    input, labels = _spread_batch()
+    found = {}
+    for name, loss in SPREAD.items():
+        x, y = (distribute_tensor(t, mesh, [Shard(0)]) for t in (input, labels))
+        value = loss(functional, x.requires_grad_(), y)
+        value.backward()
+        found[name] = value.detach().full_tensor(), x.grad.full_tensor()
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # as above
+
+
+def _spread_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(9)
+    return torch.randn(6, 5), torch.randint(5, (6,))
+
+
+@cpu_only
+def test_tensors_that_are_spread_over_processes(tmp_path):
+    torch.multiprocessing.spawn(_spread, (f"file://{tmp_path}/s", str(tmp_path)), nprocs=PROCESSES)
+    input, labels = _spread_batch()
+    for rank in range(PROCESSES):
+        found = torch.load(f"{tmp_path}/{rank}.pt")
+        for name, loss in SPREAD.items():
+            x = input.clone().requires_grad_()
+            value = loss(functional, x, labels)
+            value.backward()
+            torch.testing.assert_close(found[name], (value.detach(), x.grad))
 
 
 class _Loss(torch.nn.Module):

@@ -32,7 +32,7 @@ MODULES = [
     "lossops", "lossops.functional", "lossops.probabilities", "lossops.classification",
     "lossops.divergences", "lossops.backends", "lossops.info", "lossops.nn", "lossops.margins",
     "lossops.likelihoods", "lossops.linear", "lossops.pairs", "lossops.sequences",
-    "lossops.patching",
+    "lossops.patching", "lossops.checking", "lossops.regions",
 ]  # fmt: skip
 
 

@@ -1,5 +1,5 @@
-"""What is done with graphs of losses besides backward: gradients of gradients that are 0, and
-torch.jit.trace."""
+"""What is done with graphs of losses besides backward: gradients of gradients that are 0,
+torch.jit.trace, and functionalization."""
 
 from __future__ import annotations
 
@@ -68,3 +68,17 @@ def test_trace(name):
     traced = torch.jit.trace(loss, tuple(tensors))
     others = [0.5 * t for t in tensors]
     torch.testing.assert_close(traced(*others), loss(*others))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_functionalization(name):
+    tensors, loss = ALL[name]()
+    tensors = tuple(t.detach() for t in tensors)
+    expected = torch.func.grad(loss)(*tensors)
+    for transform in (
+        lambda f: torch.func.functionalize(torch.func.grad(f)),
+        lambda f: torch.func.grad(torch.func.functionalize(f)),
+    ):
+        torch.testing.assert_close(transform(loss)(*tensors), expected)
+    value = torch.func.functionalize(loss)(*tensors)
+    torch.testing.assert_close(value, loss(*tensors))

@@ -12,8 +12,10 @@
 namespace lossops::ops {
 namespace {
 
-// Of fewer bytes perhaps no huge page is whole: those have 2 MiB on most systems.
-constexpr size_t kMuch = size_t(4) << 20;
+// From here on memory is a mapping of its own, whatever glibc has learnt of the sizes of others,
+// and the advice goes when the tensor goes. That of the heap would stay, and concern who comes
+// next.
+constexpr size_t kMuch = size_t(32) << 20;
 
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
 void prefer_huge_pages(void* data, size_t bytes) {

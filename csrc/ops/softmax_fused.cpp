@@ -1,4 +1,5 @@
-// The losses over rows in eager training, as far as nothing but the loss is wanted of a row.
+// The losses over rows in eager training, as far as nothing but the loss is wanted of a row; and
+// plain calls of them, with a gradient or without.
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/custom_class.h>
@@ -201,8 +202,6 @@ pybind11::object plain_cross_entropy(pybind11::handle input, pybind11::handle ta
 void bind_fused_softmax(pybind11::module_& module) {
   module.def("fused_softmax", torch::wrap_pybind_function_no_gil(fused_softmax),
              "A loss over rows by the native kernels, attached to the graph.");
-  module.def("plain_cross_entropy", torch::wrap_pybind_function(plain_cross_entropy),
-             "cross_entropy, or nll_loss of log-probabilities, of a plain call; None for others.");
   module.def("plain_cross_entropy", torch::wrap_pybind_function(plain_cross_entropy),
              "cross_entropy, or nll_loss of log-probabilities, of a plain call; None for others.");
   module.def(

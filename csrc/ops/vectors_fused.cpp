@@ -1,8 +1,9 @@
-// The losses over rows of vectors in eager training.
+// The losses over rows of vectors in eager training, and plain calls of one.
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/custom_class.h>
 
+#include <cmath>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -134,7 +135,8 @@ pybind11::object plain_multi_margin(pybind11::handle input, pybind11::handle tar
   }
   if (scores->dim() != 2 || scores->numel() == 0 || labels->dim() != 1 ||
       labels->size(0) != scores->size(0) || labels->scalar_type() != at::kLong ||
-      labels->device() != scores->device() || (*power != 1 && *power != 2)) {
+      labels->device() != scores->device() || (*power != 1 && *power != 2) ||
+      std::isnan(*distance)) {
     return pybind11::none();
   }
   const char* const name = *power == 1 ? "multi_margin" : "multi_margin_squared";
