@@ -103,7 +103,8 @@ def _beyond_allowed(row: Row) -> float:
 
 _FRESH = (
     "Most of this time is page faults, whose cost varies from run to run. There are few where the "
-    "system gives huge pages to those who ask for them, as lossops does."
+    "system gives huge pages to those who ask for them, as lossops does; but a hypervisor that "
+    "takes free ones back meanwhile has to fetch them again."
 )
 _ARITHMETIC = (
     "Two logarithms or more per element, or an exponential and a logarithm, which a few cores "
