@@ -357,7 +357,8 @@ def multilabel_soft_margin_loss(
         The loss: a scalar, or for "none" a number per row.
 
     Raises:
-        ValueError: if ``reduction`` is none of these, or target does not broadcast to the shape of input.
+        ValueError: if ``reduction`` is none of these, or target does not broadcast to the shape of
+            input.
         NotImplementedError: if the tensors are not floating point.
 
     Follows :func:`torch.nn.functional.multilabel_soft_margin_loss`.
