@@ -8,15 +8,19 @@
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <optional>
 #include <string>
+#include <tuple>
 
 namespace lossops::ops {
 
@@ -76,6 +80,23 @@ inline std::optional<int64_t> plain_int(pybind11::handle object) {
   int overflow = 0;
   const int64_t value = PyLong_AsLongLongAndOverflow(object.ptr(), &overflow);
   return overflow ? std::nullopt : std::optional(value);
+}
+
+// The loss of a plain call: by fused(), attached to the graph, where a gradient is wanted, or by
+// forward(), the raw op, whose first result it is.
+template <class Fused, class Forward>
+pybind11::object run_plain(const at::Tensor& scores, const Fused& fused, const Forward& forward) {
+  at::Tensor loss;
+  {
+    const pybind11::gil_scoped_release without_gil;
+    if (at::GradMode::is_enabled() && scores.requires_grad()) {
+      loss = fused();
+    } else {
+      const at::AutoDispatchBelowADInplaceOrView guard;
+      loss = std::get<0>(forward());
+    }
+  }
+  return pybind11::cast(loss);
 }
 
 }  // namespace lossops::ops

@@ -182,19 +182,17 @@ pybind11::object plain_cross_entropy(pybind11::handle input, pybind11::handle ta
   }
   std::vector<double> params = {*divisor, 0, *smoothing, *of_lse, 0, 0};
   const auto dtype = scores->scalar_type();
-  Tensor loss;
-  {
-    const pybind11::gil_scoped_release without_gil;
-    if (at::GradMode::is_enabled() && scores->requires_grad()) {
-      loss = fused_softmax(*scores, *labels, class_weight, {}, "cross_entropy", dim, form, "labels",
-                           std::move(params), *ignored, false, std::move(*how), 0, dtype);
-    } else {
-      const at::AutoDispatchBelowADInplaceOrView guard;
-      loss = std::get<0>(op.call(*scores, *labels, class_weight, {}, "cross_entropy", dim, form,
-                                 "labels", params, *ignored, false, *how, 0, dtype, {}));
-    }
-  }
-  return pybind11::cast(loss);
+  return run_plain(
+      *scores,
+      [&] {
+        return fused_softmax(*scores, *labels, class_weight, {}, "cross_entropy", dim, form,
+                             "labels", std::move(params), *ignored, false, std::move(*how), 0,
+                             dtype);
+      },
+      [&] {
+        return op.call(*scores, *labels, class_weight, {}, "cross_entropy", dim, form, "labels",
+                       params, *ignored, false, *how, 0, dtype, {});
+      });
 }
 
 }  // namespace

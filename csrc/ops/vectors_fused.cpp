@@ -129,7 +129,7 @@ pybind11::object plain_multi_margin(pybind11::handle input, pybind11::handle tar
   const Tensor* const labels = plain_tensor(target);
   const auto power = plain_int(p);
   const auto distance = plain_float(margin);
-  auto how = plain_reduction(reduction);
+  const auto how = plain_reduction(reduction);
   if (!scores || !labels || !power || !distance || !how || !nobody_looks_on()) {
     return pybind11::none();
   }
@@ -141,17 +141,10 @@ pybind11::object plain_multi_margin(pybind11::handle input, pybind11::handle tar
   }
   const char* const name = *power == 1 ? "multi_margin" : "multi_margin_squared";
   const auto dtype = scores->scalar_type();
-  Tensor loss;
-  {
-    const pybind11::gil_scoped_release without_gil;
-    if (at::GradMode::is_enabled() && scores->requires_grad()) {
-      loss = fused_vectors({*scores}, *labels, {}, name, {*distance}, std::move(*how), dtype);
-    } else {
-      const at::AutoDispatchBelowADInplaceOrView guard;
-      loss = std::get<0>(op.call(*scores, *labels, {}, name, *distance, *how, dtype, {}));
-    }
-  }
-  return pybind11::cast(loss);
+  return run_plain(
+      *scores,
+      [&] { return fused_vectors({*scores}, *labels, {}, name, {*distance}, *how, dtype); },
+      [&] { return op.call(*scores, *labels, {}, name, *distance, *how, dtype, {}); });
 }
 
 }  // namespace
