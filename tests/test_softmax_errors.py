@@ -121,9 +121,9 @@ def test_label_out_of_range(name, bad):
 @pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "focal_loss", "poly_loss"])
 @pytest.mark.parametrize("bad", [-1, 5])
 def test_label_out_of_range_by_the_formulas(name, bad):
-    x, y = torch.randn(4, 5), torch.tensor([0, 1, bad, 2])
+    x, y = make.randn(4, 5), make.tensor([0, 1, bad, 2])
     option = "alpha" if name == "focal_loss" else "weight"
-    weight = torch.ones(5, requires_grad=True)
+    weight = make.ones(5, requires_grad=True)
     refuses(IndexError, "out of bounds", getattr(F, name), x, y, **{option: weight})
     with lossops.backend("reference"):
         refuses(IndexError, "out of bounds", getattr(F, name), x, y)
