@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import cuda_on_cpu
+import interpreter
 import pytest
 import raw_ops as contract
 import torch
@@ -73,6 +74,8 @@ def pytest_configure():
         raise pytest.UsageError("LOSSOPS_TEST_DEVICE=cuda, and there is no GPU")
     if BACKEND != "reference":
         backends.kernel_ops(BACKEND)  # also registers the ops of Triton
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        interpreter.patch_the_language_once_a_launch()
 
 
 def pytest_report_header():
