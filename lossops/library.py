@@ -318,3 +318,12 @@ def implement(namespace: str, name: str, device: str, kernel) -> None:
     library = torch.library.Library(namespace, "IMPL")
     library.impl(name, kernel, device.upper())
     _libraries.append(library)
+
+
+def compose(name: str, schema: str, kernel, fake) -> None:
+    """An op that is made of others, wherever these run."""
+    library = torch.library.Library(NATIVE, "FRAGMENT")
+    library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NATIVE}::{name}", fake, lib=library)
+    _libraries.append(library)

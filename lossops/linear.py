@@ -1,28 +1,25 @@
 """Cross entropy of logits that a linear layer makes, without ever holding all of them; public as
 part of :mod:`lossops.functional`.
 
-The rows are walked in chunks: a chunk's logits are multiplied out, the row kernel puts their
-gradient in their place, and two more products carry it to the layer's input and weight. What stays
-is of the size of those. Where a gradient is differentiated itself, and under ``torch.func`` and
-``torch.compile``, the loss is what it says: ``cross_entropy(linear(x, weight), target)``.
+Where a gradient is differentiated itself, under ``torch.func``'s transforms, and where the logits
+are few, the loss is what it says: ``cross_entropy(linear(x, weight), target)``. Else the rows are
+walked in chunks, by :mod:`lossops.linear_autograd`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import backends
-from lossops import softmax_reference as reference
-from lossops.autograd import is_transformed, merge, transforms_active
+from lossops.autograd import transforms_active
 from lossops.checks import autocasts, require_tensors
 from lossops.classification import cross_entropy
 from lossops.library import accumulator
+from lossops.linear_autograd import ChunkedCrossEntropy, Walk
 from lossops.softmax_autograd import SoftmaxCall
 from lossops.softmax_checks import (
     check_class_weight,
@@ -34,9 +31,8 @@ from lossops.softmax_checks import (
 
 __all__ = ["linear_cross_entropy"]
 
-# A chunk is a sixteenth of the rows, at least so many, and its logits no more bytes than these: a
-# product of fewer rows is slow, larger logits would be what is to be avoided.
-_CHUNKS, _FEWEST_ROWS, _MOST_BYTES = 16, 128, 1 << 28
+# Logits of so many bytes are made at once: they stay in a cache, and a walk takes longer.
+_FEW_BYTES = 1 << 18
 
 
 def linear_cross_entropy(
@@ -59,8 +55,8 @@ def linear_cross_entropy(
 
     The logits of a few rows exist at a time, never all of them: with a vocabulary of 128000 they
     would be the largest tensor of a language model by far. The weight's gradient is accumulated in
-    float32. Derivatives of any order and ``torch.func``'s transforms are right; those, and
-    ``torch.compile``, do make all logits.
+    float32. Derivatives of any order and ``torch.func``'s transforms are right, but make all
+    logits; so are logits of less than 256 KiB made at once.
 
     Args:
         input: x, of shape (H) or (N, H).
@@ -112,9 +108,9 @@ def linear_cross_entropy(
     moving = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (target, weight)
     )
-    whole = moving or transforms_active() or torch.compiler.is_compiling()
-    whole = whole or backends.resolve(input) == "reference"
-    if whole or linear_weight.dim() > 2 or not input.is_floating_point():
+    whole = moving or transforms_active() or backends.resolve(input) == "reference"
+    whole = whole or linear_weight.dim() > 2 or not input.is_floating_point()
+    if whole or (options is None and _are_few(shape, input)):
         logits = _all_logits(input, linear_weight, linear_bias, shape)
         return cross_entropy(logits, target, weight, reduction=reduction, **extras)
     rows = input if input.dim() == 2 else input.unsqueeze(0)
@@ -134,9 +130,9 @@ def linear_cross_entropy(
         target_form="probs" if soft else "labels", **extras,
     )  # fmt: skip
     denominator = _denominator(target, weight, normalizer, call)
-    loss = _Chunked.apply(
+    loss = ChunkedCrossEntropy.apply(
         rows, linear_weight, linear_bias, target, weight, normalizer, denominator,
-        _Walk(call, dtype, _rows_at_once(shape, dtype, options)),
+        Walk(call, dtype, getattr(options, "batch_chunk_size", None) or 0),
     )  # fmt: skip
     return loss.squeeze(0) if input.dim() == 1 and reduction == "none" else loss
 
@@ -156,12 +152,13 @@ def _dtype_of_logits(*tensors: Tensor | None) -> torch.dtype:
     return dtypes.pop()
 
 
-def _rows_at_once(shape: tuple, dtype: torch.dtype, options: object | None) -> int:
-    if chosen := getattr(options, "batch_chunk_size", None):
-        return chosen
-    rows, classes = shape
-    most = _MOST_BYTES // max(1, classes * dtype.itemsize)
-    return max(_FEWEST_ROWS, min(most, math.ceil(rows / _CHUNKS)))
+def _are_few(shape: tuple, input: Tensor) -> bool:
+    """Whether all logits may be made at once. Not in float16, where the gradients of a mean, which
+    the walk scales at last, would be rounded to 0; and not where the shape may be symbolic."""
+    if torch.compiler.is_compiling() or input.dtype == torch.float16:
+        return False
+    few = math.prod(shape) * input.dtype.itemsize <= _FEW_BYTES
+    return few and not autocasts(input.device.type)
 
 
 def _denominator(target, weight, normalizer, call: SoftmaxCall) -> Tensor | None:
@@ -179,134 +176,6 @@ def _denominator(target, weight, normalizer, call: SoftmaxCall) -> Tensor | None
         return counts.sum(dtype=wide)
     counts = counts & (target < weight.shape[0])
     return torch.where(counts, weight[torch.where(counts, target, 0)], 0.0).sum(dtype=wide)
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """How the rows are walked, and what is computed of each chunk."""
-
-    call: SoftmaxCall
-    dtype: torch.dtype  # of the logits
-    rows: int  # at once
-
-    def __call__(self, tensors, target, weight, mask=(False,) * 3, grad_output=None):
-        """The sum of the losses, or those of the rows; and the gradients that are wanted, of that
-        sum or, with ``grad_output``, of the rows."""
-        input, linear_weight, linear_bias = tensors
-        number, wide = self.call.gives_a_number, accumulator(self.dtype)
-        ops = backends.kernel_ops(self.call.backend)
-        call = replace(self.call, reduction="sum" if number else "none", keep_dims=0)
-        matrix = linear_weight.to(self.dtype)
-        bias = None if linear_bias is None else linear_bias.to(self.dtype)
-        grads = [
-            torch.empty_like(input) if mask[0] else None,
-            torch.zeros_like(linear_weight, dtype=wide) if mask[1] else None,
-            torch.zeros_like(linear_bias, dtype=wide) if mask[2] else None,
-        ]
-        values = []
-        for begin in range(0, input.shape[0], self.rows):
-            chunk = slice(begin, begin + self.rows)
-            x, labels = input[chunk].to(self.dtype), target[chunk]
-            logits = torch.nn.functional.linear(x, matrix, bias)
-            arguments = (labels, weight, None, *call.op_args)
-            if grad_output is not None:
-                by_logits = ops.softmax_backward(
-                    grad_output[chunk], None, None, logits, *arguments, (True, False)
-                )[0]
-            elif number and any(mask):
-                by_logits = logits  # in their place
-                found = ops.softmax_forward_(logits, *arguments, wide, (False,) * 3)
-                values.append(found[0])
-            else:
-                found = ops.softmax_forward(logits, *arguments, self.out_dtype, (False,) * 5)
-                values.append(found[0])
-                continue
-            self._add(grads, by_logits, x, matrix, chunk)
-            del logits, by_logits  # before the next ones are made
-        if grad_output is not None:
-            return None, grads
-        if number:
-            return torch.stack(
-                [torch.zeros((), dtype=wide, device=input.device), *values]
-            ).sum(), grads
-        return torch.cat(values or [input.new_empty(0, dtype=self.out_dtype)]), grads
-
-    @property
-    def out_dtype(self) -> torch.dtype:
-        """Of a chunk: sums are rounded when all are added up."""
-        wide = accumulator(self.dtype)
-        return wide if self.call.gives_a_number else self.call.out_dtype
-
-    @staticmethod
-    def _add(grads, by_logits, x, matrix, chunk) -> None:
-        by_input, by_matrix, by_bias = grads
-        if by_input is not None:
-            by_input[chunk] = by_logits @ matrix
-        if by_matrix is not None:
-            if by_logits.dtype == by_matrix.dtype:
-                by_matrix.addmm_(by_logits.t(), x)
-            else:
-                by_matrix.addmm_(by_logits.t().to(by_matrix.dtype), x.to(by_matrix.dtype))
-        if by_bias is not None:
-            by_bias += by_logits.sum(0, dtype=by_bias.dtype)
-
-
-class _Chunked(Function):
-    """The loss of all chunks. What its gradients are multiplied by at last comes in one number, so
-    that those in float16 are not rounded to 0 first."""
-
-    @staticmethod
-    def forward(
-        ctx, input, linear_weight, linear_bias, target, weight, normalizer, denominator, walk
-    ):
-        mask = ctx.needs_input_grad[:3]
-        value, grads = walk((input, linear_weight, linear_bias), target, weight, mask)
-        ctx.walk = walk
-        ctx.grads = grads if walk.call.gives_a_number else None
-        ctx.save_for_backward(
-            input, linear_weight, linear_bias, target, weight, normalizer, denominator
-        )
-        if denominator is not None:
-            value = value / denominator
-        return value.to(walk.call.out_dtype)
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        *tensors, target, weight, normalizer, denominator = ctx.saved_tensors
-        walk, mask = ctx.walk, ctx.needs_input_grad[:3]
-        grads, ctx.grads = ctx.grads, None
-        if torch.is_grad_enabled() or is_transformed(grad_output):
-            found = _differentiable_gradients(
-                grad_output, tensors, target, weight, normalizer, walk, mask
-            )
-            return *found, *[None] * 5
-        if not walk.call.gives_a_number:
-            _, grads = walk(tensors, target, weight, mask, grad_output.contiguous())
-        elif grads is None:
-            _, grads = walk(tensors, target, weight, mask)
-        scale = grad_output.to(accumulator(walk.dtype))
-        if denominator is not None:  # of nothing, the gradient is 0
-            scale = torch.where(denominator == 0, 0.0, scale / denominator)
-        found = [None] * 3
-        for i, (grad, tensor) in enumerate(zip(grads, tensors, strict=True)):
-            if grad is not None:
-                found[i] = (grad.mul_(scale) if walk.call.gives_a_number else grad).to(tensor.dtype)
-        return *found, *[None] * 5
-
-
-def _differentiable_gradients(grad_output, tensors, target, weight, normalizer, walk, mask) -> list:
-    """The gradients by the formulas in plain torch, as what torch can differentiate further."""
-
-    def loss(*moving):
-        merged = merge(tensors, mask, moving)  # under autocast, wider than the logits
-        logits = torch.nn.functional.linear(*(t if t is None else t.to(walk.dtype) for t in merged))
-        call = walk.call
-        rows = reference.softmax(logits, target, weight, normalizer, *call.op_args, call.out_dtype)
-        return rows[0]
-
-    moving = [tensor for tensor, moves in zip(tensors, mask, strict=True) if moves]
-    found = iter(torch.func.vjp(loss, *moving)[1](grad_output))
-    return [next(found) if moves else None for moves in mask]
 
 
 def _logits_shape(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> tuple:

@@ -62,10 +62,10 @@ def test_ops_know_engines_by_their_launch_functions_only():
 # up.
 LAYERS = [
     "library", "reference", "softmax_reference", "vectors_reference", "backends", "batching",
-    "autograd", "checking", "plain", "softmax_autograd", "checks", "softmax_checks", "composed",
-    "vectors", "probabilities", "classification", "divergences", "likelihoods", "linear",
-    "margins", "pairs", "regions", "sequences", "functional", "nn_composed", "nn_divergences",
-    "nn", "patching",
+    "autograd", "checking", "plain", "softmax_autograd", "linear_autograd", "checks",
+    "softmax_checks", "composed", "vectors", "probabilities", "classification", "divergences",
+    "likelihoods", "linear", "margins", "pairs", "regions", "sequences", "functional",
+    "nn_composed", "nn_divergences", "nn", "patching",
 ]  # fmt: skip
 READERS = {
     "elementwise_spec",

@@ -11,6 +11,7 @@ import torch.nn.functional as torch_functional
 from conftest import cpu_only, make
 
 from lossops import functional as F
+from lossops import linear
 
 NAN = float("nan")
 
@@ -79,6 +80,11 @@ def test_hyperparameters_are_numbers(call, argument):
 
 class TestLinear:
     """linear_cross_entropy takes the dtypes that torch's linear takes."""
+
+    @pytest.fixture(autouse=True, params=["at once", "walked"])
+    def walks(self, request, monkeypatch):
+        if request.param == "walked":
+            monkeypatch.setattr(linear, "_FEW_BYTES", -1)
 
     @staticmethod
     def tensors(dtype=torch.float32):

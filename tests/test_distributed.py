@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ PROCESSES, MICRO_BATCHES = 2, 3
 LOSSES = {
     "cross_entropy": lambda x, y, n: functional.cross_entropy(x, y, normalizer=n),
     "linear_cross_entropy": lambda x, y, n: functional.linear_cross_entropy(
-        x, torch.eye(6, dtype=x.dtype), y, normalizer=n
+        x, torch.eye(6, dtype=x.dtype), y, normalizer=n, options=SimpleNamespace(batch_chunk_size=2)
     ),
     "mse_loss": lambda x, y, n: functional.mse_loss(x, x.detach().roll(1, 1), reduction="sum") / n,
 }

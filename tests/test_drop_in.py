@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as torch_functional
-from conftest import DEVICE, cpu_only, make, random_grad_like
+from conftest import DEVICE, make
 from torch.testing._internal.common_modules import module_db
 
 import lossops
 from lossops import functional, nn
-from lossops.report.measure import peak_bytes
 
 MODULES = {
     info.module_cls.__name__: info for info in module_db if info.module_cls.__name__ in nn.__all__
@@ -172,6 +172,13 @@ CASES = {
             softcap=3.0,
         ),
     ),
+    "linear_cross_entropy, two rows at a time": lambda: (
+        [make.randn(5, 4), make.randn(6, 4)],
+        _with(
+            functional.linear_cross_entropy, labels(5, classes=6), label_smoothing=0.1, z_loss=0.01,
+            softcap=3.0, options=SimpleNamespace(batch_chunk_size=2),
+        ),
+    ),
 }  # fmt: skip
 each_formula = pytest.mark.parametrize("name", CASES)
 each_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
@@ -267,91 +274,6 @@ def test_limits():
     target = make.tensor([0.0, 0.5, 3.0], requires_grad=True)
     functional.poisson_nll_loss(make.zeros(3), target, full=True).backward()
     assert target.grad.isfinite().all()
-
-
-# ---------------------------------------------------------------------------------------------
-# linear_cross_entropy.
-
-
-@pytest.mark.parametrize("rows", [1, 127, 128, 129, 700])
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-@pytest.mark.parametrize("soft", [False, True])
-def test_chunks(rows, reduction, soft):
-    """Gradients of chunks are those of all at once, the first time and again."""
-    classes = 40
-    x, a, b = (make.randn(*shape).double() for shape in ((rows, 8), (classes, 8), (classes,)))
-    weight = make.rand(classes).double()
-    target = (
-        make.randn(rows, classes).double().softmax(1) if soft else labels(rows, classes=classes)
-    )
-    options = {"weight": weight, "label_smoothing": 0.1, "reduction": reduction, "z_loss": 1e-2}
-    if not soft:
-        target[::3] = -100
-        if (target == -100).all():
-            target[0] = 3
-    moving = [t.requires_grad_() for t in (x, a, b)]
-    loss = functional.linear_cross_entropy(x, a, target, linear_bias=b, **options)
-    assert type(loss.grad_fn).__name__ == "_ChunkedBackward"
-    right = functional.cross_entropy(torch_functional.linear(x, a, b), target, **options)
-    torch.testing.assert_close(loss, right)
-    cotangent = random_grad_like(right)
-    expected = torch.autograd.grad(right, moving, cotangent, retain_graph=True)
-    for _ in range(2):
-        found = torch.autograd.grad(loss, moving, cotangent, retain_graph=True)
-        torch.testing.assert_close(found, expected)
-    again = torch.autograd.grad(loss, moving, cotangent, create_graph=True)
-    torch.testing.assert_close(again, expected)
-    with torch.no_grad():
-        value = functional.linear_cross_entropy(x, a, target, linear_bias=b, **options)
-    torch.testing.assert_close(value, right)
-
-
-def test_all_ignored_has_no_gradient():
-    x, a = make.randn(6, 3, requires_grad=True), make.randn(4, 3, requires_grad=True)
-    loss = functional.linear_cross_entropy(x, a, torch.full((6,), -100, device=DEVICE))
-    assert loss.isnan()
-    loss.backward()
-    assert not x.grad.any()
-    assert not a.grad.any()
-
-
-def test_small_gradients_survive_float16():
-    """A loss scaled by 32768, as for mixed precision: the gradient is not rounded to 0 first."""
-    rows, classes = 2000, 50
-    x = (make.randn(rows, 16) * 0.1).half().requires_grad_()
-    a = (make.randn(classes, 16) * 0.01).half()
-    target = labels(rows, classes=classes)
-    (functional.linear_cross_entropy(x, a, target) * 32768).backward()
-    exact = x.detach().double().requires_grad_()
-    loss = functional.cross_entropy(torch_functional.linear(exact, a.double()), target)
-    (expected,) = torch.autograd.grad(loss * 32768, exact)
-    torch.testing.assert_close(x.grad.double(), expected, rtol=2e-2, atol=2e-3)
-
-
-def test_micro_batches_with_a_normalizer_are_one_batch():
-    """Gradient accumulation over parts with different numbers of labels."""
-    x, a = make.randn(12, 5).double(), make.randn(7, 5).double().requires_grad_()
-    target = labels(12, classes=7)
-    target[[0, 1, 5]] = -100
-    tokens = (target != -100).sum()
-    functional.linear_cross_entropy(x, a, target).backward()
-    expected, a.grad = a.grad, None
-    for part in (slice(0, 2), slice(2, 7), slice(7, 12)):
-        functional.linear_cross_entropy(x[part], a, target[part], normalizer=tokens).backward()
-    torch.testing.assert_close(a.grad, expected)
-
-
-@cpu_only
-def test_memory_of_a_chunk():
-    """Beyond the gradients, less than 15% of the logits are there at any time."""
-    x, a = make.randn(2048, 16, requires_grad=True), make.randn(3000, 16, requires_grad=True)
-    target = labels(2048, classes=3000)
-
-    def step():
-        torch.autograd.grad(functional.linear_cross_entropy(x, a, target), (x, a))
-
-    gradients = 4 * (x.numel() + a.numel())
-    assert peak_bytes(step, "cpu") - gradients <= 0.15 * 4 * 2048 * 3000
 
 
 @pytest.mark.parametrize("form", ["logits", "probs"])

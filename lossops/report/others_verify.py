@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -53,7 +54,9 @@ def _with_distance(loss, generator) -> Case:
 def _linear(loss, generator) -> Case:
     labels = torch.randint(6, (5,), generator=generator)
     tensors = [_random(5, 4, generator=generator), _random(6, 4, generator=generator)]
-    return tensors, lambda x, w, **k: loss(x, w, labels.to(x.device), **k)
+    ours = loss is functional.linear_cross_entropy
+    chunks = {"options": SimpleNamespace(batch_chunk_size=2)} if ours else {}
+    return tensors, lambda x, w, **k: loss(x, w, labels.to(x.device), **chunks, **k)
 
 
 def _ctc(loss, generator) -> Case:
