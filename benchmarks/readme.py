@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.tables import to_markdown
-from lossops.report import linear_bench, softmax_tables, vectors_bench
+from lossops.report import others_bench, softmax_tables, vectors_bench
 from lossops.report.tables import NOTHING, Table, number, verdict
 from lossops.report.targets import ratio
 
@@ -92,7 +92,7 @@ def _cpu_section(name: str, file: Path, result: Result) -> str:
     rows = result["bench"]
     tables = [
         *_cpu_table(rows), *softmax_tables.tables(rows), *vectors_bench.tables(rows),
-        *linear_bench.tables(rows), _targets(result["targets"]),
+        *others_bench.tables(rows), _targets(result["targets"]),
     ]  # fmt: skip
     return "\n".join([f"### {name}\n", _origin(file, result, facts), *map(to_markdown, tables)])
 

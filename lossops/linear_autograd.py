@@ -21,9 +21,10 @@ from lossops.autograd import is_transformed, merge
 from lossops.library import accumulator
 from lossops.softmax_autograd import SoftmaxCall
 
-# A chunk is a sixteenth of the rows, at least so many, and its logits no more bytes than these: a
-# product of fewer rows is slow, larger logits would be what is to be avoided.
-_CHUNKS, _FEWEST_ROWS, _MOST_BYTES = 16, 128, 1 << 28
+# A chunk is an eighth of the rows, at least so many, and its logits no more bytes than these: a
+# product of fewer rows is slow, and each chunk reads and writes the weight's gradient once; larger
+# logits would be what is to be avoided.
+_CHUNKS, _FEWEST_ROWS, _MOST_BYTES = 8, 128, 1 << 28
 
 _WALK = (
     "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, "

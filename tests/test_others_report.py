@@ -7,7 +7,7 @@ import torch
 from conftest import cpu_only
 
 from lossops import functional
-from lossops.report import build, linear_bench, others_verify, targets
+from lossops.report import build, others_bench, others_verify, targets
 from lossops.report.others_verify import OTHERS
 from lossops.report.tables import to_text
 
@@ -47,35 +47,58 @@ def test_verify_finds_what_is_wrong(other, what, monkeypatch):
 FOUND = ("float64", "float32", "gradcheck")
 
 
-def test_the_linear_layer_is_measured():
-    task = {"parts": linear_bench.PARTS, "device": "cpu", "quick": True}
-    rows = list(linear_bench.run(task))
-    assert [row["kind"] for row in rows] == ["linear_step", "linear_memory"]
-    assert len(rows) == linear_bench.pieces(OTHERS)
-    assert linear_bench.pieces([other for other in OTHERS if other.name == "ctc_loss"]) == 0
-    assert all(time > 0 for time in rows[0]["ms"].values())
-    held = rows[1]["logits"]
+def test_they_are_measured():
+    rows = others_bench.bench(quick=True)
+    tiny = ["others_tiny"] * len(OTHERS)
+    assert [row["kind"] for row in rows] == ["linear_step", *tiny, "linear_memory"]
+    assert [row["loss"] for row in rows[1:-1]] == [other.name for other in OTHERS]
+    assert len(rows) == others_bench.pieces(OTHERS)
+    assert all(time > 0 for row in rows[:-1] for time in row.get("ms", row.get("us")).values())
+    assert {"lossops", "eager", "compile", "products"} <= set(rows[0]["ms"])
+    held = rows[-1]["logits"]
     assert held["lossops"] < 0.5 < held["eager"]
-    (table,) = linear_bench.tables(rows)
-    assert "over its products" in to_text(table)
+    linear, calls = map(to_text, others_bench.tables(rows))
+    assert "over its products" in linear
+    assert all(other.name in calls for other in OTHERS)
+
+
+def test_parts_of_losses_that_are_measured():
+    (ctc,) = (other for other in OTHERS if other.name == "ctc_loss")
+    assert others_bench.pieces([ctc]) == others_bench.pieces(OTHERS, ["memory"]) == 1
+    assert others_bench.pieces([ctc], ["step"]) == others_bench.pieces([]) == 0
+    assert others_bench.bench([ctc], parts=["step"]) == []
 
 
 def test_the_linear_steps_compute_the_same():
-    steps, grads = linear_bench.Steps(6, 5, 7, "cpu"), {}
+    steps, grads = others_bench.Steps(6, 5, 7, "cpu"), {}
     for name, step in steps.contenders().items():
         step()
         grads[name] = [steps.x.grad, steps.weight.grad]
-    for name in ("eager", "chunked"):
+    for name in ("eager", "compile", "chunked"):
         if name in grads:
             torch.testing.assert_close(grads["lossops"], grads[name])
     assert [g.shape for g in grads["products"]] == [g.shape for g in grads["lossops"]]
 
 
-@pytest.mark.parametrize(("ms", "met"), [(114.0, True), (116.0, False)])
-def test_the_linear_targets_are_met_and_missed(ms, met):
+@pytest.mark.parametrize(
+    ("of", "ms", "met"),
+    [("products", 87.0, True), ("products", 86.0, False), ("compile", 101.0, True),
+     ("compile", 99.0, False)],
+)  # fmt: skip
+def test_the_linear_targets_are_met_and_missed(of, ms, met):
     row = {
-        "kind": "linear_step", "loss": linear_bench.NAME, "case": "", "device": "cpu",
-        "memory": "default", "ms": {"lossops": ms, "products": 100.0},
+        "kind": "linear_step", "loss": others_bench.LINEAR, "case": "", "device": "cpu",
+        "memory": "default", "ms": {"lossops": 100.0, of: ms},
     }  # fmt: skip
-    (outcome,) = targets.outcomes([row], False, linear_bench.TARGETS)
+    (outcome,) = targets.outcomes([row], False, others_bench.TARGETS)
+    assert outcome["met"] is met
+
+
+@pytest.mark.parametrize(("us", "met"), [(12.4, True), (12.6, False)])
+def test_what_a_call_may_cost(us, met):
+    row = {
+        "kind": "others_tiny", "loss": "ctc_loss", "case": "", "device": "cpu",
+        "memory": "default", "us": {"lossops": us, "eager": 10.0},
+    }  # fmt: skip
+    (outcome,) = targets.outcomes([row], False, others_bench.TARGETS)
     assert outcome["met"] is met

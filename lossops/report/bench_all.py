@@ -8,7 +8,7 @@ from typing import Any
 from lossops.report import (
     bench,
     bench_tables,
-    linear_bench,
+    others_bench,
     softmax_bench,
     softmax_tables,
     softmax_targets,
@@ -17,7 +17,7 @@ from lossops.report import (
 )
 from lossops.report.tables import Table
 
-_FAMILIES = (bench, softmax_bench, vectors_bench, linear_bench)
+_FAMILIES = (bench, softmax_bench, vectors_bench, others_bench)
 Families = Sequence[Sequence[Any]]
 
 
@@ -40,7 +40,7 @@ def bench_families(
     for module, family in zip(_FAMILIES, families, strict=True):
         if family:
             rows += module.bench(family, advance, quick, parts)
-    among = (*softmax_targets.ALL, *vectors_bench.TARGETS, *linear_bench.TARGETS)
+    among = (*softmax_targets.ALL, *vectors_bench.TARGETS, *others_bench.TARGETS)
     found = targets.outcomes(rows, quick, among)
     return {"bench": rows, "targets": found}
 
@@ -52,5 +52,5 @@ def tables(found: dict[str, Any]) -> list[Table]:
         *bench_tables.tables(rows, found["targets"]),
         *softmax_tables.tables(rows),
         *vectors_bench.tables(rows),
-        *linear_bench.tables(rows),
+        *others_bench.tables(rows),
     ]

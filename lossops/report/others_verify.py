@@ -3,8 +3,9 @@ such as are made of other losses?"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from lossops import backends, functional
 from lossops.report.tables import Table, verdict
 from lossops.report.verify import devices
 
+_SHAPE = (5, 7)
 _CHECKS = ("float64", "float32", "gradcheck", "gradgradcheck")
 # Tensors to differentiate by, and the loss of these by a module of functions.
 Case = tuple[list[Tensor], Callable[..., Tensor]]
@@ -24,49 +26,49 @@ Case = tuple[list[Tensor], Callable[..., Tensor]]
 
 @dataclass(frozen=True)
 class Other:
-    """A loss, and one call of it."""
+    """A loss, and calls of it over some rows of some numbers."""
 
     name: str  # in lossops.functional and torch.nn.functional
     how: str  # it is computed
-    case: Callable[[Callable[..., Tensor], torch.Generator], Case]
+    case: Callable[[Callable[..., Tensor], torch.Generator, int, int], Case]
     backends: bool = False  # whether kernels of others run in it
     twice: bool = True  # whether it can be differentiated twice
+    ours: dict[str, Any] = field(default_factory=dict)  # what lossops is verified with besides
 
 
 def _random(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _multilabel_soft_margin(loss, generator) -> Case:
-    wanted = torch.randint(2, (3, 6), generator=generator)
-    return [_random(3, 6, generator=generator)], lambda x, **k: loss(x, wanted.to(x), **k)
+def _multilabel_soft_margin(loss, generator, rows, length) -> Case:
+    wanted = torch.randint(2, (rows, length), generator=generator).float()
+    tensors = [_random(rows, length, generator=generator)]
+    return tensors, lambda x, **k: loss(x, wanted.to(x), **k)
 
 
 def _distance(x: Tensor, y: Tensor) -> Tensor:
     return 1 - torch_functional.cosine_similarity(x, y)
 
 
-def _with_distance(loss, generator) -> Case:
-    tensors = [_random(4, 5, generator=generator) for _ in range(3)]
+def _with_distance(loss, generator, rows, length) -> Case:
+    tensors = [_random(rows, length, generator=generator) for _ in range(3)]
     return tensors, lambda *t, **k: loss(*t, distance_function=_distance, **k)
 
 
-def _linear(loss, generator) -> Case:
-    labels = torch.randint(6, (5,), generator=generator)
-    tensors = [_random(5, 4, generator=generator), _random(6, 4, generator=generator)]
-    ours = loss is functional.linear_cross_entropy
-    chunks = {"options": SimpleNamespace(batch_chunk_size=2)} if ours else {}
-    return tensors, lambda x, w, **k: loss(x, w, labels.to(x.device), **chunks, **k)
+def _linear(loss, generator, rows, length) -> Case:
+    labels = torch.randint(length, (rows,), generator=generator)
+    tensors = [_random(n, 4, generator=generator) for n in (rows, length)]
+    return tensors, lambda x, w, **k: loss(x, w, labels.to(x.device), **k)
 
 
-def _ctc(loss, generator) -> Case:
-    lengths = torch.tensor([7, 6]), torch.tensor([2, 3])
-    labels = torch.randint(1, 4, (2, 3), generator=generator)
+def _ctc(loss, generator, rows, length) -> Case:
+    lengths = torch.full((rows,), length), torch.full((rows,), 3)
+    labels = torch.randint(1, 4, (rows, 3), generator=generator)
 
     def of_scores(x: Tensor, **options) -> Tensor:
         return loss(x.log_softmax(-1), labels.to(x.device), *lengths, **options)
 
-    return [_random(7, 2, 4, generator=generator)], of_scores
+    return [_random(length, rows, 4, generator=generator)], of_scores
 
 
 OTHERS = (
@@ -75,7 +77,10 @@ OTHERS = (
         backends=True,
     ),
     Other("triplet_margin_with_distance_loss", "a formula of the distance", _with_distance),
-    Other("linear_cross_entropy", "cross_entropy of chunks", _linear, backends=True),
+    Other(
+        "linear_cross_entropy", "cross_entropy of chunks", _linear, backends=True,
+        ours={"options": SimpleNamespace(batch_chunk_size=2)},
+    ),
     Other("ctc_loss", "torch's own", _ctc, twice=False),
 )  # fmt: skip
 
@@ -120,7 +125,8 @@ def _checks(other: Other, device: str, backend: str, seed: int) -> dict[str, Any
 def _check(name: str, other: Other, device: str, seed: int) -> str:
     generator = torch.Generator().manual_seed(seed)
     state = generator.get_state()
-    tensors, ours = other.case(getattr(functional, other.name), generator)
+    function = functools.partial(getattr(functional, other.name), **other.ours)
+    tensors, ours = other.case(function, generator, *_SHAPE)
     dtype = torch.float32 if name == "float32" else torch.float64
     tensors = [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
     if name == "gradcheck":
@@ -129,7 +135,8 @@ def _check(name: str, other: Other, device: str, seed: int) -> str:
         if other.twice:
             gradgradcheck(ours, tensors)
     elif hasattr(torch_functional, other.name):  # linear_cross_entropy is young
-        theirs = other.case(getattr(torch_functional, other.name), generator.set_state(state))[1]
+        generator.set_state(state)
+        _, theirs = other.case(getattr(torch_functional, other.name), generator, *_SHAPE)
         for reduction in ("none", "mean", "sum"):
             found, expected = (loss(*tensors, reduction=reduction) for loss in (ours, theirs))
             torch.testing.assert_close(found, expected)
