@@ -20,7 +20,7 @@ from conftest import (
     pair,
 )
 
-from lossops import reference, specs
+from lossops import functional, reference, specs
 
 # Around every vector width, block (1024) and piece (16384) of the CPU engine.
 SIZES = (
@@ -183,6 +183,19 @@ def test_infinity_and_nan(spec, kwargs, dtype):
     expected = make.tensor([inf, inf, nan, nan, nan, nan, inf], dtype=dtype)
     torch.testing.assert_close(value, expected, equal_nan=True)
     assert spec.function(input[3:4].expand(99), target[3:4].expand(99), **kwargs).isnan()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "x", "y"), [(torch.float64, -1e186, 1e-160), (torch.float32, -1e30, 1e-22)], ids=str
+)
+def test_a_focal_loss_whose_modulation_alone_would_be_zero(dtype, x, y):
+    """y² leaves the range that y³ |x|, the loss, is in."""
+    input = make.tensor([x], dtype=dtype)
+    target = make.tensor([y], dtype=dtype, requires_grad=True)
+    loss = functional.sigmoid_focal_loss(input, target, alpha=-1, reduction="none")
+    torch.testing.assert_close(loss.item(), y * (y * (y * -x)), rtol=1e-5, atol=0)
+    loss.sum().backward()
+    torch.testing.assert_close(target.grad.item(), 3 * y * (y * -x), rtol=1e-5, atol=0)
 
 
 @each_case

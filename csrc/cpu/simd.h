@@ -164,7 +164,9 @@ LOSSOPS_FN T first_lane(Simd<T> a) {
 }
 template <class T>
 LOSSOPS_FN Simd<T> power(Simd<T> base, Simd<T> exponent) {
-  if (first_lane(exponent) == 2) return base * base;
+  const T number = first_lane(exponent);
+  if (number == 1) return base;
+  if (number == 2) return base * base;
   return base.v.pow(exponent.v);
 }
 template <class T>

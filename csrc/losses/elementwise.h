@@ -334,10 +334,12 @@ struct SigmoidFocal {
     const auto hard = wrong == zero;
     const T d = fma(right, e, wrong);
     const T cross = log1p_upto_one(e) + select(hard, zero, wrong * a);
-    const T modulation = power(d / (T(1) + e), gamma);
+    // Its root: the whole may leave the range where its product with a far logit's c does not.
+    const T root = power(d / (T(1) + e), T(0.5) * gamma);
     const T balance = select(alpha < zero, T(1), fma(alpha, y, (T(1) - alpha) * (T(1) - y)));
     Jet<T> f{};
-    f.value = balance * (modulation * cross);
+    const T value = root * (root * cross);
+    f.value = balance * value;
     if constexpr (order >= 1) {
       const auto finite = e > zero;
       // u'/u and c' by a; (u'/u) c, which is 0 where e is.
@@ -345,21 +347,23 @@ struct SigmoidFocal {
       const T r = (wrong - right) * m * ratio;
       const T s = m * fma(-right, e, wrong);
       const T rc = select(finite, r * cross, zero);
-      const T by_a = modulation * fma(gamma, rc, s);
+      const T by_a = root * (root * fma(gamma, rc, s));
       // By `wrong`: (du/d wrong) c / u + dc/d wrong.
       const T quotient = select(finite, cross / d, select(hard, T(1), a));
-      const T w = fma(gamma, (T(1) - e) * quotient, a);
-      const T by_wrong = select(modulation == zero, zero, modulation * w);
+      const T w = fma(gamma, root * ((T(1) - e) * quotient), root * a);
+      const T by_wrong = select(root == zero, zero, root * w);
       const T sign = select(negative, T(-1), T(1));
       const T balance_y = select(alpha < zero, zero, alpha + alpha - T(1));
       const T by_y = -(sign * by_wrong);
       f.dx = balance * (sign * by_a);
-      f.dy = fma(balance_y, modulation * cross, balance * by_y);
+      f.dy = fma(balance_y, value, balance * by_y);
       if constexpr (order >= 2) {
         const T r_a = rc * m * select(hard, e, (right * e * e - wrong) / d);  // (u'/u)' c
         const T curved = gamma * (r * (gamma * rc + s + s) + r_a) + m * m * e;
         const T s_d = select(hard, -m, s / d);
-        const T mixed = gamma * (select(finite, r * w + ratio * quotient, zero) + (T(1) - e) * s_d);
+        const T modulation = root * root, slope = fma(gamma, (T(1) - e) * quotient, a);
+        const T mixed =
+            gamma * (select(finite, r * slope + ratio * quotient, zero) + (T(1) - e) * s_d);
         const T by_a_wrong = modulation * (mixed + T(1));
         const T v = select(d > zero, (T(1) - e) / d, zero);
         const T bent = gamma * v * ((gamma - T(1)) * ((T(1) - e) * quotient) + a + a);

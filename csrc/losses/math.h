@@ -82,12 +82,12 @@ LOSSOPS_FN double log1p_upto_one(double x) {
   return log1p(x);
 }
 // base^exponent for base >= 0, 1 where both are 0. The exponent is a hyperparameter, the same for
-// all elements, so that a branch on it costs nothing: 2, the usual one, needs no logarithm.
+// all elements, so that a branch on it costs nothing: 1 and 2, the usual ones, need no logarithm.
 LOSSOPS_FN float power(float base, float exponent) {
-  return exponent == 2 ? base * base : ::powf(base, exponent);
+  return exponent == 1 ? base : exponent == 2 ? base * base : ::powf(base, exponent);
 }
 LOSSOPS_FN double power(double base, double exponent) {
-  return exponent == 2 ? base * base : ::pow(base, exponent);
+  return exponent == 1 ? base : exponent == 2 ? base * base : ::pow(base, exponent);
 }
 // Whether a hyperparameter that is 0 or 1, the same for all elements, is 1.
 LOSSOPS_FN bool is_on(float x) {

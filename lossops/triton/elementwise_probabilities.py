@@ -88,28 +88,31 @@ def sigmoid_focal(x, y, alpha, gamma):
     finite = e > 0
     d = wrong + right * e
     cross = log1p(e) + tl.where(hard, 0.0, wrong * a)
-    modulation = power(divide(d, 1 + e), gamma)
+    root = power(divide(d, 1 + e), 0.5 * gamma)
     balance = tl.where(alpha < 0, 1.0, alpha * y + (1 - alpha) * (1 - y))
     balance_y = tl.where(alpha < 0, 0.0, 2 * alpha - 1)
     sign = tl.where(below, -1.0, 1.0)
-    value = balance * (modulation * cross)
+    unbalanced = root * (root * cross)
+    value = balance * unbalanced
 
     ratio = tl.where(hard, 1.0, divide(e, d))
     r = (wrong - right) * m * ratio
     s = m * (wrong - right * e)
     rc = tl.where(finite, r * cross, 0.0)
-    by_a = modulation * (gamma * rc + s)
+    by_a = root * (root * (gamma * rc + s))
     quotient = tl.where(finite, divide(cross, d), tl.where(hard, 1.0, a))
-    w = gamma * ((1 - e) * quotient) + a
-    by_wrong = tl.where(modulation == 0, 0.0, modulation * w)
+    by_wrong = root * (gamma * (root * ((1 - e) * quotient)) + root * a)
+    by_wrong = tl.where(root == 0, 0.0, by_wrong)
     by_y = -(sign * by_wrong)
     dx = balance * (sign * by_a)
-    dy = balance_y * (modulation * cross) + balance * by_y
+    dy = balance_y * unbalanced + balance * by_y
 
+    modulation = root * root
+    slope = gamma * ((1 - e) * quotient) + a
     r_a = rc * m * tl.where(hard, e, divide(right * e * e - wrong, d))
     curved = gamma * (r * (gamma * rc + 2 * s) + r_a) + m * m * e
     s_d = tl.where(hard, -m, divide(s, d))
-    mixed = gamma * (tl.where(finite, r * w + ratio * quotient, 0.0) + (1 - e) * s_d)
+    mixed = gamma * (tl.where(finite, r * slope + ratio * quotient, 0.0) + (1 - e) * s_d)
     v = tl.where(d > 0, divide(1 - e, d), 0.0)
     bent = gamma * v * ((gamma - 1) * ((1 - e) * quotient) + 2 * a)
     by_wrong_twice = tl.where(modulation == 0, 0.0, modulation * bent)

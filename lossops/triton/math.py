@@ -58,4 +58,5 @@ def power(base, exponent):
     fraction = (scaled - whole) + (exponent - leading) * k
     rest = fraction * 0.693147180559945309417232121458 + exponent * tl.log(f)
     result = tl.where(exponent == 2, base * base, tl.exp2(whole) * tl.exp(rest))
+    result = tl.where(exponent == 1, base, result)
     return tl.where(base > 0, result, tl.where(base == 0, tl.where(exponent > 0, 0.0, 1.0), base))
