@@ -31,6 +31,17 @@ from lossops import reference
 from lossops.backends import kernel_ops, native_extension
 
 
+def distinct(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The same, a tensor that comes again being a view of itself: torch.compile takes none twice
+    as an argument of a Function."""
+    found: list[Tensor | None] = []
+    for tensor in tensors:
+        if tensor is not None and any(tensor is other for other in found):
+            tensor = tensor.view_as(tensor)
+        found.append(tensor)
+    return found
+
+
 @dataclass(eq=False)  # frozen ones take four times as long to make
 class Call:
     """What a loss is called with, besides tensors.
@@ -340,6 +351,6 @@ def elementwise(
         if call.backend == "native" and not torch.compiler.is_compiling():
             args = (*call.op_args, call.out_dtype)
             return native_extension.fused_elementwise(input, target, weight, normalizer, *args)
-        return FusedElementwise.apply(input, target, weight, normalizer, call)
+        return FusedElementwise.apply(*distinct(input, target, weight), normalizer, call)
     args = (*call.op_args, call.out_dtype, _NO_GRADIENTS)
     return kernel_ops(call.backend).forward(input, target, weight, normalizer, *args)[0]

@@ -320,10 +320,12 @@ def implement(namespace: str, name: str, device: str, kernel) -> None:
     _libraries.append(library)
 
 
-def compose(name: str, schema: str, kernel, fake) -> None:
+def compose(name: str, schema: str, kernel, fake, backward=None, setup_context=None) -> None:
     """An op that is made of others, wherever these run."""
-    library = torch.library.Library(NATIVE, "FRAGMENT")
+    library, full = torch.library.Library(NATIVE, "FRAGMENT"), f"{NATIVE}::{name}"
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NATIVE}::{name}", fake, lib=library)
+    torch.library.register_fake(full, fake, lib=library)
+    if backward is not None:
+        torch.library.register_autograd(full, backward, setup_context=setup_context, lib=library)
     _libraries.append(library)

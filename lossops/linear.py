@@ -19,7 +19,7 @@ from lossops.autograd import transforms_active
 from lossops.checks import autocasts, require_tensors
 from lossops.classification import cross_entropy
 from lossops.library import accumulator
-from lossops.linear_autograd import ChunkedCrossEntropy, Walk
+from lossops.linear_autograd import Walk, chunked_cross_entropy
 from lossops.softmax_autograd import SoftmaxCall
 from lossops.softmax_checks import (
     check_class_weight,
@@ -115,6 +115,8 @@ def linear_cross_entropy(
         return cross_entropy(logits, target, weight, reduction=reduction, **extras)
     rows = input if input.dim() == 2 else input.unsqueeze(0)
     if input.dim() == 1:
+        if reduction == "sample":
+            raise ValueError("linear_cross_entropy: reduction='sample' needs a batch of rows")
         if target.shape != (1,) or target.is_floating_point():
             target = target.unsqueeze(0)
         shape = (1, *shape)
@@ -130,9 +132,9 @@ def linear_cross_entropy(
         target_form="probs" if soft else "labels", **extras,
     )  # fmt: skip
     denominator = _denominator(target, weight, normalizer, call)
-    loss = ChunkedCrossEntropy.apply(
+    loss = chunked_cross_entropy(
         rows, linear_weight, linear_bias, target, weight, normalizer, denominator,
-        Walk(call, dtype, getattr(options, "batch_chunk_size", None) or 0),
+        Walk(call, dtype, _rows_at_a_time(options)),
     )  # fmt: skip
     return loss.squeeze(0) if input.dim() == 1 and reduction == "none" else loss
 
@@ -154,19 +156,29 @@ def _dtype_of_logits(*tensors: Tensor | None) -> torch.dtype:
 
 def _are_few(shape: tuple, input: Tensor) -> bool:
     """Whether all logits may be made at once. Not in float16, where the gradients of a mean, which
-    the walk scales at last, would be rounded to 0; and not where the shape may be symbolic."""
-    if torch.compiler.is_compiling() or input.dtype == torch.float16:
+    the walk scales at last, would be rounded to 0; and not in a program to be exported, which would
+    be bound to few or to many."""
+    if input.dtype == torch.float16 or autocasts(input.device.type):
         return False
-    few = math.prod(shape) * input.dtype.itemsize <= _FEW_BYTES
-    return few and not autocasts(input.device.type)
+    if torch.compiler.is_exporting():
+        return False
+    return math.prod(shape) * input.dtype.itemsize <= _FEW_BYTES
+
+
+def _rows_at_a_time(options: object | None) -> int:
+    """0: as many as are good."""
+    chosen = getattr(options, "batch_chunk_size", None)
+    if chosen is not None and chosen < 0:
+        raise ValueError(f"batch_chunk_size should be above 0, got {chosen}")
+    return chosen or 0
 
 
 def _denominator(target, weight, normalizer, call: SoftmaxCall) -> Tensor | None:
-    """What a mean divides by, where it is a number."""
+    """What a mean divides by, where it is a number and no normalizer is given."""
     if call.reduction != "mean" or not call.gives_a_number:
         return None
     if normalizer is not None:
-        return normalizer
+        return None
     wide = accumulator(call.out_dtype)
     if call.target_form != "labels":
         return torch.full((), target.shape[0], dtype=wide, device=target.device)
@@ -203,6 +215,8 @@ def _logits_shape(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
 
 
 def _all_logits(input, linear_weight, linear_bias, shape) -> Tensor:
+    if linear_weight.dim() == 2:
+        return torch.nn.functional.linear(input, linear_weight, linear_bias)
     weight = linear_weight.reshape(math.prod(linear_weight.shape[:-1]), input.shape[-1])
     bias = None if linear_bias is None else linear_bias.reshape(-1)
     return torch.nn.functional.linear(input, weight, bias).reshape(shape)

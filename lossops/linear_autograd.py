@@ -8,6 +8,7 @@ the formulas in :mod:`lossops.softmax_reference`, over all logits.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from torch.autograd import Function
 
 from lossops import backends, library
 from lossops import softmax_reference as reference
-from lossops.autograd import is_transformed, merge
+from lossops.autograd import distinct, is_transformed, merge
 from lossops.library import accumulator
 from lossops.softmax_autograd import SoftmaxCall
 
@@ -25,6 +26,10 @@ from lossops.softmax_autograd import SoftmaxCall
 # product of fewer rows is slow, and each chunk reads and writes the weight's gradient once; larger
 # logits would be what is to be avoided.
 _CHUNKS, _FEWEST_ROWS, _MOST_BYTES = 8, 128, 1 << 28
+
+# The weight's gradient is made of so many classes at a time, at least so many, where half precision
+# is multiplied out in float32.
+_PIECES, _FEWEST_CLASSES = 16, 128
 
 _WALK = (
     "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, "
@@ -62,16 +67,47 @@ class _Chunks:
         if self.by_input is not None:
             self.by_input[chunk] = by_logits @ self.matrix
         if self.by_weight is not None:
-            x, wide = self.input[chunk].to(self.dtype), self.by_weight.dtype
-            self.by_weight.addmm_(by_logits.t().to(wide), x.to(wide))
+            self._add_by_weight(by_logits, self.input[chunk].to(self.dtype))
         if self.by_bias is not None:
             self.by_bias += by_logits.sum(0, dtype=self.by_bias.dtype)
+
+    def _add_by_weight(self, by_logits: Tensor, x: Tensor) -> None:
+        sums, wide = self.by_weight, self.by_weight.dtype
+        if by_logits.dtype == wide:
+            torch.addmm(sums, by_logits.t(), x, out=sums)
+            return
+        # Unrounded products of half precision: CUDA has them, elsewhere it is widened before.
+        given = by_logits.is_cuda and torch.version.hip is None
+        x = x if given else x.to(wide)
+        step = max(_FEWEST_CLASSES, math.ceil(sums.shape[0] / _PIECES))
+        for begin in range(0, sums.shape[0], step):
+            piece = slice(begin, begin + step)
+            factor = by_logits[:, piece].t()
+            if given:
+                sums[piece] += torch.mm(factor, x, out_dtype=wide)
+            else:
+                torch.addmm(sums[piece], factor.to(wide), x, out=sums[piece])
 
     @property
     def gradients(self) -> tuple[Tensor | None, ...]:
         return self.by_input, self.by_weight, self.by_bias
 
 
+def _as_given(walk):
+    """The walk, with products in the dtype of the logits, also in a backward under autocast."""
+
+    @functools.wraps(walk)
+    def walk_as_given(*arguments):
+        device = arguments[0].device.type
+        if not (device != "meta" and torch.is_autocast_enabled(device)):
+            return walk(*arguments)
+        with torch.autocast(device, enabled=False):
+            return walk(*arguments)
+
+    return walk_as_given
+
+
+@_as_given
 def _sum(
     input, linear_weight, linear_bias, target, class_weight, backend, target_form, params,
     ignore_index, logits_dtype, out_dtype, rows, output_mask,
@@ -95,6 +131,7 @@ def _sum(
     return value, *chunks.gradients
 
 
+@_as_given
 def _losses(
     input, linear_weight, linear_bias, target, class_weight, backend, target_form, params,
     ignore_index, logits_dtype, out_dtype, rows,
@@ -113,6 +150,7 @@ def _losses(
     return values
 
 
+@_as_given
 def _losses_backward(
     grad_output, input, linear_weight, linear_bias, target, class_weight, backend, target_form,
     params, ignore_index, logits_dtype, out_dtype, rows, output_mask,
@@ -124,6 +162,7 @@ def _losses_backward(
         (True, False),
     )  # fmt: skip
     chunks = _Chunks(input, linear_weight, linear_bias, logits_dtype, rows, output_mask)
+    chunks.rows = math.ceil(chunks.rows / 2)  # as logits and their gradient are both there
     for chunk in chunks:
         logits, read = chunks.logits(chunk), (target[chunk], class_weight, None)
         cotangents = (grad_output[chunk], None, None)
@@ -156,17 +195,56 @@ def _fake_losses_backward(grad_output, *call):
     return _fake_gradients(*call[:3], call[9], call[-1])
 
 
-for _name, _schema, _kernel, _fake in (
-    ("sum", f"({_WALK}, bool[3] output_mask) -> (Tensor, Tensor, Tensor, Tensor)", _sum, _fake_sum),
-    ("losses", f"({_WALK}) -> Tensor", _losses, _fake_losses),
-    (
-        "losses_backward",
-        f"(Tensor grad_output, {_WALK}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
-        _losses_backward,
-        _fake_losses_backward,
-    ),
-):
-    library.compose(f"linear_cross_entropy_{_name}", _schema, _kernel, _fake)
+# What differentiates the ops where they stand in a graph by themselves, as in an exported program.
+
+
+def _keep_sum(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:5], *output[1:])
+    ctx.op_args = inputs[5:-1]
+
+
+def _sum_backward(ctx, grad_output, *_):
+    read, grads, mask = ctx.saved_tensors[:5], ctx.saved_tensors[5:], ctx.needs_input_grad[:3]
+    if any(wanted and grad is None for wanted, grad in zip(mask, grads, strict=True)):
+        _, *grads = torch.ops.lossops.linear_cross_entropy_sum(*read, *ctx.op_args, mask)
+    found = [
+        (grad * grad_output).to(tensor.dtype) if wanted else None
+        for grad, tensor, wanted in zip(grads, read[:3], mask, strict=True)
+    ]
+    return *found, *[None] * 10
+
+
+def _keep_losses(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:5])
+    ctx.op_args = inputs[5:]
+
+
+def _differentiate_losses(ctx, grad_output):
+    read, mask = ctx.saved_tensors, ctx.needs_input_grad[:3]
+    grads = torch.ops.lossops.linear_cross_entropy_losses_backward(
+        grad_output.contiguous(), *read, *ctx.op_args, mask
+    )
+    found = [
+        grad.to(tensor.dtype) if wanted else None
+        for grad, tensor, wanted in zip(grads, read[:3], mask, strict=True)
+    ]
+    return *found, *[None] * 9
+
+
+library.compose(
+    "linear_cross_entropy_sum",
+    f"({_WALK}, bool[3] output_mask) -> (Tensor, Tensor, Tensor, Tensor)",
+    _sum, _fake_sum, _sum_backward, _keep_sum,
+)  # fmt: skip
+library.compose(
+    "linear_cross_entropy_losses", f"({_WALK}) -> Tensor", _losses, _fake_losses,
+    _differentiate_losses, _keep_losses,
+)  # fmt: skip
+library.compose(
+    "linear_cross_entropy_losses_backward",
+    f"(Tensor grad_output, {_WALK}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
+    _losses_backward, _fake_losses_backward,
+)  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -185,6 +263,21 @@ class Walk:
             call.out_dtype, self.rows,
         )  # fmt: skip
 
+    def divisor(self, normalizer: Tensor | None, denominator: Tensor | None) -> Tensor | None:
+        """Of a mean that is a number: ``denominator``, for which a normalizer stands."""
+        if self.call.reduction == "mean" and self.call.gives_a_number:
+            return denominator if normalizer is None else normalizer
+        return None
+
+    def value(self, read: tuple, divisor: Tensor | None, mask: tuple) -> tuple:
+        """The loss, and the gradients of the sum that are wanted."""
+        if not self.call.gives_a_number:
+            return _ops().losses(*read, *self.op_args), *[None] * 3
+        value, *grads = _ops().sum(*read, *self.op_args, mask)
+        if divisor is not None:
+            value = value / divisor
+        return value.to(self.call.out_dtype), *grads
+
 
 class ChunkedCrossEntropy(Function):
     """The loss of all chunks. What its gradients are multiplied by at last comes in one number, so
@@ -194,15 +287,11 @@ class ChunkedCrossEntropy(Function):
     def forward(
         ctx, input, linear_weight, linear_bias, target, weight, normalizer, denominator, walk
     ):
-        read, mask = (input, linear_weight, linear_bias, target, weight), ctx.needs_input_grad[:3]
-        grads = ()
-        if walk.call.gives_a_number:
-            value, *grads = _ops().sum(*read, *walk.op_args, mask)
-            if denominator is not None:
-                value = value / denominator
-            value = value.to(walk.call.out_dtype)
-        else:
-            value = _ops().losses(*read, *walk.op_args)
+        read = (input, linear_weight, linear_bias, target, weight)
+        divisor = walk.divisor(normalizer, denominator)
+        value, *grads = walk.value(read, divisor, ctx.needs_input_grad[:3])
+        if not walk.call.gives_a_number:
+            grads = ()
         ctx.walk = walk
         if torch.compiler.is_compiling():
             ctx.save_for_backward(*read, normalizer, denominator, *grads)
@@ -229,8 +318,8 @@ class ChunkedCrossEntropy(Function):
             if not grads:
                 _, *grads = _ops().sum(*read, *walk.op_args, mask)
             scale = grad_output.to(accumulator(walk.dtype))
-            if denominator is not None:  # of nothing, the gradient is 0
-                scale = torch.where(denominator == 0, 0.0, scale / denominator)
+            if (divisor := walk.divisor(normalizer, denominator)) is not None:
+                scale = torch.where(divisor == 0, 0.0, scale / divisor)  # of nothing, 0
         found = [
             None if grad is None else _scaled(grad, scale).to(tensor.dtype)
             for grad, tensor in zip(grads, read[:3], strict=True)
@@ -257,6 +346,25 @@ def _scaled(grad: Tensor, scale: Tensor | None) -> Tensor:
     if scale is None:
         return grad
     return grad * scale if torch.compiler.is_compiling() else grad.mul_(scale)
+
+
+def chunked_cross_entropy(
+    input: Tensor,  # [rows, features]
+    linear_weight: Tensor,  # [classes, features]
+    linear_bias: Tensor | None,  # [classes]
+    target: Tensor,  # class indices [rows], or probabilities [rows, classes]
+    weight: Tensor | None,  # [classes]
+    normalizer: Tensor | None,  # 0-d
+    denominator: Tensor | None,  # of a mean without a normalizer, 0-d
+    walk: Walk,
+) -> Tensor:
+    """The loss; not differentiated by target, class weights, normalizer or denominator."""
+    layer = (input, linear_weight, linear_bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in layer):
+        layer = distinct(*layer, target)[:3]
+        return ChunkedCrossEntropy.apply(*layer, target, weight, normalizer, denominator, walk)
+    divisor = walk.divisor(normalizer, denominator)
+    return walk.value((*layer, target, weight), divisor, (False,) * 3)[0]
 
 
 def _differentiable_gradients(

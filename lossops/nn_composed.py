@@ -221,7 +221,11 @@ class LinearCrossEntropyLoss(getattr(torch.nn, "LinearCrossEntropyLoss", _Weight
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}, out_features={self.out_features}"
+        linear, names = self.linear, ("out_features", "reduction", "ignore_index")
+        names += ("label_smoothing", "options", "z_loss", "softcap", "temperature")
+        rest = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        layer = f"in_features={linear.in_features}, num_classes={self.num_classes}"
+        return f"{layer}, bias={linear.bias is not None}, {rest}"
 
 
 class DiceLoss(_Loss):

@@ -227,11 +227,10 @@ def sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) -> 
     p, q = (torch.where(input < 0, *pair) for pair in ((smaller, larger), (larger, smaller)))
     wrong = target * q + (1 - target) * p
     sure = wrong == 0
-    # In two halves: the whole may leave the range where the loss of a far logit does not.
-    root = torch.where(sure, float(gamma == 0), torch.where(sure, 1.0, wrong) ** (0.5 * gamma))
-    balance = alpha * target + (1 - alpha) * (1 - target) if alpha >= 0 else 1.0
-    terms = _cross_entropy(input, target, 1 - target)
-    return tuple(balance * (root * (root * term)) for term in terms)
+    factor = torch.where(sure, float(gamma == 0), torch.where(sure, 1.0, wrong) ** gamma)
+    if alpha >= 0:
+        factor = factor * (alpha * target + (1 - alpha) * (1 - target))
+    return tuple(factor * term for term in _cross_entropy(input, target, 1 - target))
 
 
 TERMS: dict[str, Callable[..., tuple[Tensor, ...]]] = {

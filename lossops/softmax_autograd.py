@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lossops import softmax_reference as reference
-from lossops.autograd import attached, is_transformed, transforms_active
+from lossops.autograd import attached, distinct, is_transformed, transforms_active
 from lossops.backends import kernel_ops, native_extension
 from lossops.checking import can_look, require_classes
 
@@ -220,7 +220,8 @@ def softmax(
                     input, target, class_weight, normalizer, *call.op_args, call.out_dtype
                 ),
             )
-        return FusedSoftmax.apply(input, target, class_weight, normalizer, call)
+        tensors = distinct(input, target, class_weight)
+        return FusedSoftmax.apply(*tensors, normalizer, call)
     found = kernel_ops(call.backend).softmax_forward(
         input, target, class_weight, normalizer, *call.op_args, call.out_dtype,
         (*call.per_row, False, False),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lossops import backends
-from lossops.autograd import attached, is_transformed, transforms_active
+from lossops.autograd import attached, distinct, is_transformed, transforms_active
 from lossops.backends import kernel_ops, native_extension
 from lossops.checking import can_look
 from lossops.checks import HALF_DTYPES, KERNEL_DTYPES, autocasts
@@ -208,7 +208,7 @@ def vectors_loss(
         )
     elif moving:
         call = VectorsCall(backend, loss, params, mode, out_dtype)
-        value = FusedVectors.apply(label, row_weight, call, *rows)
+        value = FusedVectors.apply(label, row_weight, call, *distinct(*rows))
     else:
         value = kernel_ops(backend).vectors_forward(
             rows, label, row_weight, loss, params, mode, out_dtype, (False,) * 3

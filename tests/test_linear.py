@@ -3,6 +3,7 @@ under torch.compile."""
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +20,9 @@ from conftest import (
     random_grad_like,
 )
 from test_drop_in import labels
+from torch.utils.flop_counter import FlopCounterMode
 
-from lossops import functional, linear
+from lossops import functional, linear, linear_autograd, nn
 from lossops.report.measure import peak_bytes
 
 
@@ -99,16 +101,72 @@ def test_micro_batches_with_a_normalizer_are_one_batch():
 
 
 @cpu_only
-def test_memory_of_a_chunk():
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_memory_of_a_chunk(reduction, dtype):
     """Beyond the gradients, less than 15% of the logits are there at any time."""
-    x, a = make.randn(2048, 16, requires_grad=True), make.randn(3000, 16, requires_grad=True)
-    target = labels(2048, classes=3000)
+    x = make.randn(2048, 16).to(dtype).requires_grad_()
+    a = make.randn(3000, 16).to(dtype).requires_grad_()
+    target, cotangent = labels(2048, classes=3000), make.randn(2048).to(dtype)
 
     def step():
-        torch.autograd.grad(functional.linear_cross_entropy(x, a, target), (x, a))
+        loss = functional.linear_cross_entropy(x, a, target, reduction=reduction)
+        torch.autograd.grad(loss, (x, a), cotangent if reduction == "none" else None)
 
-    gradients = 4 * (x.numel() + a.numel())
-    assert peak_bytes(step, "cpu") - gradients <= 0.15 * 4 * 2048 * 3000
+    # Those by the weight are added up in float32 before they are rounded.
+    gradients = dtype.itemsize * (x.numel() + a.numel()) + 4 * a.numel() * (dtype.itemsize == 2)
+    assert peak_bytes(step, "cpu") - gradients <= 0.15 * dtype.itemsize * 2048 * 3000
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_without_gradients_none_are_made(context, compiled, monkeypatch, walked):
+    torch._dynamo.reset()
+    x, a = make.randn(9, 4, requires_grad=True), make.randn(6, 4, requires_grad=True)
+    target, asked = labels(9, classes=6), []
+    add = linear_autograd._Chunks.add
+    monkeypatch.setattr(
+        linear_autograd._Chunks, "add", lambda *arguments: (asked.append(1), add(*arguments))
+    )
+    options = SimpleNamespace(batch_chunk_size=4)
+    loss = functools.partial(functional.linear_cross_entropy, options=options)
+    expected = loss(x, a, target).detach()
+    assert len(asked) == (3 if BACKEND != "reference" else 0)
+    asked.clear()
+    with context():
+        found = (torch.compile(loss, fullgraph=True) if compiled else loss)(x, a, target)
+    torch.testing.assert_close(found, expected)
+    assert not asked
+
+
+@needs_kernels
+def test_flops_of_all_three_products_are_counted(walked):
+    x, a = make.randn(9, 4, requires_grad=True), make.randn(6, 4, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        functional.linear_cross_entropy(x, a, labels(9, classes=6)).backward()
+    assert counter.get_total_flops() == 3 * 2 * 9 * 4 * 6
+
+
+@needs_kernels
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_backward_under_autocast_multiplies_as_forward_did(walked, reduction):
+    x, a = make.randn(9, 40, requires_grad=True), make.randn(6, 40, requires_grad=True)
+    loss = functional.linear_cross_entropy(x, a, labels(9, classes=6), reduction=reduction).sum()
+    expected = torch.autograd.grad(loss, (x, a), retain_graph=True)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        found = torch.autograd.grad(loss, (x, a))
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_a_walk_refuses(walked):
+    x, a, target = make.randn(9, 4), make.randn(6, 4), labels(9, classes=6)
+    for few in (-1, 1 << 20):
+        linear._FEW_BYTES = few  # restored by the fixture
+        with pytest.raises(ValueError, match="'sample' needs a batch"):
+            functional.linear_cross_entropy(x[0], a, target[0], reduction="sample")
+    options = SimpleNamespace(batch_chunk_size=-1)
+    with pytest.raises(ValueError, match="batch_chunk_size should be above 0, got -1"):
+        functional.linear_cross_entropy(x, a, target, options=options)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -159,10 +217,10 @@ def test_compile(dynamic, reduction):
     ):  # fmt: skip
         options = SimpleNamespace(batch_chunk_size=at_once)
 
-        def loss(x, a, b, weight, target, options=options):
+        def loss(x, a, b, weight, target, options=options, normalizer=None):
             return functional.linear_cross_entropy(
                 x, a, target, linear_bias=b, weight=weight, label_smoothing=0.1, softcap=5.0,
-                z_loss=1e-3, reduction=reduction, options=options,
+                z_loss=1e-3, reduction=reduction, options=options, normalizer=normalizer,
             )  # fmt: skip
 
         torch._dynamo.reset()
@@ -247,3 +305,85 @@ def test_opcheck(soft, dtype):
         torch.library.opcheck(
             ops.linear_cross_entropy_losses_backward, (make.randn(9), *read, mask), test_utils=tests
         )
+
+
+@pytest.mark.parametrize("walk", [False, True])
+@pytest.mark.parametrize("number", [int, float, torch.tensor], ids=["int", "float", "tensor"])
+def test_compile_with_a_normalizer(number, walk, monkeypatch):
+    torch._dynamo.reset()
+    if walk:
+        monkeypatch.setattr(linear, "_FEW_BYTES", -1)
+    x, a = make.randn(9, 4, requires_grad=True), make.randn(6, 4, requires_grad=True)
+    target = labels(9, classes=6)
+    normalizer = number(5)
+    normalizer = normalizer.to(DEVICE) if isinstance(normalizer, torch.Tensor) else normalizer
+
+    def loss(x, a):
+        return functional.linear_cross_entropy(x, a, target, normalizer=normalizer)
+
+    found, expected = torch.compile(loss, fullgraph=True)(x, a), loss(x, a)
+    torch.testing.assert_close(found, expected)
+    grads = [torch.autograd.grad(value, (x, a)) for value in (found, expected)]
+    torch.testing.assert_close(*grads)
+    mean = functional.linear_cross_entropy(x, a, target)
+    torch.testing.assert_close(expected, mean * 9 / 5)
+
+
+def test_few_logits_are_made_at_once_when_compiled():
+    """But not in a program that is exported, which may be called with many."""
+    x, a, target = make.randn(9, 4), make.randn(6, 4), labels(9, classes=6)
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    torch._dynamo.reset()
+    loss = functional.linear_cross_entropy
+    torch.compile(loss, fullgraph=True, backend=keep)(x, a, target)
+    assert "linear_cross_entropy_sum" not in graphs[0]
+
+    class Loss(torch.nn.Module):
+        def forward(self, x, target):
+            return loss(x, a, target)
+
+    rows = torch.export.Dim("rows")
+    program = torch.export.export(Loss(), (x, target), dynamic_shapes=({0: rows}, {0: rows}))
+    assert BACKEND == "reference" or "linear_cross_entropy_sum" in str(program.graph)
+    x, target = make.randn(90_000, 4), labels(90_000, classes=6)
+    torch.testing.assert_close(program.module()(x, target), loss(x, a, target))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_an_exported_program_trains(reduction, grad):
+    module = nn.LinearCrossEntropyLoss(4, 6, bias=True, reduction=reduction, device=DEVICE)
+    x, target = make.randn(9, 4), labels(9, classes=6)
+    with torch.set_grad_enabled(grad):
+        exported = torch.export.export(module, (x, target)).module()
+    found, expected = (loss(x, target) for loss in (exported, module))
+    torch.testing.assert_close(found, expected)
+    for loss in (found, expected):
+        loss.backward(torch.ones_like(loss))
+    grads = [[p.grad for p in loss.parameters()] for loss in (exported, module)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("walk", [False, True])
+def test_compile_of_a_tensor_in_two_roles(walk, monkeypatch):
+    torch._dynamo.reset()
+    if walk:
+        monkeypatch.setattr(linear, "_FEW_BYTES", -1)
+    a, target = make.randn(6, 4, requires_grad=True), labels(6, classes=6)
+    for loss in (
+        lambda a: functional.linear_cross_entropy(a, a, target),
+        lambda a: functional.mse_loss(a, a * 0 + 1, weight=a.detach().abs()),
+        lambda a: functional.mse_loss(a, a),
+        lambda a: functional.smooth_l1_loss(a, a.detach() + 1, weight=a),
+        lambda a: functional.kl_divergence(a, a),
+        lambda a: functional.cosine_embedding_loss(a, a, target.sign()),
+    ):
+        found, expected = torch.compile(loss, fullgraph=True)(a), loss(a)
+        torch.testing.assert_close(found, expected)
+        grads = [torch.autograd.grad(value, a) for value in (found, expected)]
+        torch.testing.assert_close(*grads, atol=1e-6, rtol=1e-5)
