@@ -248,10 +248,11 @@ class NinjaBuild(build_ext):
             + " -o $out",
             "  description = link $out",
         ]
-        objects = []
-        for source, extra in sources.items():
-            objects.append(source.replace("/", "_") + ".o")
-            lines += [f"build {objects[-1]}: cxx {escaped(ROOT / source)}", f"  extra = {extra}"]
+        # The linker takes them in their order; ninja begins with those that take the longest.
+        objects = [source.replace("/", "_") + ".o" for source in sources]
+        named = list(zip(objects, sources.items(), strict=True))
+        for output, (source, extra) in sorted(named, key=lambda n: "_default.cpp" not in n[1][0]):
+            lines += [f"build {output}: cxx {escaped(ROOT / source)}", f"  extra = {extra}"]
         for source in cuda_sources:
             objects.append(f"cuda_{source.name}.o")
             lines.append(f"build {objects[-1]}: nvcc {escaped(source)}")
