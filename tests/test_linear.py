@@ -65,6 +65,19 @@ def test_chunks(walked, rows, reduction, soft):
     torch.testing.assert_close(value, right)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_multiplied_out_in_pieces_of_classes(walked, dtype):
+    rows, classes = 50, 3 * linear_autograd._FEWEST_CLASSES + 7
+    x, a = (make.randn(n, 8).to(dtype).requires_grad_() for n in (rows, classes))
+    target = labels(rows, classes=classes)
+    functional.linear_cross_entropy(x, a, target, reduction="sum").backward()
+    logits = torch_functional.linear(x, a).detach().double().requires_grad_()
+    functional.cross_entropy(logits, target, reduction="sum").backward()
+    expected = logits.grad.t() @ x.detach().double()
+    size = logits.grad.abs().t() @ x.detach().double().abs()
+    assert ((a.grad.double() - expected).abs() <= 2 * torch.finfo(dtype).eps * size + 1e-6).all()
+
+
 def test_all_ignored_has_no_gradient():
     x, a = make.randn(6, 3, requires_grad=True), make.randn(4, 3, requires_grad=True)
     loss = functional.linear_cross_entropy(x, a, torch.full((6,), -100, device=DEVICE))
@@ -363,9 +376,11 @@ def test_an_exported_program_trains(reduction, grad):
         exported = torch.export.export(module, (x, target)).module()
     found, expected = (loss(x, target) for loss in (exported, module))
     torch.testing.assert_close(found, expected)
-    for loss in (found, expected):
-        loss.backward(torch.ones_like(loss))
-    grads = [[p.grad for p in loss.parameters()] for loss in (exported, module)]
+    cotangent = random_grad_like(expected)
+    grads = [
+        torch.autograd.grad(loss, list(of.parameters()), cotangent)
+        for loss, of in ((found, exported), (expected, module))
+    ]
     torch.testing.assert_close(*grads)
 
 
