@@ -56,7 +56,7 @@ def linear_cross_entropy(
     The logits of a few rows exist at a time, never all of them: with a vocabulary of 128000 they
     would be the largest tensor of a language model by far. The weight's gradient is accumulated in
     float32. Derivatives of any order and ``torch.func``'s transforms are right, but make all
-    logits; so are logits of less than 256 KiB made at once.
+    logits; so are logits of up to 256 KiB made at once.
 
     Args:
         input: x, of shape (H) or (N, H).

@@ -93,6 +93,11 @@ class _Chunks:
         return self.by_input, self.by_weight, self.by_bias
 
 
+def _of_rows(target_form, params, ignore_index, reduction) -> tuple:
+    """What the raw ops of the rows are called with."""
+    return "cross_entropy", 1, "logits", target_form, params, ignore_index, False, reduction, 0
+
+
 def _as_given(walk):
     """The walk, with products in the dtype of the logits, also in a backward under autocast."""
 
@@ -115,9 +120,7 @@ def _sum(
     """The sum of the losses, unrounded, and its gradients that are wanted, by weight and bias
     unrounded too."""
     ops, wide = backends.kernel_ops(backend), accumulator(logits_dtype)
-    call = (
-        "cross_entropy", 1, "logits", target_form, params, ignore_index, False, "sum", 0, wide,
-    )  # fmt: skip
+    call = (*_of_rows(target_form, params, ignore_index, "sum"), wide)
     chunks = _Chunks(input, linear_weight, linear_bias, logits_dtype, rows, output_mask)
     value = torch.zeros((), dtype=wide, device=input.device)
     for chunk in chunks:
@@ -138,10 +141,7 @@ def _losses(
 ) -> Tensor:  # fmt: skip
     """The loss of every row."""
     ops = backends.kernel_ops(backend)
-    call = (
-        "cross_entropy", 1, "logits", target_form, params, ignore_index, False, "none", 0,
-        out_dtype, (False,) * 5,
-    )  # fmt: skip
+    call = (*_of_rows(target_form, params, ignore_index, "none"), out_dtype, (False,) * 5)
     chunks = _Chunks(input, linear_weight, linear_bias, logits_dtype, rows, (False,) * 3)
     values = input.new_empty(input.shape[0], dtype=out_dtype)
     for chunk in chunks:
@@ -157,10 +157,7 @@ def _losses_backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The gradients of the losses of the rows, by weight and bias unrounded."""
     ops = backends.kernel_ops(backend)
-    call = (
-        "cross_entropy", 1, "logits", target_form, params, ignore_index, False, "none", 0,
-        (True, False),
-    )  # fmt: skip
+    call = (*_of_rows(target_form, params, ignore_index, "none"), (True, False))
     chunks = _Chunks(input, linear_weight, linear_bias, logits_dtype, rows, output_mask)
     chunks.rows = math.ceil(chunks.rows / 2)  # as logits and their gradient are both there
     for chunk in chunks:
@@ -195,6 +192,12 @@ def _fake_losses_backward(grad_output, *call):
     return _fake_gradients(*call[:3], call[9], call[-1])
 
 
+def _rounded(grads, layer) -> list[Tensor | None]:
+    """The gradients, in the dtypes of the layer's tensors."""
+    pairs = zip(grads, layer, strict=True)
+    return [None if grad is None else grad.to(tensor.dtype) for grad, tensor in pairs]
+
+
 # What differentiates the ops where they stand in a graph by themselves, as in an exported program.
 
 
@@ -207,11 +210,9 @@ def _sum_backward(ctx, grad_output, *_):
     read, grads, mask = ctx.saved_tensors[:5], ctx.saved_tensors[5:], ctx.needs_input_grad[:3]
     if any(wanted and grad is None for wanted, grad in zip(mask, grads, strict=True)):
         _, *grads = torch.ops.lossops.linear_cross_entropy_sum(*read, *ctx.op_args, mask)
-    found = [
-        (grad * grad_output).to(tensor.dtype) if wanted else None
-        for grad, tensor, wanted in zip(grads, read[:3], mask, strict=True)
-    ]
-    return *found, *[None] * 10
+    pairs = zip(mask, grads, strict=True)
+    grads = [grad * grad_output if wanted else None for wanted, grad in pairs]
+    return *_rounded(grads, read[:3]), *[None] * 10
 
 
 def _keep_losses(ctx, inputs, output):
@@ -224,11 +225,7 @@ def _differentiate_losses(ctx, grad_output):
     grads = torch.ops.lossops.linear_cross_entropy_losses_backward(
         grad_output.contiguous(), *read, *ctx.op_args, mask
     )
-    found = [
-        grad.to(tensor.dtype) if wanted else None
-        for grad, tensor, wanted in zip(grads, read[:3], mask, strict=True)
-    ]
-    return *found, *[None] * 9
+    return *_rounded(grads, read[:3]), *[None] * 9
 
 
 library.compose(
@@ -313,18 +310,14 @@ class ChunkedCrossEntropy(Function):
                 return *found, *[None] * 5
         if not walk.call.gives_a_number:
             grads = _ops().losses_backward(grad_output.contiguous(), *read, *walk.op_args, mask)
-            scale = None
         else:
             if not grads:
                 _, *grads = _ops().sum(*read, *walk.op_args, mask)
             scale = grad_output.to(accumulator(walk.dtype))
             if (divisor := walk.divisor(normalizer, denominator)) is not None:
                 scale = torch.where(divisor == 0, 0.0, scale / divisor)  # of nothing, 0
-        found = [
-            None if grad is None else _scaled(grad, scale).to(tensor.dtype)
-            for grad, tensor in zip(grads, read[:3], strict=True)
-        ]
-        return *found, *[None] * 5
+            grads = [None if grad is None else _scaled(grad, scale) for grad in grads]
+        return *_rounded(grads, read[:3]), *[None] * 5
 
 
 class _Eagerly:
@@ -342,9 +335,7 @@ def _ops():
     return _AsOps if torch.compiler.is_compiling() else _Eagerly
 
 
-def _scaled(grad: Tensor, scale: Tensor | None) -> Tensor:
-    if scale is None:
-        return grad
+def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
     return grad * scale if torch.compiler.is_compiling() else grad.mul_(scale)
 
 

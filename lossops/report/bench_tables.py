@@ -87,6 +87,16 @@ def _any(rows: list[Row], name: str) -> bool:
     return any(name in row["ms"] for row in rows)
 
 
+def calls(title: str, rows: list[Row]) -> Table:
+    """What calls cost whose tensors are tiny."""
+    table = Table(title, ("loss", "lossops, µs", "torch eager, µs", "lossops / eager"))
+    for row in rows:
+        us = row["us"]
+        times = (number(us["lossops"], 1), number(us.get("eager"), 1))
+        table.add(row["loss"], *times, number(_ratio(us, "lossops", "eager")))
+    return table
+
+
 def _ratio(numbers: dict[str, float], above: str, below: str) -> float | None:
     return numbers[above] / numbers[below] if above in numbers and below in numbers else None
 

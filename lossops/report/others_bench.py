@@ -16,7 +16,7 @@ import torch.nn.functional as torch_functional
 
 import lossops
 from lossops.report.bench import _in_process
-from lossops.report.bench_tables import _ratio
+from lossops.report.bench_tables import _ratio, calls
 from lossops.report.measure import (
     Step,
     clock_for,
@@ -196,7 +196,8 @@ def tables(rows: Iterable[Row]) -> list[Table]:
             if row["kind"] == "linear_step"
         ]
         if tiny := [row for row in here if row["kind"] == "others_tiny"]:
-            made.append(_tinies(tiny, device))
+            where = f"{tiny[0]['case']} of losses without kernels on {device}"
+            made.append(calls(f"A step over {where}: what a call costs", tiny))
     return made
 
 
@@ -210,18 +211,6 @@ def _of_linear(row: Row, held: dict[str, float]) -> Table:
     for name, ms in row["ms"].items():
         relative = number(_ratio(row["ms"], name, PRODUCTS))
         table.add(name, number(ms, 0), relative, number(held.get(name), 3))
-    return table
-
-
-def _tinies(rows: list[Row], device: str) -> Table:
-    table = Table(
-        f"A step over {rows[0]['case']} of losses without kernels on {device}: what a call costs",
-        ("loss", "lossops, µs", "torch eager, µs", "lossops / eager"),
-    )
-    for row in rows:
-        us = row["us"]
-        times = (number(us[LOSSOPS], 1), number(us.get(EAGER), 1))
-        table.add(row["loss"], *times, number(_ratio(us, LOSSOPS, EAGER)))
     return table
 
 

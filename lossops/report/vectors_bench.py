@@ -15,7 +15,7 @@ import torch
 
 import lossops
 from lossops.report.bench import _in_process
-from lossops.report.bench_tables import _ratio
+from lossops.report.bench_tables import _ratio, calls
 from lossops.report.measure import (
     Step,
     available_bytes,
@@ -192,15 +192,7 @@ def _steps(rows: list[Row], device: str) -> Table:
 
 
 def _tinies(rows: list[Row], device: str) -> Table:
-    table = Table(
-        f"A step over 16 rows of vectors of 10 on {device}: what a call costs",
-        ("loss", "lossops, µs", "torch eager, µs", "lossops / eager"),
-    )
-    for row in rows:
-        us = row["us"]
-        times = (number(us[LOSSOPS], 1), number(us[EAGER], 1))
-        table.add(row["loss"], *times, number(_ratio(us, LOSSOPS, EAGER)))
-    return table
+    return calls(f"A step over 16 rows of vectors of 10 on {device}: what a call costs", rows)
 
 
 def _memories(rows: list[Row], device: str) -> Table:
