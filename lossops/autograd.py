@@ -20,6 +20,7 @@ the gradient is always recomputed, because it may itself be differentiated.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,7 +29,7 @@ from torch.autograd import Function, forward_ad
 
 from lossops import batching as _batching  # noqa: F401  (registers the vmap rules)
 from lossops import reference
-from lossops.backends import kernel_ops, native_extension
+from lossops.backends import KernelOps, kernel_ops, native_extension, settled
 
 
 def distinct(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -61,6 +62,12 @@ class Call:
     def op_args(self) -> tuple:
         return self.loss, self.params, self.reduction, self.keep_dims
 
+    def kernels(self) -> tuple[KernelOps, tuple]:
+        """The raw ops that run it, and ``op_args`` in their form."""
+        params = settled(self.params)
+        ops = kernel_ops(self.backend, params)
+        return ops, (self.loss, params, self.reduction, self.keep_dims)
+
     @property
     def gives_a_number(self) -> bool:
         return self.keep_dims == 0 and self.reduction != "none"
@@ -90,10 +97,10 @@ class FusedElementwise(Function):
     @staticmethod
     def forward(ctx, input, target, weight, normalizer, call):
         mask = ctx.needs_input_grad[:3]
-        ops = kernel_ops(call.backend)
+        ops, op_args = call.kernels()
         wanted = mask if call.gives_a_number else _NO_GRADIENTS
         value, *grads = ops.forward(
-            input, target, weight, normalizer, *call.op_args, call.out_dtype, wanted
+            input, target, weight, normalizer, *op_args, call.out_dtype, wanted
         )
         ctx.call = call
         if torch.compiler.is_compiling():
@@ -110,18 +117,18 @@ class FusedElementwise(Function):
             return *_compiled_gradients(ctx, grad_output, call, mask), None, None
         grads, ctx.grads = ctx.grads, None
         inputs = ctx.saved_tensors
-        ops = kernel_ops(call.backend)
+        ops, op_args = call.kernels()
         if torch.is_grad_enabled() or is_transformed(grad_output):
             found = ElementwiseBackward.apply(grad_output, *inputs, call.asking_for(*mask))
             grads = _place(found, mask)
         elif grads is None or not call.gives_a_number:
-            grads = ops.backward(grad_output, *inputs, *call.op_args, mask)
+            grads = ops.backward(grad_output, *inputs, *op_args, mask)
         else:
             present = [grad for grad in grads if grad is not None]
             if any(grad.dtype == torch.float16 for grad in present):
                 # A float16 gradient of a mean is so small that scaling it afterwards would lose
                 # its digits: that is what loss scaling is there to avoid.
-                ops.backward_(present, grad_output, *inputs, *call.op_args, mask)
+                ops.backward_(present, grad_output, *inputs, *op_args, mask)
             else:
                 ops.rescale_(present, grad_output)
         return *grads, None, None
@@ -139,8 +146,8 @@ def _compiled_gradients(ctx, grad_output, call, mask) -> tuple:
     # Compiled autograd comes here from a forward pass that was not compiled and saved no gradients.
     ready = grads and call.gives_a_number
     if not ready or any(g is not None and g.dtype == torch.float16 for g in grads):
-        ops = kernel_ops(call.backend)
-        return ops.backward(grad_output, input, target, weight, normalizer, *call.op_args, mask)
+        ops, op_args = call.kernels()
+        return ops.backward(grad_output, input, target, weight, normalizer, *op_args, mask)
     return tuple(None if g is None else (g * grad_output).to(g.dtype) for g in grads)
 
 
@@ -155,8 +162,8 @@ class Elementwise(Function):
 
     @staticmethod
     def forward(input, target, weight, normalizer, call):
-        ops = kernel_ops(call.backend)
-        args = (*call.op_args, call.out_dtype, _NO_GRADIENTS)
+        ops, op_args = call.kernels()
+        args = (*op_args, call.out_dtype, _NO_GRADIENTS)
         return ops.forward(input, target, weight, normalizer, *args)[0]
 
     @staticmethod
@@ -187,9 +194,9 @@ class ElementwiseBackward(Function):
 
     @staticmethod
     def forward(grad_output, input, target, weight, normalizer, call):
-        ops = kernel_ops(call.backend)
+        ops, op_args = call.kernels()
         tensors = (grad_output, input, target, weight, normalizer)
-        return _wanted(ops.backward(*tensors, *call.op_args, call.mask), call.mask)
+        return _wanted(ops.backward(*tensors, *op_args, call.mask), call.mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -232,8 +239,8 @@ class ElementwiseDoubleBackward(Function):
     def forward(*args):
         # grad_output, input, target, weight, normalizer, three tangents, call
         *tensors, call = args
-        ops = kernel_ops(call.backend)
-        outputs = ops.double_backward(*tensors, *call.op_args, call.out_dtype, call.mask)
+        ops, op_args = call.kernels()
+        outputs = ops.double_backward(*tensors, *op_args, call.out_dtype, call.mask)
         return _wanted(outputs, call.mask)
 
     @staticmethod
@@ -311,6 +318,18 @@ def _reference_double_backward(
     return tuple(outputs)
 
 
+def formula_gradients(
+    formula: Callable[..., tuple[Tensor, ...]], moving: tuple[Tensor, ...], cotangents: tuple
+) -> list[Tensor]:
+    """The gradients of a formula in plain torch, as what torch can differentiate further."""
+    with torch.enable_grad():  # not torch.func.vjp, which leaves cycles of references
+        outputs = formula(*moving)
+        found = torch.autograd.grad(
+            outputs, moving, cotangents, create_graph=True, materialize_grads=True
+        )
+    return [attached(gradient, tensor) for gradient, tensor in zip(found, moving, strict=True)]
+
+
 def _refuse_normalizer(tangent) -> None:
     if tangent is not None:
         raise RuntimeError("a loss is not differentiable by its normalizer")
@@ -352,5 +371,6 @@ def elementwise(
             args = (*call.op_args, call.out_dtype)
             return native_extension.fused_elementwise(input, target, weight, normalizer, *args)
         return FusedElementwise.apply(*distinct(input, target, weight), normalizer, call)
-    args = (*call.op_args, call.out_dtype, _NO_GRADIENTS)
-    return kernel_ops(call.backend).forward(input, target, weight, normalizer, *args)[0]
+    ops, op_args = call.kernels()
+    args = (*op_args, call.out_dtype, _NO_GRADIENTS)
+    return ops.forward(input, target, weight, normalizer, *args)[0]

@@ -24,6 +24,7 @@ from torch import Tensor
 from lossops import library
 
 NAMES = ("native", "triton", "reference")
+Params = tuple[float, ...] | Tensor
 
 try:
     from lossops import _C as native_extension
@@ -138,12 +139,13 @@ def backends_for(device: str) -> tuple[str, ...]:
     return tuple(name for name in NAMES if _runs_on(name, device))
 
 
-def resolve(input: Tensor) -> str:
-    """The backend for a call on this tensor."""
+def resolve(input: Tensor, *others: Tensor | None) -> str:
+    """The backend for a call on these tensors."""
     if torch._C._get_tracing_state() is not None:  # which knows no arguments like the kernels'
         return "reference"
-    if type(input) is not Tensor and hasattr(input, "device_mesh"):  # a DTensor: torch spreads it
-        return "reference"
+    for tensor in (input, *others):
+        if tensor is not None and type(tensor) is not Tensor and _is_for_torch(tensor):
+            return "reference"
     device = input.device.type
     name = _chosen
     if name is None:
@@ -159,32 +161,55 @@ def resolve(input: Tensor) -> str:
     return name
 
 
-class KernelOps:
-    """The raw ops of one kernel backend, looked up once."""
+def _is_for_torch(tensor: Tensor) -> bool:
+    """Whether only torch's own ops know what to do with a tensor of this class."""
+    if hasattr(tensor, "device_mesh"):  # a DTensor: torch spreads it
+        return True
+    # A compiled graph hands its first call's arguments to a check of torch's, which refuses
+    # subclasses that are no wrappers as arguments of a custom op.
+    wrapper = torch.utils._python_dispatch.is_traceable_wrapper_subclass
+    return (
+        torch.compiler.is_compiling()
+        and not isinstance(tensor, torch.nn.Parameter)
+        and not wrapper(tensor)
+    )
 
-    def __init__(self, namespace: str):
-        ops = getattr(torch.ops, namespace)
-        self.forward = ops.elementwise_forward.default
-        self.backward = ops.elementwise_backward.default
-        self.backward_ = ops.elementwise_backward_.default
-        self.rescale_ = ops.elementwise_rescale_.default
-        self.double_backward = ops.elementwise_double_backward.default
-        self.softmax_forward = ops.softmax_forward.default
-        self.softmax_forward_ = ops.softmax_forward_.default
-        self.softmax_backward = ops.softmax_backward.default
-        self.softmax_backward_ = ops.softmax_backward_.default
-        self.vectors_forward = ops.vectors_forward.default
-        self.vectors_backward = ops.vectors_backward.default
+
+class KernelOps:
+    """The raw ops of one kernel backend, looked up once, with their hyperparameters as numbers or,
+    where there is such an overload, as a tensor. Those of the elementwise family are named without
+    it."""
+
+    def __init__(self, namespace: str, tensor_params: bool = False):
+        for name in library.SCHEMAS:
+            packet = getattr(getattr(torch.ops, namespace), name)
+            overload = "tensor_params" if tensor_params else "default"
+            setattr(
+                self, name.removeprefix("elementwise_"), getattr(packet, overload, packet.default)
+            )
 
 
 _kernel_ops = {
-    "native": KernelOps(library.NATIVE),
-    "triton": KernelOps(library.TRITON),
+    (name, tensor_params): KernelOps(namespace, tensor_params)
+    for name, namespace in (("native", library.NATIVE), ("triton", library.TRITON))
+    for tensor_params in (False, True)
 }
 
 
-def kernel_ops(name: str) -> KernelOps:
-    """The raw ops of "native" or "triton"."""
+def kernel_ops(name: str, params: Params = ()) -> KernelOps:
+    """The raw ops of "native" or "triton", in the form for these hyperparameters."""
     if name == "triton":
         _load_triton()
-    return _kernel_ops[name]
+    return _kernel_ops[name, isinstance(params, Tensor)]
+
+
+def settled(params: tuple[float, ...]) -> Params:
+    """Hyperparameters as a graph that is compiled takes them: those that change from call to call,
+    and are symbols to the compiler, in a tensor."""
+    if not torch.compiler.is_compiling():
+        return params
+    known = torch.fx.experimental.symbolic_shapes.has_static_value
+    if all(known(value) for value in params):
+        return params
+    one = torch.ones((), dtype=torch.float64)  # times which a symbol is a tensor
+    return torch.stack([one * value for value in params])

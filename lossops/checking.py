@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from lossops.autograd import transforms_active
 
@@ -59,17 +60,22 @@ def _add(more: int) -> None:
 
 def can_look(tensor: Tensor) -> bool:
     """Whether to read its numbers makes nobody wait, and is possible."""
-    if torch.compiler.is_compiling() or transforms_active():
-        return False
-    traced = torch._C._get_tracing_state() is not None
-    return tensor.device.type == "cpu" and not traced and not isinstance(tensor, FakeTensor)
+    return tensor.device.type == "cpu" and not _is_traced() and not isinstance(tensor, FakeTensor)
+
+
+def _is_traced() -> bool:
+    """Whether somebody looks on who needs what holds for all numbers."""
+    return (
+        torch.compiler.is_compiling()
+        or transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or get_proxy_mode() is not None
+    )
 
 
 def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
     """Raises for a label that is neither a class nor ignored, where that is asked for."""
-    if not labels_are_checked() or torch.compiler.is_compiling() or labels.device.type == "meta":
-        return
-    if transforms_active():
+    if not labels_are_checked() or labels.device.type == "meta" or _is_traced():
         return
     require_classes(labels, classes, ignore_index)
 

@@ -50,12 +50,31 @@ def number(function: str, name: str, value) -> float:
     return float(value)
 
 
+def number_on(device: torch.device, value: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A number as a 0-d tensor."""
+    if torch.compiler.is_compiling():  # a constructor would bind the graph to the value of a symbol
+        return torch.ones((), dtype=dtype, device=device) * value
+    return torch.full((), value, dtype=dtype, device=device)
+
+
 def defined(function: str, name: str, value) -> float:
     """A hyperparameter as a float that is not NaN."""
     value = number(function, name, value)
     if value != value:
         raise ValueError(f"{function}(): {name} should be a number, got nan")
     return value
+
+
+def savable(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, in a form that autograd saves: an inference tensor, of a teacher say, as another
+    over its memory."""
+    if type(tensor) is not Tensor or torch.compiler.is_compiling():
+        return tensor
+    if not tensor.is_inference() or torch.is_inference_mode_enabled():
+        return tensor
+    fresh = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    place = tensor.storage_offset(), tensor.shape, tensor.stride()
+    return fresh.set_(tensor.untyped_storage(), *place)
 
 
 def require_tensors(function: str, **arguments) -> None:
@@ -100,6 +119,7 @@ def elementwise_loss(
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{reduction} is not a valid value for reduction")
     _check_tensors(loss, input, target, weight)
+    input, target, weight = map(savable, (input, target, weight))
     input, target, weight, dtype = _settle_dtypes(input, target, weight, warns_of_broadcast)
     mode, keep_dims = REDUCTIONS[reduction]
     sum_of_weights = None
@@ -124,7 +144,7 @@ def elementwise_loss(
 
     if dtype in HALF_DTYPES and autocasts(input.device.type):
         dtype = torch.float32
-    call = Call(backends.resolve(input), loss, params, mode, keep_dims, dtype)
+    call = Call(backends.resolve(input, target, weight), loss, params, mode, keep_dims, dtype)
     denominator = normalizer if sum_of_weights is None else sum_of_weights
     moves = sum_of_weights is not None and torch.is_grad_enabled() and weight.requires_grad
     if denominator is not None and (moves or transforms_active()):

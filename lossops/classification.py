@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import plain
-from lossops.checks import defined, legacy_reduction, number
+from lossops.checks import defined, legacy_reduction, number, number_on
 from lossops.library import accumulator
 from lossops.softmax_checks import (
     any_dimension,
@@ -332,7 +331,7 @@ def focal_loss(
     weight = alpha
     if alpha is not None and not isinstance(alpha, Tensor):
         alpha = defined("focal_loss", "alpha", alpha)
-        weight = torch.full((), alpha, dtype=accumulator(input.dtype), device=input.device)
+        weight = number_on(input.device, alpha, accumulator(input.dtype))
     return _of_labels(
         "focal_loss", "focal", input, target, weight, (gamma,), ignore_index, reduction, normalizer
     )

@@ -9,7 +9,7 @@ broadcast by the caller (stride 0 is fine), and floating dtypes that may differ.
 the number of leading dimensions a reduction keeps: 0 for a scalar, 1 for one number per sample.
 ``reduction`` is "none", "mean" or "sum"; with "none", ``keep_dims`` is ignored. ``normalizer``
 (0-d, or of the kept dimensions' shape) replaces the mean's denominator. ``output_mask`` says which
-of the outputs are wanted; the others are undefined tensors (None in Python).
+of the outputs are wanted; the others are None.
 
 With L_i = w_i f(x_i, y_i) and s the reduction's factor (1, 1/n or 1/normalizer):
 
@@ -95,6 +95,10 @@ and z the vectors of a row, and ``params`` in brackets:
     ``grad_output == 1`` (only where the loss is a single number).
 ``vectors_backward``
     the gradients for ``grad_output``, of the shape of the loss.
+
+Every op with ``params`` has an overload ``tensor_params`` that takes them as a tensor on the CPU.
+``torch.compile`` makes a symbol of a number that changes from call to call, and a list of numbers
+would bind a graph to their values.
 """
 
 from __future__ import annotations
@@ -107,24 +111,26 @@ from torch import Tensor
 NATIVE = "lossops"
 TRITON = "lossops_triton"
 
-_CALL = "str loss, float[] params, str reduction, int keep_dims"
+_PARAMS = "float[] params"
+_CALL = f"str loss, {_PARAMS}, str reduction, int keep_dims"
 _ROWS_READ = "Tensor target, Tensor? class_weight, Tensor? normalizer"
 _ROWS = (
-    "str loss, int dim, str form, str target_form, float[] params, int ignore_index, "
+    f"str loss, int dim, str form, str target_form, {_PARAMS}, int ignore_index, "
     "bool one_if_none, str reduction, int keep_dims"
 )
 _VECTORS_READ = (
-    "Tensor[] vectors, Tensor? label, Tensor? row_weight, str loss, float[] params, str reduction"
+    f"Tensor[] vectors, Tensor? label, Tensor? row_weight, str loss, {_PARAMS}, str reduction"
 )
 
 SCHEMAS = {
     "elementwise_forward": (
         "(Tensor input, Tensor target, Tensor? weight, Tensor? normalizer, "
-        f"{_CALL}, ScalarType out_dtype, bool[3] output_mask) -> (Tensor, Tensor, Tensor, Tensor)"
+        f"{_CALL}, ScalarType out_dtype, bool[3] output_mask) "
+        "-> (Tensor, Tensor?, Tensor?, Tensor?)"
     ),
     "elementwise_backward": (
         "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor? normalizer, "
-        f"{_CALL}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
+        f"{_CALL}, bool[3] output_mask) -> (Tensor?, Tensor?, Tensor?)"
     ),
     "elementwise_backward_": (
         "(Tensor(a!)[] grads, Tensor grad_output, Tensor input, Tensor target, Tensor? weight, "
@@ -135,19 +141,19 @@ SCHEMAS = {
         "(Tensor? grad_output, Tensor input, Tensor target, Tensor? weight, Tensor? normalizer, "
         "Tensor? tangent_input, Tensor? tangent_target, Tensor? tangent_weight, "
         f"{_CALL}, ScalarType out_dtype, bool[4] output_mask) "
-        "-> (Tensor, Tensor, Tensor, Tensor)"
+        "-> (Tensor?, Tensor?, Tensor?, Tensor?)"
     ),
     "softmax_forward": (
         f"(Tensor input, {_ROWS_READ}, {_ROWS}, ScalarType out_dtype, bool[5] output_mask) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+        "-> (Tensor, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?)"
     ),
     "softmax_forward_": (
         f"(Tensor(a!) input, {_ROWS_READ}, {_ROWS}, ScalarType out_dtype, bool[3] output_mask) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+        "-> (Tensor, Tensor?, Tensor?, Tensor?, Tensor?)"
     ),
     "softmax_backward": (
         "(Tensor? grad_output, Tensor? grad_lse, Tensor? grad_entropy, "
-        f"Tensor input, {_ROWS_READ}, {_ROWS}, bool[2] output_mask) -> (Tensor, Tensor)"
+        f"Tensor input, {_ROWS_READ}, {_ROWS}, bool[2] output_mask) -> (Tensor?, Tensor?)"
     ),
     "softmax_backward_": (
         f"(Tensor(a!)[] grads, Tensor grad_output, Tensor input, {_ROWS_READ}, {_ROWS}, "
@@ -155,10 +161,10 @@ SCHEMAS = {
     ),
     "vectors_forward": (
         f"({_VECTORS_READ}, ScalarType out_dtype, bool[3] output_mask) "
-        "-> (Tensor, Tensor, Tensor, Tensor)"
+        "-> (Tensor, Tensor?, Tensor?, Tensor?)"
     ),
     "vectors_backward": (
-        f"(Tensor grad_output, {_VECTORS_READ}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
+        f"(Tensor grad_output, {_VECTORS_READ}, bool[3] output_mask) -> (Tensor?, Tensor?, Tensor?)"
     ),
 }
 
@@ -304,9 +310,27 @@ def define(namespace: str) -> None:
     """Declares the ops in a namespace."""
     library = torch.library.Library(namespace, "DEF")
     for name, schema in SCHEMAS.items():
-        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(f"{namespace}::{name}", _FAKES[name], lib=library)
+        _define(library, name, schema, _FAKES[name])
     _libraries.append(library)
+
+
+def _define(library: torch.library.Library, name: str, schema: str, fake) -> None:
+    """Declares an op, and its overload where it has hyperparameters."""
+    full = f"{library.ns}::{name}"
+    library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(full, fake, lib=library)
+    if _PARAMS not in schema:
+        return
+    packet = getattr(getattr(torch.ops, library.ns), name)
+    position = [argument.name for argument in packet.default._schema.arguments].index("params")
+
+    def kernel(*args):
+        return packet.default(*args[:position], args[position].tolist(), *args[position + 1 :])
+
+    overload = schema.replace(_PARAMS, "Tensor params")
+    library.define(f"{name}.tensor_params{overload}", tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(f"{name}.tensor_params", kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{full}.tensor_params", fake, lib=library)
 
 
 for _namespace in (NATIVE, TRITON):
@@ -323,9 +347,8 @@ def implement(namespace: str, name: str, device: str, kernel) -> None:
 def compose(name: str, schema: str, kernel, fake, backward=None, setup_context=None) -> None:
     """An op that is made of others, wherever these run."""
     library, full = torch.library.Library(NATIVE, "FRAGMENT"), f"{NATIVE}::{name}"
-    library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _define(library, name, schema, fake)
     library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(full, fake, lib=library)
     if backward is not None:
         torch.library.register_autograd(full, backward, setup_context=setup_context, lib=library)
     _libraries.append(library)

@@ -14,6 +14,7 @@ from lossops.checks import (
     defined,
     legacy_reduction,
     number,
+    number_on,
     promoted,
     require_tensors,
 )
@@ -130,7 +131,7 @@ def gaussian_nll_loss(
         var = number("gaussian_nll_loss", "var", var)
         if var < 0:
             raise ValueError("var has negative entry/entries")
-        var = torch.full_like(floating(input), var)
+        var = number_on(input.device, var, floating(input).dtype).expand_as(input)
     elif can_look(var) and (var < 0).any():
         raise ValueError("var has negative entry/entries")
     if var.shape != input.shape:

@@ -16,7 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import backends
 from lossops.autograd import transforms_active
-from lossops.checks import autocasts, require_tensors
+from lossops.checks import autocasts, require_tensors, savable
 from lossops.classification import cross_entropy
 from lossops.library import accumulator
 from lossops.linear_autograd import Walk, chunked_cross_entropy
@@ -97,6 +97,8 @@ def linear_cross_entropy(
             z_loss=z_loss, softcap=softcap, temperature=temperature, normalizer=normalizer,
         )  # fmt: skip
     require_tensors("linear_cross_entropy", input=input, linear_weight=linear_weight, target=target)
+    given = (input, linear_weight, target, linear_bias, weight)
+    input, linear_weight, target, linear_bias, weight = map(savable, given)
     shape = _logits_shape(input, linear_weight, linear_bias)
     if target.shape == shape and ignore_index is not None:
         raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
@@ -108,7 +110,8 @@ def linear_cross_entropy(
     moving = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (target, weight)
     )
-    whole = moving or transforms_active() or backends.resolve(input) == "reference"
+    backend = backends.resolve(input, linear_weight, target, linear_bias, weight)
+    whole = moving or transforms_active() or backend == "reference"
     whole = whole or linear_weight.dim() > 2 or not input.is_floating_point()
     if whole or (options is None and _are_few(shape, input)):
         logits = _all_logits(input, linear_weight, linear_bias, shape)
@@ -128,7 +131,7 @@ def linear_cross_entropy(
         target = check_labels(stand_in, target, 1)
     check_class_weight("linear_cross_entropy", stand_in, 1, weight)
     normalizer, call = softmax_call(
-        "linear_cross_entropy", "cross_entropy", stand_in, target, 1, reduction,
+        "linear_cross_entropy", "cross_entropy", stand_in, target, weight, 1, reduction,
         target_form="probs" if soft else "labels", **extras,
     )  # fmt: skip
     denominator = _denominator(target, weight, normalizer, call)

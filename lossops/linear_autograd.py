@@ -18,7 +18,8 @@ from torch.autograd import Function
 
 from lossops import backends, library
 from lossops import softmax_reference as reference
-from lossops.autograd import distinct, is_transformed, merge
+from lossops.autograd import distinct, formula_gradients, is_transformed, merge
+from lossops.backends import settled
 from lossops.library import accumulator
 from lossops.softmax_autograd import SoftmaxCall
 
@@ -230,7 +231,7 @@ def _differentiate_losses(ctx, grad_output):
 
 library.compose(
     "linear_cross_entropy_sum",
-    f"({_WALK}, bool[3] output_mask) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"({_WALK}, bool[3] output_mask) -> (Tensor, Tensor?, Tensor?, Tensor?)",
     _sum, _fake_sum, _sum_backward, _keep_sum,
 )  # fmt: skip
 library.compose(
@@ -239,7 +240,7 @@ library.compose(
 )  # fmt: skip
 library.compose(
     "linear_cross_entropy_losses_backward",
-    f"(Tensor grad_output, {_WALK}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad_output, {_WALK}, bool[3] output_mask) -> (Tensor?, Tensor?, Tensor?)",
     _losses_backward, _fake_losses_backward,
 )  # fmt: skip
 
@@ -252,12 +253,16 @@ class Walk:
     dtype: torch.dtype  # of the logits
     rows: int  # at once; 0: as many as are good
 
-    @property
-    def op_args(self) -> tuple:
-        call = self.call
-        return (
-            call.backend, call.target_form, call.params, call.ignore_index, self.dtype,
-            call.out_dtype, self.rows,
+    def walks(self) -> tuple[_Eagerly | _AsOps, tuple]:
+        """The walks, as what can be traced where they are, and what they take besides tensors."""
+        call, params = self.call, settled(self.call.params)
+        if not torch.compiler.is_compiling():
+            walks = _Eagerly
+        else:
+            walks = _WITH_TENSOR if isinstance(params, Tensor) else _WITH_NUMBERS
+        return walks, (
+            call.backend, call.target_form, params, call.ignore_index, self.dtype, call.out_dtype,
+            self.rows,
         )  # fmt: skip
 
     def divisor(self, normalizer: Tensor | None, denominator: Tensor | None) -> Tensor | None:
@@ -268,9 +273,10 @@ class Walk:
 
     def value(self, read: tuple, divisor: Tensor | None, mask: tuple) -> tuple:
         """The loss, and the gradients of the sum that are wanted."""
+        walks, op_args = self.walks()
         if not self.call.gives_a_number:
-            return _ops().losses(*read, *self.op_args), *[None] * 3
-        value, *grads = _ops().sum(*read, *self.op_args, mask)
+            return walks.losses(*read, *op_args), *[None] * 3
+        value, *grads = walks.sum(*read, *op_args, mask)
         if divisor is not None:
             value = value / divisor
         return value.to(self.call.out_dtype), *grads
@@ -308,11 +314,12 @@ class ChunkedCrossEntropy(Function):
             if torch.is_grad_enabled() or is_transformed(grad_output):
                 found = _differentiable_gradients(grad_output, *read, normalizer, walk, mask)
                 return *found, *[None] * 5
+        walks, op_args = walk.walks()
         if not walk.call.gives_a_number:
-            grads = _ops().losses_backward(grad_output.contiguous(), *read, *walk.op_args, mask)
+            grads = walks.losses_backward(grad_output.contiguous(), *read, *op_args, mask)
         else:
             if not grads:
-                _, *grads = _ops().sum(*read, *walk.op_args, mask)
+                _, *grads = walks.sum(*read, *op_args, mask)
             scale = grad_output.to(accumulator(walk.dtype))
             if (divisor := walk.divisor(normalizer, denominator)) is not None:
                 scale = torch.where(divisor == 0, 0.0, scale / divisor)  # of nothing, 0
@@ -325,14 +332,15 @@ class _Eagerly:
 
 
 class _AsOps:
-    sum = torch.ops.lossops.linear_cross_entropy_sum.default
-    losses = torch.ops.lossops.linear_cross_entropy_losses.default
-    losses_backward = torch.ops.lossops.linear_cross_entropy_losses_backward.default
+    def __init__(self, overload: str):
+        self.sum = getattr(torch.ops.lossops.linear_cross_entropy_sum, overload)
+        self.losses = getattr(torch.ops.lossops.linear_cross_entropy_losses, overload)
+        self.losses_backward = getattr(
+            torch.ops.lossops.linear_cross_entropy_losses_backward, overload
+        )
 
 
-def _ops():
-    """The walks, as what can be traced where they are."""
-    return _AsOps if torch.compiler.is_compiling() else _Eagerly
+_WITH_NUMBERS, _WITH_TENSOR = _AsOps("default"), _AsOps("tensor_params")
 
 
 def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
@@ -369,8 +377,8 @@ def _differentiable_gradients(
         logits = torch.nn.functional.linear(*(t if t is None else t.to(walk.dtype) for t in merged))
         call = walk.call
         rows = reference.softmax(logits, target, weight, normalizer, *call.op_args, call.out_dtype)
-        return rows[0]
+        return rows[:1]
 
-    moving = [tensor for tensor, moves in zip(tensors, mask, strict=True) if moves]
-    found = iter(torch.func.vjp(loss, *moving)[1](grad_output))
+    moving = tuple(tensor for tensor, moves in zip(tensors, mask, strict=True) if moves)
+    found = iter(formula_gradients(loss, moving, (grad_output,)))
     return [next(found) if moves else None for moves in mask]

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops.autograd import transforms_active
-from lossops.checks import elementwise_loss, legacy_reduction, number
+from lossops.checking import can_look
+from lossops.checks import autocasts, elementwise_loss, legacy_reduction, number
 
 
 def kl_div(
@@ -170,9 +171,7 @@ def binary_cross_entropy(
 def _refuse_what_is_no_probability(loss: Tensor, input: Tensor, target: Tensor) -> None:
     """The kernels make NaN of a number outside of [0, 1]. So the tensors need to be looked through
     only where the loss, or the sum of all losses, is NaN: almost never."""
-    if input.device.type != "cpu" or torch.compiler.is_compiling() or transforms_active():
-        return
-    if type(loss) is not Tensor:  # a tensor without data, in a trace
+    if type(loss) is not Tensor or not can_look(loss):
         return
     total = loss.detach()
     if total.dim() > 0:
@@ -299,7 +298,7 @@ def _with_a_weight_per_element(
     )  # fmt: skip
     if weight is not None:
         dtype = torch.promote_types(dtype, weight.dtype)
-    return loss if torch.is_autocast_enabled(input.device.type) else loss.to(dtype)
+    return loss if autocasts(input.device.type) else loss.to(dtype)
 
 
 def sigmoid_focal_loss(

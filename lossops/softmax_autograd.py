@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lossops import softmax_reference as reference
-from lossops.autograd import attached, distinct, is_transformed, transforms_active
-from lossops.backends import kernel_ops, native_extension
+from lossops.autograd import distinct, formula_gradients, is_transformed, transforms_active
+from lossops.backends import KernelOps, kernel_ops, native_extension, settled
 from lossops.checking import can_look, require_classes
 
 Outputs = tuple[Tensor, ...]  # the loss, then lse, entropy and accuracy where they are wanted
@@ -46,10 +46,18 @@ class SoftmaxCall:
 
     @property
     def op_args(self) -> tuple:
+        return self._with(self.params)
+
+    def _with(self, params) -> tuple:
         return (
-            self.loss, self.dim, self.form, self.target_form, self.params, self.ignore_index,
+            self.loss, self.dim, self.form, self.target_form, params, self.ignore_index,
             self.one_if_none, self.reduction, self.keep_dims,
         )  # fmt: skip
+
+    def kernels(self) -> tuple[KernelOps, tuple]:
+        """The raw ops that run it, and ``op_args`` in their form."""
+        params = settled(self.params)
+        return kernel_ops(self.backend, params), self._with(params)
 
     @property
     def gives_a_number(self) -> bool:
@@ -75,8 +83,8 @@ class FusedSoftmax(Function):
     @staticmethod
     def forward(ctx, input, target, class_weight, normalizer, call):
         mask = ctx.needs_input_grad[:2]
-        ops = kernel_ops(call.backend)
-        arguments = (target, class_weight, normalizer, *call.op_args, call.out_dtype)
+        ops, op_args = call.kernels()
+        arguments = (target, class_weight, normalizer, *op_args, call.out_dtype)
         if call.in_place:
             *outputs, denominator = ops.softmax_forward_(input, *arguments, call.per_row)
             torch.autograd.graph.increment_version(input)
@@ -134,14 +142,14 @@ class FusedSoftmax(Function):
         if differentiated:
             found = _differentiable_gradients(cotangents, inputs, call, mask)
             return *found, None, None, None
-        ops = kernel_ops(call.backend)
+        ops, op_args = call.kernels()
         if not simple or grads is None or not ctx.ready:
-            grads = ops.softmax_backward(*cotangents, *inputs, *call.op_args, mask)
+            grads = ops.softmax_backward(*cotangents, *inputs, *op_args, mask)
             return *grads, None, None, None
         present = [grad for grad in grads if grad is not None]
         if any(grad.dtype == torch.float16 for grad in present):
             # As in lossops.autograd: scaling afterwards would lose a float16 gradient's digits.
-            ops.softmax_backward_(present, grad_output, *inputs, *call.op_args, mask)
+            ops.softmax_backward_(present, grad_output, *inputs, *op_args, mask)
         else:
             ops.rescale_(present, grad_output)
         return *grads, None, None, None
@@ -159,8 +167,9 @@ def _compiled_gradients(ctx, cotangents, call, mask) -> tuple:
     half = any(g is not None and g.dtype == torch.float16 for g in grads)
     if simple and grads and call.gives_a_number and not half:
         return tuple(None if g is None else (g * grad_output).to(g.dtype) for g in grads)
-    return kernel_ops(call.backend).softmax_backward(
-        *cotangents, input, target, class_weight, normalizer, *call.op_args, mask
+    ops, op_args = call.kernels()
+    return ops.softmax_backward(
+        *cotangents, input, target, class_weight, normalizer, *op_args, mask
     )
 
 
@@ -175,10 +184,8 @@ def _differentiable_gradients(cotangents, inputs, call, mask) -> list:
         rows = reference.softmax(x, y, class_weight, normalizer, *call.op_args, call.out_dtype)
         return _chosen(rows[:3], given)
 
-    _, pullback = torch.func.vjp(outputs, *_chosen((input, target), mask))
-    found = pullback(_chosen(cotangents, given))
-    found = map(attached, found, _chosen((input, target), mask))
-    return _placed(found, mask)
+    moving = _chosen((input, target), mask)
+    return _placed(formula_gradients(outputs, moving, _chosen(cotangents, given)), mask)
 
 
 def _differentiable_backward(grad_output, input, target, class_weight, normalizer, mask, *args):
@@ -222,8 +229,9 @@ def softmax(
             )
         tensors = distinct(input, target, class_weight)
         return FusedSoftmax.apply(*tensors, normalizer, call)
-    found = kernel_ops(call.backend).softmax_forward(
-        input, target, class_weight, normalizer, *call.op_args, call.out_dtype,
+    ops, op_args = call.kernels()
+    found = ops.softmax_forward(
+        input, target, class_weight, normalizer, *op_args, call.out_dtype,
         (*call.per_row, False, False),
     )  # fmt: skip
     return _chosen(found[:4], call.wanted)

@@ -19,7 +19,9 @@ from lossops.checks import (
     REDUCTIONS,
     autocasts,
     number,
+    number_on,
     require_tensors,
+    savable,
 )
 from lossops.softmax_autograd import Outputs, SoftmaxCall, softmax
 
@@ -37,7 +39,8 @@ def softmax_loss(
     **options,  # as softmax_call's
 ) -> Outputs:
     """Settles a call whose shapes are checked, and runs it."""
-    normalizer, call = softmax_call(function, loss, input, target, **options)
+    input, target, class_weight = map(savable, (input, target, class_weight))
+    normalizer, call = softmax_call(function, loss, input, target, class_weight, **options)
     return softmax(input, target, class_weight, normalizer, call)
 
 
@@ -46,6 +49,7 @@ def softmax_call(
     loss: str,
     input: Tensor,
     target: Tensor,
+    class_weight: Tensor | None,
     dim: int,
     reduction: str,
     form: str = "logits",
@@ -95,8 +99,9 @@ def softmax_call(
         normalizer = _normalizer(function, normalizer, input, mode, keep_dims)
     if in_place:
         in_place = _may_overwrite(function, input, target, mode, keep_dims)
+    backend = backends.resolve(input, target, class_weight)
     return normalizer, SoftmaxCall(
-        backends.resolve(input), loss, dim, form, target_form, params, ignore_index,
+        backend, loss, dim, form, target_form, params, ignore_index,
         empty == "zero", mode, keep_dims, dtype, per_row, in_place,
     )  # fmt: skip
 
@@ -126,11 +131,11 @@ def _normalizer(function: str, normalizer, input: Tensor, mode: str, keep_dims: 
             )
         if normalizer.dtype not in KERNEL_DTYPES:
             normalizer = normalizer.to(torch.float32)
-        return normalizer.detach().reshape(())
+        return savable(normalizer.detach()).reshape(())
     value = number(function, "normalizer", normalizer)
     if not 0 < value < math.inf:
         raise ValueError(f"{function}(): normalizer should be positive and finite, got {value}")
-    return torch.full((), value, dtype=torch.float64, device=input.device)
+    return number_on(input.device, value)
 
 
 def _may_overwrite(function: str, input: Tensor, target: Tensor, mode: str, keep_dims: int) -> bool:

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lossops import backends
-from lossops.autograd import attached, distinct, is_transformed, transforms_active
-from lossops.backends import kernel_ops, native_extension
+from lossops.autograd import distinct, formula_gradients, is_transformed, transforms_active
+from lossops.backends import KernelOps, kernel_ops, native_extension, settled
 from lossops.checking import can_look
-from lossops.checks import HALF_DTYPES, KERNEL_DTYPES, autocasts
+from lossops.checks import HALF_DTYPES, KERNEL_DTYPES, autocasts, savable
 from lossops.composed import check_reduction, composed, mean_of_samples
 from lossops.library import VECTOR_SIGNATURES, accumulator
 from lossops.vectors_reference import FORMULAS
@@ -36,6 +36,11 @@ class VectorsCall:
     reduction: str  # "none", "mean" or "sum"
     out_dtype: torch.dtype
 
+    def kernels(self) -> tuple[KernelOps, tuple]:
+        """The raw ops that run it, and what they take besides tensors."""
+        params = settled(self.params)
+        return kernel_ops(self.backend, params), (self.loss, params, self.reduction)
+
 
 class FusedVectors(Function):
     """A loss over rows of vectors, all of the shape (rows, length) and of one dtype."""
@@ -45,10 +50,10 @@ class FusedVectors(Function):
         mask = ctx.needs_input_grad[3:]
         ready = call.reduction != "none" and vectors[0].dtype != torch.float16
         wanted = mask if ready else (False,) * len(mask)
-        value, *grads = kernel_ops(call.backend).vectors_forward(
-            vectors, label, row_weight, call.loss, call.params, call.reduction, call.out_dtype,
-            _three(wanted),
-        )  # fmt: skip
+        ops, op_args = call.kernels()
+        value, *grads = ops.vectors_forward(
+            vectors, label, row_weight, *op_args, call.out_dtype, _three(wanted)
+        )
         ctx.call = call
         grads = grads[: len(vectors)] if ready else []
         if torch.compiler.is_compiling():
@@ -75,10 +80,10 @@ class FusedVectors(Function):
         elif grads:  # without mutation, so that the compiler may fuse the scaling
             grads = [None if g is None else (g * grad_output).to(g.dtype) for g in grads]
         if not grads:
-            grads = kernel_ops(call.backend).vectors_backward(
-                grad_output, vectors, label, row_weight, call.loss, call.params, call.reduction,
-                _three(mask),
-            )[: len(mask)]  # fmt: skip
+            ops, op_args = call.kernels()
+            grads = ops.vectors_backward(
+                grad_output, vectors, label, row_weight, *op_args, _three(mask)
+            )[: len(mask)]
         return None, None, None, *grads
 
 
@@ -93,11 +98,12 @@ def _differentiable_gradients(grad_output, vectors, mask, label, row_weight, cal
         remaining = iter(moving)
         merged = [next(remaining) if yes else v for v, yes in zip(vectors, mask, strict=True)]
         formula = _formula(call.loss, call.params, label, row_weight)
-        return composed(call.loss, formula, tuple(merged), call.reduction).to(call.out_dtype)
+        value = composed(call.loss, formula, tuple(merged), call.reduction)
+        return (value.to(call.out_dtype),)
 
-    _, pullback = torch.func.vjp(loss, *(v for v, yes in zip(vectors, mask, strict=True) if yes))
-    found = iter(pullback(grad_output))
-    return [attached(next(found), v) if yes else None for v, yes in zip(vectors, mask, strict=True)]
+    moving = tuple(v for v, yes in zip(vectors, mask, strict=True) if yes)
+    found = iter(formula_gradients(loss, moving, (grad_output,)))
+    return [next(found) if yes else None for yes in mask]
 
 
 def _differentiable_backward(grad_output, vectors, mask, label, row_weight, *args):
@@ -183,8 +189,10 @@ def vectors_loss(
 ) -> Tensor:
     """Settles shapes and dtypes and runs a call, by kernels where there are some for it."""
     check_reduction(reduction)
+    vectors = tuple(map(savable, vectors))
+    label, row_weight = savable(label), savable(row_weight)
     dtype = _common_dtype(function, vectors, label, row_weight)
-    backend = backends.resolve(vectors[0])
+    backend = backends.resolve(*vectors, label, row_weight)
     # A norm is over the length of its own vectors, before these are broadcast.
     one_length = all(tensor.shape[-1] == vectors[0].shape[-1] for tensor in vectors[1:])
     graph = torch.is_grad_enabled()
@@ -202,17 +210,16 @@ def vectors_loss(
     mode = reduction if single else "none"
     out_dtype = accumulator(dtype) if reduction == "sample" else dtype
     moving = graph and any(tensor.requires_grad for tensor in rows)
+    call = VectorsCall(backend, loss, params, mode, out_dtype)
     if moving and backend == "native" and not torch.compiler.is_compiling():
         value = native_extension.fused_vectors(
             rows, label, row_weight, loss, params, mode, out_dtype
         )
     elif moving:
-        call = VectorsCall(backend, loss, params, mode, out_dtype)
         value = FusedVectors.apply(label, row_weight, call, *distinct(*rows))
     else:
-        value = kernel_ops(backend).vectors_forward(
-            rows, label, row_weight, loss, params, mode, out_dtype, (False,) * 3
-        )[0]
+        ops, op_args = call.kernels()
+        value = ops.vectors_forward(rows, label, row_weight, *op_args, out_dtype, (False,) * 3)[0]
     if single:
         return value
     value = value.reshape(kept)

@@ -1,7 +1,9 @@
 """What is done with graphs of losses besides backward: gradients of gradients that are 0,
-torch.jit.trace, and functionalization."""
+torch.jit.trace, functionalization, and tensors of inference mode."""
 
 from __future__ import annotations
+
+import gc
 
 import pytest
 import torch
@@ -82,3 +84,84 @@ def test_functionalization(name):
         torch.testing.assert_close(transform(loss)(*tensors), expected)
     value = torch.func.functionalize(loss)(*tensors)
     torch.testing.assert_close(value, loss(*tensors))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ALL)
+def test_differentiable_gradients_leave_no_cycles(name):
+    """They would hold tensors of the input's size until Python's collector runs."""
+    tensors, loss = ALL[name]()
+    tensors = [t.detach().requires_grad_() for t in tensors]
+
+    def step():
+        torch.autograd.grad(loss(*tensors), tensors, create_graph=True)
+
+    def cycles() -> int:
+        gc.collect()
+        gc.disable()
+        try:
+            step()
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    step()
+    assert min(cycles() for _ in range(3)) == 0  # what else runs may leave some once
+
+
+# name: what a teacher gives, and the loss of x and of that.
+TAUGHT = {
+    **{
+        name: (lambda name=name: (make.rand(6, 5) * 0.8 + 0.1, getattr(functional, name)))
+        for name in (
+            "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "log_cosh_loss", "kl_div",
+            "binary_cross_entropy_with_logits", "sigmoid_focal_loss", "poisson_nll_loss",
+            "soft_margin_loss", "cross_entropy", "kl_divergence", "js_divergence", "dice_loss",
+        )
+    },
+    **{
+        name: (lambda name=name: (_labels(rows=6), getattr(functional, name)))
+        for name in ("cross_entropy", "nll_loss", "focal_loss", "multi_margin_loss", "log_prob_of")
+    },
+    "hinge": lambda: (make.randn(6, 5).sign(), functional.hinge_embedding_loss),
+    "ranking": lambda: (
+        make.randn(6, 5), lambda x, t: functional.margin_ranking_loss(x, t, t.sign())
+    ),
+    "gaussian": lambda: (make.rand(6, 5), lambda x, t: functional.gaussian_nll_loss(x, t, t)),
+    "cosine": lambda: (
+        make.randn(6, 5), lambda x, t: functional.cosine_embedding_loss(x, t, t[:, 0].sign())
+    ),
+    "triplet": lambda: (make.randn(6, 5), lambda x, t: functional.triplet_margin_loss(t, x, -t)),
+    "lists": lambda: (
+        torch.tensor([[2, 0, -1, 1, 1]] * 6, device=DEVICE), functional.multilabel_margin_loss
+    ),
+    "class weights": lambda: (
+        make.rand(5), lambda x, w: functional.cross_entropy(x, _labels(rows=6), w, return_lse=True)
+    ),
+    "weight": lambda: (make.rand(6, 5), lambda x, w: functional.mse_loss(x, 0 * w, weight=w)),
+    "normalizer": lambda: (
+        make.rand(1),
+        lambda x, n: functional.cross_entropy(x, _labels(rows=6), normalizer=n),
+    ),
+    "head": lambda: (
+        make.randn(7, 5),
+        lambda x, w: functional.linear_cross_entropy(x, w, _labels(rows=6), options=object()),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_what_inference_mode_gives_is_taken(name):
+    """A teacher's outputs: no gradient is wanted of them."""
+    given, loss = TAUGHT[name]()
+    with torch.inference_mode():
+        taught = given.clone()
+    x = make.randn(6, 5).requires_grad_()
+    for differentiable in (False, True):
+        gradients = []
+        for t in (taught, given):
+            value = loss(x, t)
+            value = value if isinstance(value, torch.Tensor) else value[0]
+            (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=differentiable)
+            gradients.append(gradient.detach())
+        torch.testing.assert_close(*gradients)

@@ -13,11 +13,9 @@
 #include <tuple>
 
 #include "common/problem.h"
+#include "ops/tensors.h"
 
 namespace lossops::ops {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // The arguments that every elementwise op has.
 struct ElementwiseCall {
@@ -95,7 +93,7 @@ auto with_few_dims(const Tensor& input, const Tensor& target, const OptionalTens
 }
 
 template <class Engine>
-std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_forward(
+std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor> elementwise_forward(
     const Tensor& input_, const Tensor& target_, const OptionalTensor& weight_,
     const OptionalTensor& normalizer, c10::string_view loss, c10::ArrayRef<double> params,
     c10::string_view reduction, int64_t keep_dims, at::ScalarType out_dtype,
@@ -118,12 +116,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_forward(
           layout.settle();
           Engine::forward(problem, input);
         }
-        return std::make_tuple(value, grads[0], grads[1], grads[2]);
+        return std::make_tuple(value, optional(grads[0]), optional(grads[1]), optional(grads[2]));
       });
 }
 
 template <class Engine>
-std::tuple<Tensor, Tensor, Tensor> elementwise_backward(
+std::tuple<OptionalTensor, OptionalTensor, OptionalTensor> elementwise_backward(
     const Tensor& grad_output, const Tensor& input_, const Tensor& target_,
     const OptionalTensor& weight_, const OptionalTensor& normalizer, c10::string_view loss,
     c10::ArrayRef<double> params, c10::string_view reduction, int64_t keep_dims,
@@ -144,7 +142,7 @@ std::tuple<Tensor, Tensor, Tensor> elementwise_backward(
           layout.settle();
           Engine::backward(problem, input, /*skip_if_one=*/false);
         }
-        return std::make_tuple(grads[0], grads[1], grads[2]);
+        return std::make_tuple(optional(grads[0]), optional(grads[1]), optional(grads[2]));
       });
 }
 
@@ -167,9 +165,9 @@ void elementwise_backward_(at::TensorList grads, const Tensor& grad_output, cons
     const auto [gx, gy, gw] =
         elementwise_backward<Engine>(grad_output, input, target, weight, normalizer, loss, params,
                                      reduction, keep_dims, output_mask);
-    if (gx.defined()) placed[0].copy_(gx);
-    if (gy.defined()) placed[1].copy_(gy);
-    if (gw.defined()) placed[2].copy_(gw);
+    if (gx) placed[0].copy_(*gx);
+    if (gy) placed[1].copy_(*gy);
+    if (gw) placed[2].copy_(*gw);
     return;
   }
   const ElementwiseCall call{input, target, weight, normalizer, loss, params, reduction, keep_dims};
@@ -196,13 +194,15 @@ void elementwise_rescale_(at::TensorList grads, const Tensor& grad_output) {
 }
 
 template <class Engine>
-std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_double_backward(
-    const OptionalTensor& grad_output, const Tensor& input_, const Tensor& target_,
-    const OptionalTensor& weight_, const OptionalTensor& normalizer,
-    const OptionalTensor& tangent_input, const OptionalTensor& tangent_target,
-    const OptionalTensor& tangent_weight, c10::string_view loss, c10::ArrayRef<double> params,
-    c10::string_view reduction, int64_t keep_dims, at::ScalarType out_dtype,
-    std::array<bool, 4> output_mask) {
+std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>
+elementwise_double_backward(const OptionalTensor& grad_output, const Tensor& input_,
+                            const Tensor& target_, const OptionalTensor& weight_,
+                            const OptionalTensor& normalizer, const OptionalTensor& tangent_input,
+                            const OptionalTensor& tangent_target,
+                            const OptionalTensor& tangent_weight, c10::string_view loss,
+                            c10::ArrayRef<double> params, c10::string_view reduction,
+                            int64_t keep_dims, at::ScalarType out_dtype,
+                            std::array<bool, 4> output_mask) {
   return with_few_dims(
       input_, target_, weight_,
       [&](const Tensor& input, const Tensor& target, const OptionalTensor& weight) {
@@ -237,7 +237,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_double_backward(
           layout.settle();
           Engine::double_backward(problem, input);
         }
-        return std::make_tuple(derivative, grads[0], grads[1], grads[2]);
+        return std::make_tuple(optional(derivative), optional(grads[0]), optional(grads[1]),
+                               optional(grads[2]));
       });
 }
 

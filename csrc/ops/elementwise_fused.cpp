@@ -12,12 +12,11 @@
 namespace lossops::ops {
 namespace {
 
-using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Params = c10::ArrayRef<double>;
-using Three = std::tuple<Tensor, Tensor, Tensor>;
-using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Three = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor>;
+using Four = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
 using Forward = Four(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
                      c10::string_view, Params, c10::string_view, int64_t, at::ScalarType,
@@ -68,11 +67,11 @@ struct FusedElementwise : torch::autograd::Function<FusedElementwise> {
     Tensor value;
     {
       const at::AutoDispatchBelowADInplaceOrView guard;
-      std::array<Tensor, 3> grads;
-      std::tie(value, grads[0], grads[1], grads[2]) =
+      const auto results =
           op.call(input, target, weight, normalizer, state->loss, state->params, state->reduction,
                   state->keep_dims, state->out_dtype, in_forward);
-      if (gives_a_number) state->grads.keep(std::move(grads));
+      value = std::get<0>(results);
+      if (gives_a_number) state->grads.keep(defined_results<1, 3>(results));
     }
     ctx->save_for_backward(
         {input, target, weight.value_or(Tensor()), normalizer.value_or(Tensor())});
@@ -93,10 +92,9 @@ struct FusedElementwise : torch::autograd::Function<FusedElementwise> {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const OptionalTensor weight = optional(inputs[2]), normalizer = optional(inputs[3]);
     if (!grads) {
-      const auto [gx, gy, gw] =
-          op.call(grad_output, inputs[0], inputs[1], weight, normalizer, state.loss, state.params,
-                  state.reduction, state.keep_dims, state.mask);
-      return place({gx, gy, gw});
+      return place(defined_results<0, 3>(op.call(grad_output, inputs[0], inputs[1], weight,
+                                                 normalizer, state.loss, state.params,
+                                                 state.reduction, state.keep_dims, state.mask)));
     }
     scale(*grads, grad_output, [&](at::TensorList present) {
       in_place.call(present, grad_output, inputs[0], inputs[1], weight, normalizer, state.loss,

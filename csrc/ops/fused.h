@@ -14,17 +14,13 @@
 #include <array>
 #include <optional>
 
-namespace lossops::ops {
+#include "ops/tensors.h"
 
-using OptionalTensor = std::optional<at::Tensor>;
+namespace lossops::ops {
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
-inline OptionalTensor optional(const at::Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
 // Whether what comes of it will be differentiated, or is a batch: under torch.func, forward mode,

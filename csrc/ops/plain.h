@@ -48,7 +48,9 @@ inline const at::Tensor* plain_tensor(pybind11::handle object) {
   });
   if (!THPVariable_CheckExact(object.ptr())) return nullptr;
   const at::Tensor& tensor = THPVariable_Unpack(object.ptr());
-  return (tensor.key_set().raw_repr() & ~kPlain.raw_repr()) == 0 ? &tensor : nullptr;
+  const bool plain = (tensor.key_set().raw_repr() & ~kPlain.raw_repr()) == 0;
+  // An inference tensor lacks a key, too, and autograd does not save it.
+  return plain && !tensor.is_inference() ? &tensor : nullptr;
 }
 
 // Scores that the kernels take as they are, with a result of their dtype.

@@ -71,17 +71,21 @@ class SoftmaxTask {
   bool rows_inside_ = false;  // the rows lie side by side: they are the inner dimension
 };
 
-using FiveRowTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-using SevenRowTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+// The loss; lse, entropy, accuracy and the denominator; the gradients by input and target.
+using RowResults =
+    std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
+using RowResultsAndGradients = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor,
+                                          OptionalTensor, OptionalTensor, OptionalTensor>;
 
 template <class Engine>
-SevenRowTensors softmax_forward(const Tensor& input, const Tensor& target,
-                                const OptionalTensor& class_weight,
-                                const OptionalTensor& normalizer, c10::string_view loss,
-                                int64_t dim, c10::string_view form, c10::string_view target_form,
-                                c10::ArrayRef<double> params, int64_t ignore_index,
-                                bool one_if_none, c10::string_view reduction, int64_t keep_dims,
-                                at::ScalarType out_dtype, std::array<bool, 5> output_mask) {
+RowResultsAndGradients softmax_forward(const Tensor& input, const Tensor& target,
+                                       const OptionalTensor& class_weight,
+                                       const OptionalTensor& normalizer, c10::string_view loss,
+                                       int64_t dim, c10::string_view form,
+                                       c10::string_view target_form, c10::ArrayRef<double> params,
+                                       int64_t ignore_index, bool one_if_none,
+                                       c10::string_view reduction, int64_t keep_dims,
+                                       at::ScalarType out_dtype, std::array<bool, 5> output_mask) {
   const SoftmaxCall call{input,       target, class_weight, normalizer,  loss,      dim,      form,
                          target_form, params, ignore_index, one_if_none, reduction, keep_dims};
   SoftmaxTask task(call);
@@ -97,17 +101,22 @@ SevenRowTensors softmax_forward(const Tensor& input, const Tensor& target,
   if (output_mask[4]) grad_target = task.add_gradient(problem.grad_target, target);
   if (!task.empty()) Engine::forward(problem, input);
   task.finish();
-  return {value, lse, entropy, accuracy, denominator, grad_input, grad_target};
+  return {value,
+          optional(lse),
+          optional(entropy),
+          optional(accuracy),
+          optional(denominator),
+          optional(grad_input),
+          optional(grad_target)};
 }
 
 template <class Engine>
-FiveRowTensors softmax_forward_(Tensor& input, const Tensor& target,
-                                const OptionalTensor& class_weight,
-                                const OptionalTensor& normalizer, c10::string_view loss,
-                                int64_t dim, c10::string_view form, c10::string_view target_form,
-                                c10::ArrayRef<double> params, int64_t ignore_index,
-                                bool one_if_none, c10::string_view reduction, int64_t keep_dims,
-                                at::ScalarType out_dtype, std::array<bool, 3> output_mask) {
+RowResults softmax_forward_(Tensor& input, const Tensor& target, const OptionalTensor& class_weight,
+                            const OptionalTensor& normalizer, c10::string_view loss, int64_t dim,
+                            c10::string_view form, c10::string_view target_form,
+                            c10::ArrayRef<double> params, int64_t ignore_index, bool one_if_none,
+                            c10::string_view reduction, int64_t keep_dims, at::ScalarType out_dtype,
+                            std::array<bool, 3> output_mask) {
   const SoftmaxCall call{input,       target, class_weight, normalizer,  loss,      dim,      form,
                          target_form, params, ignore_index, one_if_none, reduction, keep_dims};
   SoftmaxTask task(call);
@@ -120,11 +129,11 @@ FiveRowTensors softmax_forward_(Tensor& input, const Tensor& target,
   Tensor accuracy = task.add_row_output(problem.accuracy, output_mask[2]);
   task.overwrite_input();
   if (!task.empty()) Engine::forward(problem, input);
-  return {value, lse, entropy, accuracy, denominator};
+  return {value, optional(lse), optional(entropy), optional(accuracy), optional(denominator)};
 }
 
 template <class Engine>
-std::tuple<Tensor, Tensor> softmax_backward(
+std::tuple<OptionalTensor, OptionalTensor> softmax_backward(
     const OptionalTensor& grad_output, const OptionalTensor& grad_lse,
     const OptionalTensor& grad_entropy, const Tensor& input, const Tensor& target,
     const OptionalTensor& class_weight, const OptionalTensor& normalizer, c10::string_view loss,
@@ -145,7 +154,7 @@ std::tuple<Tensor, Tensor> softmax_backward(
   TORCH_CHECK(any, "softmax_backward needs a gradient of the loss, of lse or of the entropy");
   if (!task.empty()) Engine::backward(problem, input, false);
   task.finish();
-  return {grad_input, grad_target};
+  return {optional(grad_input), optional(grad_target)};
 }
 
 template <class Engine>

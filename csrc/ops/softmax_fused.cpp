@@ -15,12 +15,12 @@
 namespace lossops::ops {
 namespace {
 
-using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Params = c10::ArrayRef<double>;
-using Two = std::tuple<Tensor, Tensor>;
-using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Two = std::tuple<OptionalTensor, OptionalTensor>;
+using Seven = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor,
+                         OptionalTensor, OptionalTensor>;
 
 using Forward = Seven(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
                       c10::string_view, int64_t, c10::string_view, c10::string_view, Params,
@@ -70,20 +70,22 @@ struct FusedSoftmax : torch::autograd::Function<FusedSoftmax> {
     static const auto op = find_op<Forward>("lossops::softmax_forward");
     state->mask = {input.requires_grad(), target.requires_grad()};
     const bool gives_a_number = state->reduction != "none" && state->keep_dims == 0;
-    Tensor value, denominator;
+    Tensor value;
+    OptionalTensor denominator;
     {
       const at::AutoDispatchBelowADInplaceOrView guard;
-      std::array<Tensor, 2> grads;
-      std::tie(value, std::ignore, std::ignore, std::ignore, denominator, grads[0], grads[1]) =
+      const auto results =
           op.call(input, target, class_weight, normalizer, state->loss, state->dim, state->form,
                   state->target_form, state->params, state->ignore_index, state->one_if_none,
                   state->reduction, state->keep_dims, state->out_dtype,
                   {false, false, false, gives_a_number && state->mask[0],
                    gives_a_number && state->mask[1]});
-      if (gives_a_number) state->grads.keep(std::move(grads));
+      value = std::get<0>(results);
+      denominator = std::get<4>(results);
+      if (gives_a_number) state->grads.keep(defined_results<5, 2>(results));
     }
     ctx->save_for_backward({input, target, class_weight.value_or(Tensor()),
-                            denominator.defined() ? denominator : normalizer.value_or(Tensor())});
+                            denominator ? *denominator : normalizer.value_or(Tensor())});
     ctx->saved_data["state"] = c10::IValue::make_capsule(state);
     return value;
   }
@@ -101,11 +103,10 @@ struct FusedSoftmax : torch::autograd::Function<FusedSoftmax> {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const OptionalTensor class_weight = optional(inputs[2]), normalizer = optional(inputs[3]);
     if (!grads) {
-      const auto [by_input, by_target] =
+      return place(defined_results<0, 2>(
           op.call(grad_output, {}, {}, inputs[0], inputs[1], class_weight, normalizer, state.loss,
                   state.dim, state.form, state.target_form, state.params, state.ignore_index,
-                  state.one_if_none, state.reduction, state.keep_dims, state.mask);
-      return place({by_input, by_target});
+                  state.one_if_none, state.reduction, state.keep_dims, state.mask)));
     }
     scale(*grads, grad_output, [&](at::TensorList present) {
       in_place.call(present, grad_output, inputs[0], inputs[1], class_weight, normalizer,

@@ -51,7 +51,7 @@ class VectorsTask {
 };
 
 template <class Engine>
-std::tuple<Tensor, Tensor, Tensor, Tensor> vectors_forward(
+std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor> vectors_forward(
     at::TensorList vectors, const OptionalTensor& label, const OptionalTensor& row_weight,
     c10::string_view loss, c10::ArrayRef<double> params, c10::string_view reduction,
     at::ScalarType out_dtype, std::array<bool, kMaxVectors> output_mask) {
@@ -65,11 +65,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> vectors_forward(
   const double over = reduction == "mean" ? static_cast<double>(task.problem.rows) : 1;
   Tensor value =
       call.reduces() ? Engine::sum(task.problem, values, over, out_dtype) : values.to(out_dtype);
-  return {std::move(value), grads[0], grads[1], grads[2]};
+  return {std::move(value), optional(grads[0]), optional(grads[1]), optional(grads[2])};
 }
 
 template <class Engine>
-std::tuple<Tensor, Tensor, Tensor> vectors_backward(
+std::tuple<OptionalTensor, OptionalTensor, OptionalTensor> vectors_backward(
     const Tensor& grad_output, at::TensorList vectors, const OptionalTensor& label,
     const OptionalTensor& row_weight, c10::string_view loss, c10::ArrayRef<double> params,
     c10::string_view reduction, std::array<bool, kMaxVectors> output_mask) {
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor> vectors_backward(
   task.add_grad_output(grad_output);
   const auto grads = task.add_gradients(output_mask);
   if (!task.empty()) Engine::run(task.problem, task.first(), /*check_labels=*/false);
-  return {grads[0], grads[1], grads[2]};
+  return {optional(grads[0]), optional(grads[1]), optional(grads[2])};
 }
 
 // Registers the ops for a device.

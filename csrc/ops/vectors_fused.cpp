@@ -15,13 +15,12 @@
 namespace lossops::ops {
 namespace {
 
-using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Params = c10::ArrayRef<double>;
 using Mask = std::array<bool, kMaxVectors>;
-using Three = std::tuple<Tensor, Tensor, Tensor>;
-using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Three = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor>;
+using Four = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
 using Forward = Four(at::TensorList, const OptionalTensor&, const OptionalTensor&, c10::string_view,
                      Params, c10::string_view, at::ScalarType, Mask);
@@ -73,11 +72,11 @@ struct FusedVectors : torch::autograd::Function<FusedVectors> {
     Tensor value;
     {
       const at::AutoDispatchBelowADInplaceOrView guard;
-      std::array<Tensor, kMaxVectors> grads;
-      std::tie(value, grads[0], grads[1], grads[2]) =
+      const auto results =
           op.call(vectors, label, row_weight, state->loss, state->params, state->reduction,
                   state->out_dtype, ready ? state->mask : Mask{});
-      if (ready) state->grads.keep(std::move(grads));
+      value = std::get<0>(results);
+      if (ready) state->grads.keep(defined_results<1, kMaxVectors>(results));
     }
     ctx->save_for_backward(
         {inputs[0], inputs[1], inputs[2], label.value_or(Tensor()), row_weight.value_or(Tensor())});
@@ -96,10 +95,10 @@ struct FusedVectors : torch::autograd::Function<FusedVectors> {
     }
     const at::AutoDispatchBelowADInplaceOrView guard;
     if (!grads) {
-      const auto [by_x, by_y, by_z] = op.call(
-          grad_output, at::TensorList(inputs.data(), state.vectors), optional(inputs[kMaxVectors]),
-          optional(inputs[kMaxVectors + 1]), state.loss, state.params, state.reduction, state.mask);
-      return place({by_x, by_y, by_z});
+      return place(defined_results<0, kMaxVectors>(
+          op.call(grad_output, at::TensorList(inputs.data(), state.vectors),
+                  optional(inputs[kMaxVectors]), optional(inputs[kMaxVectors + 1]), state.loss,
+                  state.params, state.reduction, state.mask)));
     }
     scale(*grads, grad_output, [](at::TensorList) {});  // float16 is not kept
     return place(*grads);

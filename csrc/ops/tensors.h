@@ -1,0 +1,29 @@
+// Tensors that may be absent, as the raw ops take and return them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+#include <utility>
+
+namespace lossops::ops {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// None in place of an undefined tensor.
+inline OptionalTensor optional(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+// The `count` results of an op from the one at `first` on, undefined in place of None.
+template <size_t first, size_t count, class... Results>
+std::array<Tensor, count> defined_results(const std::tuple<Results...>& results) {
+  return [&]<size_t... i>(std::index_sequence<i...>) {
+    return std::array<Tensor, count>{std::get<first + i>(results).value_or(Tensor())...};
+  }(std::make_index_sequence<count>());
+}
+
+}  // namespace lossops::ops
