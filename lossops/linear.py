@@ -136,7 +136,9 @@ def linear_cross_entropy(
         rows, linear_weight, linear_bias, target, weight, normalizer, denominator,
         Walk(call, dtype, _rows_at_a_time(options)),
     )  # fmt: skip
-    return loss.squeeze(0) if input.dim() == 1 and reduction == "none" else loss
+    if input.dim() == 1 and reduction == "none":
+        return torch.ops.aten._unsafe_view(loss, ())  # no view, as a loss is none elsewhere
+    return loss
 
 
 def _dtype_of_logits(*tensors: Tensor | None) -> torch.dtype:

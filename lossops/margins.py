@@ -14,6 +14,7 @@ from lossops.composed import (
     difference,
     floating,
     has_kernels,
+    mean_of_samples,
 )
 from lossops.probabilities import binary_cross_entropy_with_logits
 from lossops.vectors import vectors_loss
@@ -391,7 +392,8 @@ def multilabel_soft_margin_loss(
         loss = loss / input.shape[-1]
     elif each == "none":
         loss = loss.mean(-1)
-        loss = loss if reduction == "none" else loss.reshape(loss.shape[0], -1).mean(1)
+        if reduction == "sample":
+            loss = mean_of_samples("multilabel_soft_margin_loss", loss)
     if input.device.type == "cpu" and autocasts("cpu"):  # which does not widen torch's there
         loss = loss.to(torch.promote_types(input.dtype, target.dtype))
     return loss

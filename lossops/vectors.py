@@ -215,5 +215,6 @@ def vectors_loss(
         )[0]
     if single:
         return value
-    value = value.reshape(kept)
+    if len(kept) != 1:  # no view, which would forbid to change it in place
+        value = torch.ops.aten._unsafe_view(value, kept)
     return value if reduction == "none" else mean_of_samples(function, value).to(dtype)
