@@ -11,11 +11,12 @@ import math
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from lossops import plain
 from lossops.checks import defined, legacy_reduction, number
 from lossops.library import accumulator
+from lossops.overrides import handle
 from lossops.softmax_checks import (
     any_dimension,
     check_class_weight,
@@ -126,9 +127,10 @@ def cross_entropy(
         if loss is not None:
             return loss
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            cross_entropy, (input, target, weight), input, target, weight, size_average,
-            ignore_index, reduce, reduction, label_smoothing, z_loss=z_loss, softcap=softcap,
+        return handle(
+            cross_entropy, (input, target, weight), input, target, weight=weight,
+            size_average=size_average, ignore_index=ignore_index, reduce=reduce,
+            reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss, softcap=softcap,
             temperature=temperature, normalizer=normalizer, empty=empty, return_lse=return_lse,
             return_entropy=return_entropy, return_accuracy=return_accuracy, inplace=inplace,
         )  # fmt: skip
@@ -209,9 +211,10 @@ def nll_loss(
         if loss is not None:
             return loss
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            nll_loss, (input, target, weight), input, target, weight, size_average, ignore_index,
-            reduce, reduction, normalizer=normalizer, empty=empty,
+        return handle(
+            nll_loss, (input, target, weight), input, target, weight=weight,
+            size_average=size_average, ignore_index=ignore_index, reduce=reduce,
+            reduction=reduction, normalizer=normalizer, empty=empty,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_scores("nll_loss", input)
@@ -263,7 +266,7 @@ def log_prob_of(
         tensor([-0.1269, -0.6931])
     """
     if has_torch_function_variadic(logits, index):
-        return handle_torch_function(
+        return handle(
             log_prob_of, (logits, index), logits, index, dim=dim, temperature=temperature,
             return_entropy=return_entropy,
         )  # fmt: skip
@@ -319,9 +322,9 @@ def focal_loss(
         tensor(0.0018)
     """
     if has_torch_function_variadic(input, target, alpha):
-        return handle_torch_function(
-            focal_loss, (input, target, alpha), input, target, alpha, gamma, ignore_index,
-            reduction, normalizer=normalizer,
+        return handle(
+            focal_loss, (input, target, alpha), input, target, alpha=alpha, gamma=gamma,
+            ignore_index=ignore_index, reduction=reduction, normalizer=normalizer,
         )  # fmt: skip
     gamma = number("focal_loss", "gamma", gamma)
     if not gamma >= 0:
@@ -373,9 +376,9 @@ def poly_loss(
         tensor(0.2461)
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            poly_loss, (input, target, weight), input, target, epsilon, weight, ignore_index,
-            reduction, normalizer=normalizer,
+        return handle(
+            poly_loss, (input, target, weight), input, target, epsilon=epsilon, weight=weight,
+            ignore_index=ignore_index, reduction=reduction, normalizer=normalizer,
         )  # fmt: skip
     epsilon = finite("poly_loss", "epsilon", epsilon)
     return _of_labels(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
+from lossops.overrides import handle
 from lossops.softmax_checks import (
     any_dimension,
     check_form,
@@ -127,7 +128,7 @@ def kl_divergence(
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
     if has_torch_function_variadic(input, target):
-        return handle_torch_function(
+        return handle(
             kl_divergence, (input, target), input, target, input_form=input_form,
             target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
             reverse=reverse, reduction=reduction, normalizer=normalizer,
@@ -157,7 +158,7 @@ def js_divergence(
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
     if has_torch_function_variadic(input, target):
-        return handle_torch_function(
+        return handle(
             js_divergence, (input, target), input, target, input_form=input_form,
             target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
             reduction=reduction, normalizer=normalizer,
@@ -187,7 +188,7 @@ def total_variation(
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
     if has_torch_function_variadic(input, target):
-        return handle_torch_function(
+        return handle(
             total_variation, (input, target), input, target, input_form=input_form,
             target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
             reduction=reduction, normalizer=normalizer,
@@ -218,7 +219,7 @@ def l1_distribution_loss(
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
     if has_torch_function_variadic(input, target):
-        return handle_torch_function(
+        return handle(
             l1_distribution_loss, (input, target), input, target, input_form=input_form,
             target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
             reduction=reduction, normalizer=normalizer,
@@ -249,7 +250,7 @@ def soft_cross_entropy(
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
     if has_torch_function_variadic(input, target):
-        return handle_torch_function(
+        return handle(
             soft_cross_entropy, (input, target), input, target, input_form=input_form,
             target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
             reduction=reduction, normalizer=normalizer,

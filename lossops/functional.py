@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from lossops.checks import (
     elementwise_loss,
@@ -52,6 +52,7 @@ from lossops.margins import (
     multilabel_soft_margin_loss,
     soft_margin_loss,
 )
+from lossops.overrides import handle
 from lossops.pairs import (
     cosine_embedding_loss,
     triplet_margin_loss,
@@ -140,9 +141,9 @@ def mse_loss(
         tensor(5.)
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            mse_loss, (input, target, weight), input, target, size_average, reduce, reduction,
-            weight,
+        return handle(
+            mse_loss, (input, target, weight), input, target, size_average=size_average,
+            reduce=reduce, reduction=reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     return elementwise_loss("mse", input, target, weight, reduction)
@@ -181,9 +182,9 @@ def l1_loss(
         tensor(2.)
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            l1_loss, (input, target, weight), input, target, size_average, reduce, reduction,
-            weight,
+        return handle(
+            l1_loss, (input, target, weight), input, target, size_average=size_average,
+            reduce=reduce, reduction=reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     if integer_or_complex(input, target):
@@ -229,9 +230,9 @@ def smooth_l1_loss(
         tensor([0.1250, 2.5000])
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            smooth_l1_loss, (input, target, weight), input, target, size_average, reduce, reduction,
-            beta, weight,
+        return handle(
+            smooth_l1_loss, (input, target, weight), input, target, size_average=size_average,
+            reduce=reduce, reduction=reduction, beta=beta, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     beta = number("smooth_l1_loss", "beta", beta)
@@ -279,9 +280,10 @@ def huber_loss(
         tensor([0.1250, 2.5000])
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            huber_loss, (input, target, weight), input, target, reduction, delta, weight
-        )
+        return handle(
+            huber_loss, (input, target, weight), input, target, reduction=reduction, delta=delta,
+            weight=weight,
+        )  # fmt: skip
     delta = number("huber_loss", "delta", delta)
     if not delta > 0:
         raise RuntimeError(
@@ -326,9 +328,10 @@ def log_cosh_loss(
         tensor([ 0.0000, 99.3069])
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            log_cosh_loss, (input, target, weight), input, target, reduction, weight
-        )
+        return handle(
+            log_cosh_loss, (input, target, weight), input, target, reduction=reduction,
+            weight=weight,
+        )  # fmt: skip
     return elementwise_loss("log_cosh", input, target, weight, reduction)
 
 
@@ -370,9 +373,10 @@ def quantile_loss(
         tensor([0.9000, 0.1000])
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            quantile_loss, (input, target, weight), input, target, quantile, reduction, weight
-        )
+        return handle(
+            quantile_loss, (input, target, weight), input, target, quantile=quantile,
+            reduction=reduction, weight=weight,
+        )  # fmt: skip
     quantile = number("quantile_loss", "quantile", quantile)
     if not 0 < quantile < 1:
         raise ValueError(f"quantile_loss(): quantile should be between 0 and 1, got {quantile}")
@@ -420,9 +424,10 @@ def charbonnier_loss(
         tensor([3., 5.])
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            charbonnier_loss, (input, target, weight), input, target, epsilon, reduction, weight
-        )
+        return handle(
+            charbonnier_loss, (input, target, weight), input, target, epsilon=epsilon,
+            reduction=reduction, weight=weight,
+        )  # fmt: skip
     epsilon = number("charbonnier_loss", "epsilon", epsilon)
     if not 0 < epsilon < math.inf:
         raise ValueError(

@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from lossops.checking import can_look
 from lossops.checks import (
@@ -18,6 +18,7 @@ from lossops.checks import (
     require_tensors,
 )
 from lossops.composed import check_reduction, difference, floating
+from lossops.overrides import handle
 
 __all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
 
@@ -64,9 +65,10 @@ def poisson_nll_loss(
         tensor([1.0000, 0.7183])
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            poisson_nll_loss, (input, target, weight), input, target, log_input, full,
-            size_average, eps, reduce, reduction, weight=weight,
+        return handle(
+            poisson_nll_loss, (input, target, weight), input, target, log_input=log_input,
+            full=full, size_average=size_average, eps=eps, reduce=reduce, reduction=reduction,
+            weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("poisson_nll_loss", input=input, target=target)
@@ -121,9 +123,9 @@ def gaussian_nll_loss(
         tensor(1.3466)
     """
     if has_torch_function_variadic(input, target, var, weight):
-        return handle_torch_function(
-            gaussian_nll_loss, (input, target, var, weight), input, target, var, full, eps,
-            reduction, weight=weight,
+        return handle(
+            gaussian_nll_loss, (input, target, var, weight), input, target, var, full=full, eps=eps,
+            reduction=reduction, weight=weight,
         )  # fmt: skip
     require_tensors("gaussian_nll_loss", input=input, target=target)
     if not isinstance(var, Tensor):

@@ -12,7 +12,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from lossops import backends
 from lossops.autograd import transforms_active
@@ -20,6 +20,7 @@ from lossops.checks import autocasts, require_tensors
 from lossops.classification import cross_entropy
 from lossops.library import accumulator
 from lossops.linear_autograd import Walk, chunked_cross_entropy
+from lossops.overrides import handle
 from lossops.softmax_autograd import SoftmaxCall
 from lossops.softmax_checks import (
     check_class_weight,
@@ -90,7 +91,7 @@ def linear_cross_entropy(
         tensor(0.3133)
     """
     if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight):
-        return handle_torch_function(
+        return handle(
             linear_cross_entropy, (input, linear_weight, target, linear_bias, weight), input,
             linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction,
             ignore_index=ignore_index, label_smoothing=label_smoothing, options=options,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from lossops import plain, reference
 from lossops.checks import autocasts, broadcast_loss, defined, legacy_reduction, require_tensors
@@ -16,6 +16,7 @@ from lossops.composed import (
     has_kernels,
     mean_of_samples,
 )
+from lossops.overrides import handle
 from lossops.probabilities import binary_cross_entropy_with_logits
 from lossops.vectors import vectors_loss
 
@@ -65,9 +66,9 @@ def soft_margin_loss(
         tensor([0.6931, 3.0486])
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            soft_margin_loss, (input, target, weight), input, target, size_average, reduce,
-            reduction, weight=weight,
+        return handle(
+            soft_margin_loss, (input, target, weight), input, target, size_average=size_average,
+            reduce=reduce, reduction=reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("soft_margin_loss", input=input, target=target)
@@ -114,9 +115,9 @@ def hinge_embedding_loss(
         tensor([0.3000, 0.7000])
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            hinge_embedding_loss, (input, target, weight), input, target, margin, size_average,
-            reduce, reduction, weight=weight,
+        return handle(
+            hinge_embedding_loss, (input, target, weight), input, target, margin=margin,
+            size_average=size_average, reduce=reduce, reduction=reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("hinge_embedding_loss", input=input, target=target)
@@ -175,9 +176,10 @@ def margin_ranking_loss(
         tensor([0., 1.])
     """
     if has_torch_function_variadic(input1, input2, target, weight):
-        return handle_torch_function(
-            margin_ranking_loss, (input1, input2, target, weight), input1, input2, target, margin,
-            size_average, reduce, reduction, weight=weight,
+        return handle(
+            margin_ranking_loss, (input1, input2, target, weight), input1, input2, target,
+            margin=margin, size_average=size_average, reduce=reduce, reduction=reduction,
+            weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
@@ -245,9 +247,9 @@ def multi_margin_loss(
         if loss is not None:
             return loss
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            multi_margin_loss, (input, target, weight), input, target, p, margin, weight,
-            size_average, reduce, reduction,
+        return handle(
+            multi_margin_loss, (input, target, weight), input, target, p=p, margin=margin,
+            weight=weight, size_average=size_average, reduce=reduce, reduction=reduction,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
@@ -317,9 +319,10 @@ def multilabel_margin_loss(
         tensor(0.8500)
     """
     if has_torch_function_variadic(input, target):
-        return handle_torch_function(
-            multilabel_margin_loss, (input, target), input, target, size_average, reduce, reduction
-        )
+        return handle(
+            multilabel_margin_loss, (input, target), input, target, size_average=size_average,
+            reduce=reduce, reduction=reduction,
+        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
     _check_rows("multilabel_margin_loss", input, target)
@@ -370,9 +373,9 @@ def multilabel_soft_margin_loss(
         tensor(0.4100)
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            multilabel_soft_margin_loss, (input, target, weight), input, target, weight,
-            size_average, reduce, reduction,
+        return handle(
+            multilabel_soft_margin_loss, (input, target, weight), input, target, weight=weight,
+            size_average=size_average, reduce=reduce, reduction=reduction,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from lossops import vectors_reference as reference
 from lossops.checks import defined, legacy_reduction, number, require_tensors
 from lossops.composed import check_reduction, composed
+from lossops.overrides import handle
 from lossops.vectors import vectors_loss
 
 KERNELS = {2.0: "triplet_margin", 1.0: "triplet_margin_l1"}  # by the p of the norm
@@ -52,9 +53,9 @@ def cosine_embedding_loss(
         tensor(0.5000)
     """
     if has_torch_function_variadic(input1, input2, target):
-        return handle_torch_function(
-            cosine_embedding_loss, (input1, input2, target), input1, input2, target, margin,
-            size_average, reduce, reduction,
+        return handle(
+            cosine_embedding_loss, (input1, input2, target), input1, input2, target, margin=margin,
+            size_average=size_average, reduce=reduce, reduction=reduction,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
@@ -118,9 +119,10 @@ def triplet_margin_loss(
         tensor(5.0000)
     """
     if has_torch_function_variadic(anchor, positive, negative):
-        return handle_torch_function(
-            triplet_margin_loss, (anchor, positive, negative), anchor, positive, negative, margin,
-            p, eps, swap, size_average, reduce, reduction,
+        return handle(
+            triplet_margin_loss, (anchor, positive, negative), anchor, positive, negative,
+            margin=margin, p=p, eps=eps, swap=swap, size_average=size_average, reduce=reduce,
+            reduction=reduction,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
@@ -176,7 +178,7 @@ def triplet_margin_with_distance_loss(
         tensor(0.2000)
     """
     if has_torch_function_variadic(anchor, positive, negative):
-        return handle_torch_function(
+        return handle(
             triplet_margin_with_distance_loss, (anchor, positive, negative), anchor, positive,
             negative, distance_function=distance_function, margin=margin, swap=swap,
             reduction=reduction,
