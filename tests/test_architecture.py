@@ -65,7 +65,7 @@ LAYERS = [
     "batching", "autograd", "checking", "plain", "softmax_autograd", "linear_autograd", "checks",
     "softmax_checks", "composed", "vectors", "probabilities", "classification", "divergences",
     "likelihoods", "linear", "margins", "pairs", "regions", "sequences", "functional",
-    "nn_composed", "nn_divergences", "nn", "patching",
+    "nn_composed", "nn_divergences", "nn", "patching", "scripting",
 ]  # fmt: skip
 READERS = {
     "elementwise_spec",
