@@ -9,6 +9,7 @@ tensor([-0.2500, -0.5000])
 """
 
 from lossops import functional, nn
+from lossops import scripting as _scripting  # noqa: F401  (prepares what torch.jit.script compiles)
 from lossops.backends import backend
 from lossops.checking import label_checks
 from lossops.info import info

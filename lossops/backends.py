@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lossops import library
+from lossops.spread import is_spread
 
 NAMES = ("native", "triton", "reference")
 Params = tuple[float, ...] | Tensor
@@ -163,7 +164,7 @@ def resolve(input: Tensor, *others: Tensor | None) -> str:
 
 def _is_for_torch(tensor: Tensor) -> bool:
     """Whether only torch's own ops know what to do with a tensor of this class."""
-    if hasattr(tensor, "device_mesh"):  # a DTensor: torch spreads it
+    if is_spread(tensor):
         return True
     # A compiled graph hands its first call's arguments to a check of torch's, which refuses
     # subclasses that are no wrappers as arguments of a custom op.

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import plain
 from lossops.checks import defined, legacy_reduction, number, number_on
 from lossops.library import accumulator
+from lossops.overrides import handle, overridden
 from lossops.softmax_checks import (
     any_dimension,
     check_class_weight,
@@ -27,6 +27,7 @@ from lossops.softmax_checks import (
     labels_along,
     softmax_loss,
 )
+from lossops.spread import whole_along
 
 __all__ = ["cross_entropy", "focal_loss", "log_prob_of", "nll_loss", "poly_loss"]
 
@@ -124,10 +125,11 @@ def cross_entropy(
         )
         if loss is not None:
             return loss
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            cross_entropy, (input, target, weight), input, target, weight, size_average,
-            ignore_index, reduce, reduction, label_smoothing, z_loss=z_loss, softcap=softcap,
+    if overridden(input, target, weight):
+        return handle(
+            cross_entropy, (input, target, weight), input, target, weight=weight,
+            size_average=size_average, ignore_index=ignore_index, reduce=reduce,
+            reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss, softcap=softcap,
             temperature=temperature, normalizer=normalizer, empty=empty, return_lse=return_lse,
             return_entropy=return_entropy, return_accuracy=return_accuracy, inplace=inplace,
         )  # fmt: skip
@@ -151,8 +153,8 @@ def cross_entropy(
         check_class_weight("cross_entropy", input, dim, weight)
     hit = None
     if return_accuracy and soft:  # before the logits are overwritten
-        best = target.detach().argmax(dim, keepdim=True)
-        scores = input.detach()
+        best = whole_along(dim, target.detach()).argmax(dim, keepdim=True)
+        scores = whole_along(dim, input.detach())
         hit = scores.gather(dim, best).squeeze(dim) >= scores.amax(dim)
     found = softmax_loss(
         "cross_entropy", "cross_entropy", input, target, dim=dim, reduction=reduction,
@@ -207,10 +209,11 @@ def nll_loss(
         loss = plain.cross_entropy(input, target, weight, ignore_index, reduction, form="log_probs")
         if loss is not None:
             return loss
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            nll_loss, (input, target, weight), input, target, weight, size_average, ignore_index,
-            reduce, reduction, normalizer=normalizer, empty=empty,
+    if overridden(input, target, weight):
+        return handle(
+            nll_loss, (input, target, weight), input, target, weight=weight,
+            size_average=size_average, ignore_index=ignore_index, reduce=reduce,
+            reduction=reduction, normalizer=normalizer, empty=empty,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_scores("nll_loss", input)
@@ -261,8 +264,8 @@ def log_prob_of(
         >>> F.log_prob_of(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
         tensor([-0.1269, -0.6931])
     """
-    if has_torch_function_variadic(logits, index):
-        return handle_torch_function(
+    if overridden(logits, index):
+        return handle(
             log_prob_of, (logits, index), logits, index, dim=dim, temperature=temperature,
             return_entropy=return_entropy,
         )  # fmt: skip
@@ -317,10 +320,10 @@ def focal_loss(
         >>> F.focal_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
         tensor(0.0018)
     """
-    if has_torch_function_variadic(input, target, alpha):
-        return handle_torch_function(
-            focal_loss, (input, target, alpha), input, target, alpha, gamma, ignore_index,
-            reduction, normalizer=normalizer,
+    if overridden(input, target, alpha):
+        return handle(
+            focal_loss, (input, target, alpha), input, target, alpha=alpha, gamma=gamma,
+            ignore_index=ignore_index, reduction=reduction, normalizer=normalizer,
         )  # fmt: skip
     gamma = number("focal_loss", "gamma", gamma)
     if not gamma >= 0:
@@ -371,10 +374,10 @@ def poly_loss(
         >>> F.poly_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
         tensor(0.2461)
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            poly_loss, (input, target, weight), input, target, epsilon, weight, ignore_index,
-            reduction, normalizer=normalizer,
+    if overridden(input, target, weight):
+        return handle(
+            poly_loss, (input, target, weight), input, target, epsilon=epsilon, weight=weight,
+            ignore_index=ignore_index, reduction=reduction, normalizer=normalizer,
         )  # fmt: skip
     epsilon = finite("poly_loss", "epsilon", epsilon)
     return _of_labels(

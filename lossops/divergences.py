@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from lossops.overrides import handle, overridden
 from lossops.softmax_checks import (
     any_dimension,
     check_form,
@@ -126,8 +126,8 @@ def kl_divergence(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    if has_torch_function_variadic(input, target):
-        return handle_torch_function(
+    if overridden(input, target):
+        return handle(
             kl_divergence, (input, target), input, target, input_form=input_form,
             target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
             reverse=reverse, reduction=reduction, normalizer=normalizer,
@@ -156,8 +156,8 @@ def js_divergence(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    if has_torch_function_variadic(input, target):
-        return handle_torch_function(
+    if overridden(input, target):
+        return handle(
             js_divergence, (input, target), input, target, input_form=input_form,
             target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
             reduction=reduction, normalizer=normalizer,
@@ -186,8 +186,8 @@ def total_variation(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    if has_torch_function_variadic(input, target):
-        return handle_torch_function(
+    if overridden(input, target):
+        return handle(
             total_variation, (input, target), input, target, input_form=input_form,
             target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
             reduction=reduction, normalizer=normalizer,
@@ -217,8 +217,8 @@ def l1_distribution_loss(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    if has_torch_function_variadic(input, target):
-        return handle_torch_function(
+    if overridden(input, target):
+        return handle(
             l1_distribution_loss, (input, target), input, target, input_form=input_form,
             target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
             reduction=reduction, normalizer=normalizer,
@@ -248,8 +248,8 @@ def soft_cross_entropy(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    if has_torch_function_variadic(input, target):
-        return handle_torch_function(
+    if overridden(input, target):
+        return handle(
             soft_cross_entropy, (input, target), input, target, input_form=input_form,
             target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
             reduction=reduction, normalizer=normalizer,

@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops.checks import (
     elementwise_loss,
@@ -52,6 +51,7 @@ from lossops.margins import (
     multilabel_soft_margin_loss,
     soft_margin_loss,
 )
+from lossops.overrides import handle, overridden
 from lossops.pairs import (
     cosine_embedding_loss,
     triplet_margin_loss,
@@ -139,10 +139,10 @@ def mse_loss(
         >>> F.mse_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
         tensor(5.)
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            mse_loss, (input, target, weight), input, target, size_average, reduce, reduction,
-            weight,
+    if overridden(input, target, weight):
+        return handle(
+            mse_loss, (input, target, weight), input, target, size_average=size_average,
+            reduce=reduce, reduction=reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     return elementwise_loss("mse", input, target, weight, reduction)
@@ -180,10 +180,10 @@ def l1_loss(
         >>> F.l1_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
         tensor(2.)
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            l1_loss, (input, target, weight), input, target, size_average, reduce, reduction,
-            weight,
+    if overridden(input, target, weight):
+        return handle(
+            l1_loss, (input, target, weight), input, target, size_average=size_average,
+            reduce=reduce, reduction=reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     if integer_or_complex(input, target):
@@ -228,10 +228,10 @@ def smooth_l1_loss(
         >>> F.smooth_l1_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
         tensor([0.1250, 2.5000])
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            smooth_l1_loss, (input, target, weight), input, target, size_average, reduce, reduction,
-            beta, weight,
+    if overridden(input, target, weight):
+        return handle(
+            smooth_l1_loss, (input, target, weight), input, target, size_average=size_average,
+            reduce=reduce, reduction=reduction, beta=beta, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     beta = number("smooth_l1_loss", "beta", beta)
@@ -278,10 +278,11 @@ def huber_loss(
         >>> F.huber_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
         tensor([0.1250, 2.5000])
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            huber_loss, (input, target, weight), input, target, reduction, delta, weight
-        )
+    if overridden(input, target, weight):
+        return handle(
+            huber_loss, (input, target, weight), input, target, reduction=reduction, delta=delta,
+            weight=weight,
+        )  # fmt: skip
     delta = number("huber_loss", "delta", delta)
     if not delta > 0:
         raise RuntimeError(
@@ -325,10 +326,11 @@ def log_cosh_loss(
         >>> F.log_cosh_loss(torch.tensor([0.0, 100.0]), torch.tensor([0.0, 0.0]), reduction="none")
         tensor([ 0.0000, 99.3069])
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            log_cosh_loss, (input, target, weight), input, target, reduction, weight
-        )
+    if overridden(input, target, weight):
+        return handle(
+            log_cosh_loss, (input, target, weight), input, target, reduction=reduction,
+            weight=weight,
+        )  # fmt: skip
     return elementwise_loss("log_cosh", input, target, weight, reduction)
 
 
@@ -369,10 +371,11 @@ def quantile_loss(
         >>> F.quantile_loss(torch.zeros(2), torch.tensor([1.0, -1.0]), 0.9, reduction="none")
         tensor([0.9000, 0.1000])
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            quantile_loss, (input, target, weight), input, target, quantile, reduction, weight
-        )
+    if overridden(input, target, weight):
+        return handle(
+            quantile_loss, (input, target, weight), input, target, quantile=quantile,
+            reduction=reduction, weight=weight,
+        )  # fmt: skip
     quantile = number("quantile_loss", "quantile", quantile)
     if not 0 < quantile < 1:
         raise ValueError(f"quantile_loss(): quantile should be between 0 and 1, got {quantile}")
@@ -419,10 +422,11 @@ def charbonnier_loss(
         >>> F.charbonnier_loss(torch.tensor([0.0, 4.0]), torch.zeros(2), 3.0, reduction="none")
         tensor([3., 5.])
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            charbonnier_loss, (input, target, weight), input, target, epsilon, reduction, weight
-        )
+    if overridden(input, target, weight):
+        return handle(
+            charbonnier_loss, (input, target, weight), input, target, epsilon=epsilon,
+            reduction=reduction, weight=weight,
+        )  # fmt: skip
     epsilon = number("charbonnier_loss", "epsilon", epsilon)
     if not 0 < epsilon < math.inf:
         raise ValueError(

@@ -325,7 +325,13 @@ def _define(library: torch.library.Library, name: str, schema: str, fake) -> Non
     position = [argument.name for argument in packet.default._schema.arguments].index("params")
 
     def kernel(*args):
-        return packet.default(*args[:position], args[position].tolist(), *args[position + 1 :])
+        params = args[position]
+        if params.device.type != "cpu" or params.dim() != 1 or not params.is_floating_point():
+            raise RuntimeError(
+                "params should be floating point numbers in a row, on the CPU, got "
+                f"{tuple(params.shape)} of {params.dtype} on {params.device}"
+            )
+        return packet.default(*args[:position], params.tolist(), *args[position + 1 :])
 
     overload = schema.replace(_PARAMS, "Tensor params")
     library.define(f"{name}.tensor_params{overload}", tags=(torch.Tag.pt2_compliant_tag,))

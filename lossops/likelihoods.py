@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops.checking import can_look
 from lossops.checks import (
@@ -19,6 +18,8 @@ from lossops.checks import (
     require_tensors,
 )
 from lossops.composed import check_reduction, difference, floating
+from lossops.overrides import handle, overridden
+from lossops.spread import gathered
 
 __all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
 
@@ -64,10 +65,11 @@ def poisson_nll_loss(
         >>> F.poisson_nll_loss(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]), reduction="none")
         tensor([1.0000, 0.7183])
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            poisson_nll_loss, (input, target, weight), input, target, log_input, full,
-            size_average, eps, reduce, reduction, weight=weight,
+    if overridden(input, target, weight):
+        return handle(
+            poisson_nll_loss, (input, target, weight), input, target, log_input=log_input,
+            full=full, size_average=size_average, eps=eps, reduce=reduce, reduction=reduction,
+            weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("poisson_nll_loss", input=input, target=target)
@@ -121,10 +123,10 @@ def gaussian_nll_loss(
         >>> F.gaussian_nll_loss(torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([2.0]))
         tensor(1.3466)
     """
-    if has_torch_function_variadic(input, target, var, weight):
-        return handle_torch_function(
-            gaussian_nll_loss, (input, target, var, weight), input, target, var, full, eps,
-            reduction, weight=weight,
+    if overridden(input, target, var, weight):
+        return handle(
+            gaussian_nll_loss, (input, target, var, weight), input, target, var, full=full, eps=eps,
+            reduction=reduction, weight=weight,
         )  # fmt: skip
     require_tensors("gaussian_nll_loss", input=input, target=target)
     if not isinstance(var, Tensor):
@@ -132,7 +134,7 @@ def gaussian_nll_loss(
         if var < 0:
             raise ValueError("var has negative entry/entries")
         var = number_on(input.device, var, floating(input).dtype).expand_as(input)
-    elif can_look(var) and (var < 0).any():
+    elif can_look(var) and gathered((var < 0).any()):
         raise ValueError("var has negative entry/entries")
     if var.shape != input.shape:
         if input.shape[:-1] == var.shape and input.dim():

@@ -12,7 +12,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import backends
 from lossops.autograd import transforms_active
@@ -20,6 +19,7 @@ from lossops.checks import autocasts, require_tensors, savable
 from lossops.classification import cross_entropy
 from lossops.library import accumulator
 from lossops.linear_autograd import Walk, chunked_cross_entropy
+from lossops.overrides import handle, overridden
 from lossops.softmax_autograd import SoftmaxCall
 from lossops.softmax_checks import (
     check_class_weight,
@@ -89,8 +89,8 @@ def linear_cross_entropy(
         >>> F.linear_cross_entropy(x, a, torch.tensor([1]))
         tensor(0.3133)
     """
-    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight):
-        return handle_torch_function(
+    if overridden(input, linear_weight, target, linear_bias, weight):
+        return handle(
             linear_cross_entropy, (input, linear_weight, target, linear_bias, weight), input,
             linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction,
             ignore_index=ignore_index, label_smoothing=label_smoothing, options=options,
@@ -139,7 +139,9 @@ def linear_cross_entropy(
         rows, linear_weight, linear_bias, target, weight, normalizer, denominator,
         Walk(call, dtype, _rows_at_a_time(options)),
     )  # fmt: skip
-    return loss.squeeze(0) if input.dim() == 1 and reduction == "none" else loss
+    if input.dim() == 1 and reduction == "none":
+        return torch.ops.aten._unsafe_view(loss, ())  # no view, as a loss is none elsewhere
+    return loss
 
 
 def _dtype_of_logits(*tensors: Tensor | None) -> torch.dtype:

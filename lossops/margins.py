@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import plain, reference
 from lossops.checks import autocasts, broadcast_loss, defined, legacy_reduction, require_tensors
@@ -14,7 +13,9 @@ from lossops.composed import (
     difference,
     floating,
     has_kernels,
+    mean_of_samples,
 )
+from lossops.overrides import handle, overridden
 from lossops.probabilities import binary_cross_entropy_with_logits
 from lossops.vectors import vectors_loss
 
@@ -63,10 +64,10 @@ def soft_margin_loss(
         >>> F.soft_margin_loss(x, y, reduction="none")
         tensor([0.6931, 3.0486])
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            soft_margin_loss, (input, target, weight), input, target, size_average, reduce,
-            reduction, weight=weight,
+    if overridden(input, target, weight):
+        return handle(
+            soft_margin_loss, (input, target, weight), input, target, size_average=size_average,
+            reduce=reduce, reduction=reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("soft_margin_loss", input=input, target=target)
@@ -112,10 +113,10 @@ def hinge_embedding_loss(
         ...     torch.tensor([0.3, 0.3]), torch.tensor([1, -1]), reduction="none")
         tensor([0.3000, 0.7000])
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            hinge_embedding_loss, (input, target, weight), input, target, margin, size_average,
-            reduce, reduction, weight=weight,
+    if overridden(input, target, weight):
+        return handle(
+            hinge_embedding_loss, (input, target, weight), input, target, margin=margin,
+            size_average=size_average, reduce=reduce, reduction=reduction, weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("hinge_embedding_loss", input=input, target=target)
@@ -173,10 +174,11 @@ def margin_ranking_loss(
         >>> F.margin_ranking_loss(x1, x2, torch.tensor([1.0, 1.0]), reduction="none")
         tensor([0., 1.])
     """
-    if has_torch_function_variadic(input1, input2, target, weight):
-        return handle_torch_function(
-            margin_ranking_loss, (input1, input2, target, weight), input1, input2, target, margin,
-            size_average, reduce, reduction, weight=weight,
+    if overridden(input1, input2, target, weight):
+        return handle(
+            margin_ranking_loss, (input1, input2, target, weight), input1, input2, target,
+            margin=margin, size_average=size_average, reduce=reduce, reduction=reduction,
+            weight=weight,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
@@ -243,10 +245,10 @@ def multi_margin_loss(
         loss = plain.multi_margin_loss(input, target, p, margin, reduction)
         if loss is not None:
             return loss
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            multi_margin_loss, (input, target, weight), input, target, p, margin, weight,
-            size_average, reduce, reduction,
+    if overridden(input, target, weight):
+        return handle(
+            multi_margin_loss, (input, target, weight), input, target, p=p, margin=margin,
+            weight=weight, size_average=size_average, reduce=reduce, reduction=reduction,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
@@ -315,10 +317,11 @@ def multilabel_margin_loss(
         >>> F.multilabel_margin_loss(x, torch.tensor([[3, 0, -1, 1]]))
         tensor(0.8500)
     """
-    if has_torch_function_variadic(input, target):
-        return handle_torch_function(
-            multilabel_margin_loss, (input, target), input, target, size_average, reduce, reduction
-        )
+    if overridden(input, target):
+        return handle(
+            multilabel_margin_loss, (input, target), input, target, size_average=size_average,
+            reduce=reduce, reduction=reduction,
+        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
     _check_rows("multilabel_margin_loss", input, target)
@@ -368,10 +371,10 @@ def multilabel_soft_margin_loss(
         >>> F.multilabel_soft_margin_loss(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 1.0]]))
         tensor(0.4100)
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            multilabel_soft_margin_loss, (input, target, weight), input, target, weight,
-            size_average, reduce, reduction,
+    if overridden(input, target, weight):
+        return handle(
+            multilabel_soft_margin_loss, (input, target, weight), input, target, weight=weight,
+            size_average=size_average, reduce=reduce, reduction=reduction,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
@@ -391,7 +394,8 @@ def multilabel_soft_margin_loss(
         loss = loss / input.shape[-1]
     elif each == "none":
         loss = loss.mean(-1)
-        loss = loss if reduction == "none" else loss.reshape(loss.shape[0], -1).mean(1)
+        if reduction == "sample":
+            loss = mean_of_samples("multilabel_soft_margin_loss", loss)
     if input.device.type == "cpu" and autocasts("cpu"):  # which does not widen torch's there
         loss = loss.to(torch.promote_types(input.dtype, target.dtype))
     return loss

@@ -371,3 +371,12 @@ class PolyLoss(_WeightedLoss):
             input, target, self.epsilon, self.weight, self.ignore_index, self.reduction,
             normalizer=normalizer,
         )  # fmt: skip
+
+
+# What torch.load may make of a file, by default: our modules, and torch's that some of them hold.
+# To load one runs no code but what copies its attributes.
+_HELD = ("Linear", "PairwiseDistance", "LinearCrossEntropyOptions")  # the last in younger torchs
+torch.serialization.add_safe_globals(
+    [globals()[name] for name in __all__]
+    + [getattr(torch.nn, name) for name in _HELD if hasattr(torch.nn, name)]
+)

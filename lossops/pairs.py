@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import vectors_reference as reference
 from lossops.checks import defined, legacy_reduction, number, require_tensors
 from lossops.composed import check_reduction, composed
+from lossops.overrides import handle, overridden
 from lossops.vectors import vectors_loss
 
 KERNELS = {2.0: "triplet_margin", 1.0: "triplet_margin_l1"}  # by the p of the norm
@@ -51,10 +51,10 @@ def cosine_embedding_loss(
         >>> F.cosine_embedding_loss(torch.eye(2), torch.ones(2, 2), torch.tensor([1, -1]))
         tensor(0.5000)
     """
-    if has_torch_function_variadic(input1, input2, target):
-        return handle_torch_function(
-            cosine_embedding_loss, (input1, input2, target), input1, input2, target, margin,
-            size_average, reduce, reduction,
+    if overridden(input1, input2, target):
+        return handle(
+            cosine_embedding_loss, (input1, input2, target), input1, input2, target, margin=margin,
+            size_average=size_average, reduce=reduce, reduction=reduction,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
@@ -117,10 +117,11 @@ def triplet_margin_loss(
         >>> F.triplet_margin_loss(a, p, n)
         tensor(5.0000)
     """
-    if has_torch_function_variadic(anchor, positive, negative):
-        return handle_torch_function(
-            triplet_margin_loss, (anchor, positive, negative), anchor, positive, negative, margin,
-            p, eps, swap, size_average, reduce, reduction,
+    if overridden(anchor, positive, negative):
+        return handle(
+            triplet_margin_loss, (anchor, positive, negative), anchor, positive, negative,
+            margin=margin, p=p, eps=eps, swap=swap, size_average=size_average, reduce=reduce,
+            reduction=reduction,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
@@ -175,8 +176,8 @@ def triplet_margin_with_distance_loss(
         >>> F.triplet_margin_with_distance_loss(a, p, n, distance_function=distance)
         tensor(0.2000)
     """
-    if has_torch_function_variadic(anchor, positive, negative):
-        return handle_torch_function(
+    if overridden(anchor, positive, negative):
+        return handle(
             triplet_margin_with_distance_loss, (anchor, positive, negative), anchor, positive,
             negative, distance_function=distance_function, margin=margin, swap=swap,
             reduction=reduction,

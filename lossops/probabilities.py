@@ -7,11 +7,11 @@ import warnings
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops.autograd import transforms_active
 from lossops.checking import can_look
 from lossops.checks import autocasts, elementwise_loss, legacy_reduction, number
+from lossops.overrides import handle, overridden
 
 
 def kl_div(
@@ -60,10 +60,10 @@ def kl_div(
         >>> F.kl_div(x, torch.tensor([[1.0, 0.0, 0.0]]), reduction="batchmean")
         tensor(0.6931)
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            kl_div, (input, target, weight), input, target, size_average, reduce, reduction,
-            log_target, weight,
+    if overridden(input, target, weight):
+        return handle(
+            kl_div, (input, target, weight), input, target, size_average=size_average,
+            reduce=reduce, reduction=reduction, log_target=log_target, weight=weight,
         )  # fmt: skip
     if reduction == "mean" and size_average is None and reduce is None:
         _warn_of_mean()
@@ -148,10 +148,11 @@ def binary_cross_entropy(
         >>> F.binary_cross_entropy(torch.tensor([0.5, 1.0]), torch.tensor([1.0, 1.0]))
         tensor(0.3466)
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            binary_cross_entropy, (input, target, weight), input, target, weight, size_average,
-            reduce, reduction, label_smoothing,
+    if overridden(input, target, weight):
+        return handle(
+            binary_cross_entropy, (input, target, weight), input, target, weight=weight,
+            size_average=size_average, reduce=reduce, reduction=reduction,
+            label_smoothing=label_smoothing,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     smoothing = _smoothing("binary_cross_entropy", label_smoothing)
@@ -228,10 +229,11 @@ def binary_cross_entropy_with_logits(
         >>> F.binary_cross_entropy_with_logits(torch.tensor([0.0, torch.inf]), torch.ones(2))
         tensor(0.3466)
     """
-    if has_torch_function_variadic(input, target, weight, pos_weight):
-        return handle_torch_function(
+    if overridden(input, target, weight, pos_weight):
+        return handle(
             binary_cross_entropy_with_logits, (input, target, weight, pos_weight), input, target,
-            weight, size_average, reduce, reduction, pos_weight, label_smoothing,
+            weight=weight, size_average=size_average, reduce=reduce, reduction=reduction,
+            pos_weight=pos_weight, label_smoothing=label_smoothing,
         )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     smoothing = _smoothing("binary_cross_entropy_with_logits", label_smoothing)
@@ -345,10 +347,10 @@ def sigmoid_focal_loss(
         >>> F.sigmoid_focal_loss(torch.tensor([0.0, 4.0]), torch.ones(2), reduction="none")
         tensor([4.3322e-02, 1.4679e-06])
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            sigmoid_focal_loss, (input, target, weight), input, target, alpha, gamma, reduction,
-            weight,
+    if overridden(input, target, weight):
+        return handle(
+            sigmoid_focal_loss, (input, target, weight), input, target, alpha=alpha, gamma=gamma,
+            reduction=reduction, weight=weight,
         )  # fmt: skip
     alpha = number("sigmoid_focal_loss", "alpha", alpha)
     gamma = number("sigmoid_focal_loss", "gamma", gamma)

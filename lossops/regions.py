@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops.checks import number, require_tensors
 from lossops.composed import composed
+from lossops.overrides import handle, overridden
 from lossops.vectors import vectors_loss
 from lossops.vectors_reference import tversky
 
@@ -53,10 +53,10 @@ def dice_loss(
         >>> F.dice_loss(p, y, input_form="probs")
         tensor(0.2500)
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            dice_loss, (input, target, weight), input, target, input_form=input_form,
-            smooth=smooth, reduction=reduction, weight=weight,
+    if overridden(input, target, weight):
+        return handle(
+            dice_loss, (input, target, weight), input, target, input_form=input_form, smooth=smooth,
+            reduction=reduction, weight=weight,
         )  # fmt: skip
     smooth = 0.5 * number("dice_loss", "smooth", smooth)
     return _overlap("dice_loss", input, target, 0.5, 0.5, input_form, smooth, reduction, weight)
@@ -107,9 +107,9 @@ def tversky_loss(
         >>> F.tversky_loss(p, y, alpha=0.3, beta=0.7, input_form="probs")
         tensor(0.1304)
     """
-    if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            tversky_loss, (input, target, weight), input, target, alpha, beta,
+    if overridden(input, target, weight):
+        return handle(
+            tversky_loss, (input, target, weight), input, target, alpha=alpha, beta=beta,
             input_form=input_form, smooth=smooth, reduction=reduction, weight=weight,
         )  # fmt: skip
     alpha, beta, smooth = (

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops.composed import check_reduction
+from lossops.overrides import TORCHS, handle, overridden
 
 __all__ = ["ctc_loss"]
-
-# As it is when this is imported: lossops.use_in_torch() may put ours in its place.
-_torch_ctc_loss = torch.nn.functional.ctc_loss
 
 
 def ctc_loss(
@@ -54,13 +50,14 @@ def ctc_loss(
         >>> F.ctc_loss(log_probs, torch.tensor([[1, 2]]), [4], [2], reduction="sum")
         tensor(1.6864)
     """
-    if has_torch_function_variadic(log_probs, targets):
-        return handle_torch_function(
-            ctc_loss, (log_probs, targets), log_probs, targets, input_lengths, target_lengths,
-            blank, reduction, zero_infinity,
+    if overridden(log_probs, targets, input_lengths, target_lengths):
+        return handle(
+            ctc_loss, (log_probs, targets, input_lengths, target_lengths), log_probs, targets,
+            input_lengths, target_lengths, blank=blank, reduction=reduction,
+            zero_infinity=zero_infinity,
         )  # fmt: skip
     check_reduction(reduction)
     reduction = "none" if reduction == "sample" else reduction
-    return _torch_ctc_loss(
+    return TORCHS["ctc_loss"](
         log_probs, targets, input_lengths, target_lengths, blank, reduction, zero_infinity
     )

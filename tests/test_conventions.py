@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as torch_functional
-from conftest import DEVICE, cpu_only, make
+from conftest import DEVICE, cpu_only, make, pair
 
-from lossops import functional
+from lossops import functional, specs
+from lossops.softmax_specs import ROW_SPECS
+from lossops.vectors_specs import VECTOR_SPECS
 
 F32, F64, HALF = torch.float32, torch.float64, torch.float16
 
@@ -58,6 +61,61 @@ def test_charbonnier_at_its_bottom(epsilon):
     (grad,) = torch.autograd.grad(loss.sum(), x)
     torch.testing.assert_close(loss, make.tensor([epsilon, 3.0]), rtol=1e-6, atol=1e-37)
     torch.testing.assert_close(grad, make.tensor([0.0, 1.0]))
+
+
+def _calls():
+    """Of all losses that have kernels: batches, rows alone, what is broadcast."""
+    for spec in specs.SPECS:
+        x, y = pair(spec, 4, 3)
+        for tensors in ((x, y), (x[0], y[0]), (x[:1], y[:1]), (x[:1].expand(4, 3), y)):
+            yield spec.function, tensors, spec.defaults
+    for row in ROW_SPECS:
+        x = make.randn(4, 3, 2).log_softmax(1)
+        labels = torch.randint(3, (4, 2), device=DEVICE)
+        for tensors in ((x, labels), (x[..., 0], labels[:, 0]), (x[0, :, 0], labels[0, 0])):
+            dim = {"dim": min(1, tensors[0].dim() - 1)} if row.name == "log_prob_of" else {}
+            yield row.function, tensors, dim
+            if row.takes_forms:
+                yield row.function, (tensors[0], tensors[0].exp()), {}
+    for row in VECTOR_SPECS:
+        for kwargs in row.samples:
+            for shape in ((4, 3), (1, 3)):
+                vectors, given = row.tensors(shape, torch.float32, device=DEVICE)
+                yield row.function, (*vectors, *given), kwargs
+                if not row.name.startswith(("dice", "tversky")):
+                    yield row.function, [t[0] for t in (*vectors, *given)], kwargs
+    x, a, b = make.randn(5, 4), make.randn(3, 4), make.randn(3)
+    labels = torch.randint(3, (5,), device=DEVICE)
+    for options in (None, SimpleNamespace(batch_chunk_size=2)):
+        for tensors in ((x, a, labels), (x[0], a, labels[0])):
+            yield functional.linear_cross_entropy, tensors, {"linear_bias": b, "options": options}
+
+
+def test_no_result_is_a_view():
+    """Which could not be changed in place, and would hold on to another tensor."""
+    for function, tensors, kwargs in _calls():
+        for reduction in ("none", "mean", "sum", "sample"):
+            if reduction == "sample" and tensors[0].dim() < 2:
+                continue
+            for requires_grad in (False, True):
+                moving = [
+                    t.detach().requires_grad_(requires_grad) if t.is_floating_point() else t
+                    for t in tensors
+                ]
+                if function is functional.log_prob_of:
+                    loss = function(*moving, **kwargs)
+                else:
+                    loss = function(*moving, **kwargs, reduction=reduction)
+                assert not loss._is_view(), (function, kwargs, reduction, tensors[0].shape)
+                loss.mul_(2)
+
+
+def test_a_row_alone_is_no_batch():
+    for name in ("multilabel_soft_margin_loss", "multilabel_margin_loss"):
+        target = make.tensor([1, 0, -1])
+        target = target if "soft" not in name else target.abs().float()
+        with pytest.raises(ValueError, match="needs a batch dimension"):
+            getattr(functional, name)(make.randn(3), target, reduction="sample")
 
 
 LISTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import warnings
 from types import SimpleNamespace
@@ -13,7 +14,6 @@ import torch.nn.functional as torch_functional
 from conftest import DEVICE, make
 from torch.testing._internal.common_modules import module_db
 
-import lossops
 from lossops import functional, nn
 
 MODULES = {
@@ -76,26 +76,46 @@ def test_modules(name, dtype):
     assert seen
 
 
-def test_use_in_torch():
-    x, y = make.randn(5), make.randn(5)
-    before = {name: getattr(torch_functional, name) for name in dir(torch_functional)}
-    with lossops.use_in_torch():
-        assert torch_functional.mse_loss is functional.mse_loss
-        assert torch_functional.linear_cross_entropy is functional.linear_cross_entropy
-        # torch.nn's modules look the functions up by name; and what lossops takes from torch is not
-        # taken from itself.
-        loss = torch.nn.MSELoss(reduction="sample")(x, y)
-        torch.testing.assert_close(loss, (x - y).square())
-        assert torch.nn.L1Loss()(torch.tensor([1j]), torch.tensor([0j])) == 1
-        log_probs = make.randn(6, 2, 4).log_softmax(2)
-        torch.nn.CTCLoss()(log_probs, torch.ones(2, 2, dtype=torch.long), [6, 6], [2, 2])
-        with lossops.use_in_torch():
-            pass
-        assert torch_functional.mse_loss is functional.mse_loss
-    assert {name: getattr(torch_functional, name) for name in dir(torch_functional)} == before
-    with pytest.raises(ZeroDivisionError), lossops.use_in_torch():
-        raise ZeroDivisionError
-    assert torch_functional.mse_loss is before["mse_loss"]
+def made(name: str) -> torch.nn.Module:
+    arguments = {"FocalLoss": (make.rand(3),), "LinearCrossEntropyLoss": (4, 3)}
+    return getattr(nn, name)(*arguments.get(name, ()))
+
+
+@pytest.mark.parametrize("name", nn.__all__)
+def test_saved_modules_are_loaded(name):
+    """By what torch.load does unless told otherwise, which is to take weights only; and with what
+    a module comes to hold."""
+    module = made(name)
+    module.eval().requires_grad_(False).double()
+    module.reduction = "sum"
+    module.register_buffer("more", make.rand(2))
+    file = io.BytesIO()
+    torch.save({"alone": module, "in a model": torch.nn.Sequential(made(name))}, file)
+    file.seek(0)
+    with torch.serialization.safe_globals([torch.nn.Sequential]):
+        found = torch.load(file, weights_only=True)
+    (inner,) = found["in a model"]
+    for other, original in ((found["alone"], module), (inner, made(name))):
+        assert type(other) is type(original)
+        assert repr(other) == repr(original)
+        assert other.training == original.training
+        assert other.state_dict().keys() == original.state_dict().keys()
+        assert vars(other).keys() == vars(original).keys()
+    torch.testing.assert_close(found["alone"].state_dict(), module.state_dict())
+
+
+def test_options_of_saved_modules():
+    file = io.BytesIO()
+    torch.save(nn.BCEWithLogitsLoss(make.rand(3), pos_weight=2.0, label_smoothing=0.1), file)
+    file.seek(0)
+    found = torch.load(file, weights_only=True)
+    assert (found.pos_weight, found.label_smoothing) == (2.0, 0.1)
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2)
+        file = io.BytesIO()
+        torch.save(nn.LinearCrossEntropyLoss(4, 3, options=options), file)
+        file.seek(0)
+        assert torch.load(file, weights_only=True).options == options
 
 
 # ---------------------------------------------------------------------------------------------
