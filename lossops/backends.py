@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lossops import library
+from lossops.spread import is_spread
 
 NAMES = ("native", "triton", "reference")
 
@@ -142,7 +143,7 @@ def resolve(input: Tensor) -> str:
     """The backend for a call on this tensor."""
     if torch._C._get_tracing_state() is not None:  # which knows no arguments like the kernels'
         return "reference"
-    if type(input) is not Tensor and hasattr(input, "device_mesh"):  # a DTensor: torch spreads it
+    if is_spread(input):
         return "reference"
     device = input.device.type
     name = _chosen

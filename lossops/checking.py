@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lossops.autograd import transforms_active
+from lossops.spread import gathered
 
 # As in lossops.backends: one count for the whole process, which torch.compile can guard.
 _open = int(os.environ.get("LOSSOPS_LABEL_CHECKS", "0") not in ("", "0"))
@@ -76,7 +77,7 @@ def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
 
 def require_classes(labels: Tensor, classes: int, ignore_index: int) -> None:
     """Raises for a label that is neither a class nor ignored. Waits for the labels."""
-    labels = labels.detach().long()  # in uint8, an ignore_index of -100 would be 156
+    labels = gathered(labels.detach()).long()  # in uint8, an ignore_index of -100 would be 156
     outside = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
     if not outside.any():
         return

@@ -29,6 +29,7 @@ from lossops.softmax_checks import (
     labels_along,
     softmax_loss,
 )
+from lossops.spread import whole_along
 
 __all__ = ["cross_entropy", "focal_loss", "log_prob_of", "nll_loss", "poly_loss"]
 
@@ -154,8 +155,8 @@ def cross_entropy(
         check_class_weight("cross_entropy", input, dim, weight)
     hit = None
     if return_accuracy and soft:  # before the logits are overwritten
-        best = target.detach().argmax(dim, keepdim=True)
-        scores = input.detach()
+        best = whole_along(dim, target.detach()).argmax(dim, keepdim=True)
+        scores = whole_along(dim, input.detach())
         hit = scores.gather(dim, best).squeeze(dim) >= scores.amax(dim)
     found = softmax_loss(
         "cross_entropy", "cross_entropy", input, target, dim=dim, reduction=reduction,

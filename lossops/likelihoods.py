@@ -19,6 +19,7 @@ from lossops.checks import (
 )
 from lossops.composed import check_reduction, difference, floating
 from lossops.overrides import handle
+from lossops.spread import gathered
 
 __all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
 
@@ -133,7 +134,7 @@ def gaussian_nll_loss(
         if var < 0:
             raise ValueError("var has negative entry/entries")
         var = torch.full_like(floating(input), var)
-    elif can_look(var) and (var < 0).any():
+    elif can_look(var) and gathered((var < 0).any()):
         raise ValueError("var has negative entry/entries")
     if var.shape != input.shape:
         if input.shape[:-1] == var.shape and input.dim():

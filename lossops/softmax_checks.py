@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import operator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from lossops.checks import (
     require_tensors,
 )
 from lossops.softmax_autograd import Outputs, SoftmaxCall, softmax
+from lossops.spread import beside, is_spread, is_whole, leaves_softmax_to_the_loss, whole_along
 
 FORMS = ("logits", "log_probs", "probs")
 _LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
@@ -38,7 +40,21 @@ def softmax_loss(
 ) -> Outputs:
     """Settles a call whose shapes are checked, and runs it."""
     normalizer, call = softmax_call(function, loss, input, target, **options)
+    if is_spread(input):
+        if call.form == "log_probs" and leaves_softmax_to_the_loss(function, input, call.dim):
+            call = replace(call, form="logits")  # as log-probabilities are logits, too
+        input, target, class_weight = _whole_rows(input, target, class_weight, call)
     return softmax(input, target, class_weight, normalizer, call)
+
+
+def _whole_rows(input, target, class_weight, call: SoftmaxCall) -> tuple:
+    """What is spread over processes, as the formulas need it."""
+    input, class_weight = whole_along(call.dim, input), whole_along(0, class_weight)
+    if call.target_form != "labels":
+        target = whole_along(call.dim, target)
+    if is_whole(input):  # else an ordinary target may be a process' own: torch refuses it
+        target = beside(target, input)
+    return input, target, beside(class_weight, input)
 
 
 def softmax_call(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lossops.library import accumulator
 from lossops.reference import infinitely_steep, is_functionalized, reduce
+from lossops.spread import beside, is_spread
 
 
 class Rows(NamedTuple):
@@ -159,10 +160,18 @@ def _distribution(
     # Compiled transforms and functionalization cannot trace it, and give NaN, as torch does.
     untraceable = torch.compiler.is_compiling() or is_functionalized()
     limit = numbers if untraceable else _Limit.apply(numbers, dim)
-    log_p = limit.log_softmax(dim)
+    log_p = _log_softmax(limit, dim)
     largest = numbers.detach().amax(dim)
     lse = limit.logsumexp(dim) + torch.where(largest.isinf(), largest, 0.0)
     return log_p, exp(log_p), numbers, lse
+
+
+def _log_softmax(logits: Tensor, dim: int) -> Tensor:
+    if not is_spread(logits):
+        return logits.log_softmax(dim)
+    # Under torch's loss_parallel() its derivative is another one.
+    logits = logits - logits.detach().amax(dim, keepdim=True)
+    return logits - logits.logsumexp(dim, keepdim=True)
 
 
 def _one_hot(labels: Tensor, counts: Tensor, like: Tensor, dim: int) -> Tensor:
@@ -170,7 +179,7 @@ def _one_hot(labels: Tensor, counts: Tensor, like: Tensor, dim: int) -> Tensor:
     classes = torch.arange(like.shape[dim], device=like.device)
     shape = [1] * like.dim()
     shape[dim] = -1
-    return (safe.unsqueeze(dim) == classes.view(shape)).to(like.dtype)
+    return (safe.unsqueeze(dim) == beside(classes.view(shape), labels)).to(like.dtype)
 
 
 def _pick(numbers: Tensor, labels: Tensor, counts: Tensor, dim: int) -> Tensor:

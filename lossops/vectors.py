@@ -23,6 +23,7 @@ from lossops.checking import can_look
 from lossops.checks import HALF_DTYPES, KERNEL_DTYPES, autocasts
 from lossops.composed import check_reduction, composed, mean_of_samples
 from lossops.library import VECTOR_SIGNATURES, accumulator
+from lossops.spread import gathered
 from lossops.vectors_reference import FORMULAS
 
 
@@ -167,7 +168,7 @@ def _check_labels(function: str, loss: str, label: Tensor | None, classes: int) 
     takes = VECTOR_SIGNATURES[loss].label
     if takes not in ("index", "list") or not can_look(label):
         return
-    if ((label < (-1 if takes == "list" else 0)) | (label >= classes)).any():
+    if gathered(((label < (-1 if takes == "list" else 0)) | (label >= classes)).any()):
         raise RuntimeError(f"{function}(): target out of range, of {classes} classes")
 
 

@@ -61,11 +61,11 @@ def test_ops_know_engines_by_their_launch_functions_only():
 # Python: nn → functional → its leaves → checks → autograd → backends → library. Nobody looks back
 # up.
 LAYERS = [
-    "library", "overrides", "reference", "softmax_reference", "vectors_reference", "backends",
-    "batching", "autograd", "checking", "plain", "softmax_autograd", "linear_autograd", "checks",
-    "softmax_checks", "composed", "vectors", "probabilities", "classification", "divergences",
-    "likelihoods", "linear", "margins", "pairs", "regions", "sequences", "functional",
-    "nn_composed", "nn_divergences", "nn", "patching", "scripting",
+    "library", "overrides", "spread", "reference", "softmax_reference", "vectors_reference",
+    "backends", "batching", "autograd", "checking", "plain", "softmax_autograd",
+    "linear_autograd", "checks", "softmax_checks", "composed", "vectors", "probabilities",
+    "classification", "divergences", "likelihoods", "linear", "margins", "pairs", "regions",
+    "sequences", "functional", "nn_composed", "nn_divergences", "nn", "patching", "scripting",
 ]  # fmt: skip
 READERS = {
     "elementwise_spec",

@@ -13,7 +13,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 from conftest import cpu_only, make
 from test_value import pair
-from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor.parallel import loss_parallel
 from torch.nn.parallel import DistributedDataParallel
 
 from lossops import functional, nn, specs
@@ -81,51 +82,136 @@ def test_processes_and_micro_batches_give_the_gradient_of_one_batch(name, tmp_pa
             torch.testing.assert_close(grad, parameter.grad)
 
 
+# Of scores x, labels y, class weights w and a distribution per row q.
 SPREAD = {
-    "mse_loss": lambda f, x, y: f.mse_loss(x, x.detach() + 1),
-    "log_cosh_loss": lambda f, x, y: f.log_cosh_loss(x, x.detach() + 1, reduction="sum"),
-    "kl_divergence": lambda f, x, y: f.kl_divergence(x, x.detach() * 2),
-    "cross_entropy": lambda f, x, y: f.cross_entropy(x, y),
-    "nll_loss": lambda f, x, y: f.nll_loss(x, y),
-    "multi_margin_loss": lambda f, x, y: f.multi_margin_loss(x, y),
-    "dice_loss": lambda f, x, y: f.dice_loss(x, x.detach().sigmoid()),
-}
+    "mse_loss": lambda x, y, w, q, **k: functional.mse_loss(x, q, **k),
+    "mse_loss, weighted": lambda x, y, w, q, **k: functional.mse_loss(x, q, weight=q + 1, **k),
+    "log_cosh_loss": lambda x, y, w, q, **k: functional.log_cosh_loss(x, q, **k),
+    "bce_with_logits": lambda x, y, w, q, **k: functional.binary_cross_entropy_with_logits(
+        x, q, pos_weight=w, **k
+    ),
+    "gaussian_nll_loss": lambda x, y, w, q, **k: functional.gaussian_nll_loss(x, q, q + 0.1, **k),
+    "kl_divergence": lambda x, y, w, q, **k: functional.kl_divergence(
+        x, q, target_form="probs", **k
+    ),
+    "js_divergence of labels": lambda x, y, w, q, **k: functional.js_divergence(x, y, **k),
+    "cross_entropy": lambda x, y, w, q, **k: functional.cross_entropy(x, y, **k),
+    "cross_entropy, all": lambda x, y, w, q, **k: functional.cross_entropy(
+        x, y, w, label_smoothing=0.2, z_loss=0.1, softcap=2.0, temperature=1.5, **k
+    ),
+    "cross_entropy, rows": lambda x, y, w, q, reduction: sum(
+        each.square().sum() for each in functional.cross_entropy(
+            x, q, w, return_lse=True, return_entropy=True, return_accuracy=True,
+            reduction=reduction,
+        )
+    ),
+    "cross_entropy of probabilities": lambda x, y, w, q, **k: functional.cross_entropy(
+        x, q, w, label_smoothing=0.2, **k
+    ),
+    "nll_loss": lambda x, y, w, q, **k: functional.nll_loss(x.log_softmax(1), y, w, **k),
+    "soft_cross_entropy": lambda x, y, w, q, **k: functional.soft_cross_entropy(
+        x.log_softmax(1), q, input_form="log_probs", target_form="probs", **k
+    ),
+    "focal_loss": lambda x, y, w, q, **k: functional.focal_loss(x, y, 0.3, **k),
+    "poly_loss": lambda x, y, w, q, **k: functional.poly_loss(x, y, weight=w, **k),
+    "multi_margin_loss": lambda x, y, w, q, **k: functional.multi_margin_loss(
+        x, y.clamp(0), weight=w, **k
+    ),
+    "cosine_embedding_loss": lambda x, y, w, q, **k: functional.cosine_embedding_loss(
+        x, q, (y > 1) * 2 - 1, **k
+    ),
+    "triplet_margin_loss": lambda x, y, w, q, **k: functional.triplet_margin_loss(
+        x, q, q.square(), **k
+    ),
+    "dice_loss": lambda x, y, w, q, **k: functional.dice_loss(x, q, **k),
+    "linear_cross_entropy": lambda x, y, w, q, **k: functional.linear_cross_entropy(x, q, y, **k),
+}  # fmt: skip
+PARALLEL = [name for name in SPREAD if "entropy" in name] + ["nll_loss", "poly_loss"]
+REDUCTIONS = ("none", "mean", "sum", "sample")
+
+
+def _spread_batch() -> tuple[torch.Tensor, ...]:
+    """Of sizes that processes cannot share evenly."""
+    torch.manual_seed(9)
+    y = torch.tensor([0, 4, -100, 2, 2, 4, 1])
+    return torch.randn(7, 5), y, torch.rand(5) + 0.1, torch.rand(7, 5)
+
+
+def _spread_losses(tensors, names=SPREAD):
+    """Value and gradient of each; of several numbers, the sum of their squares."""
+    for name in names:
+        for reduction in REDUCTIONS:
+            x, *others = tensors
+            x = x.detach().requires_grad_()
+            if name == "linear_cross_entropy":  # the layer's weight is q, of five classes
+                others[2] = others[2][:5]
+            loss = SPREAD[name](x, *others, reduction=reduction)
+            loss = loss.square().sum() if loss.dim() else loss
+            loss.backward()
+            yield (name, reduction), (loss.detach(), x.grad)
 
 
 def _spread(rank: int, store: str, folder: str) -> None:
-    faulthandler.dump_traceback_later(120, exit=True)
+    faulthandler.dump_traceback_later(180, exit=True)
+    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=60)
     )
-    mesh = init_device_mesh("cpu", (PROCESSES,))
-    input, labels = _spread_batch()
+    line, table = (init_device_mesh("cpu", shape) for shape in ((PROCESSES,), (1, PROCESSES)))
     found = {}
-    for name, loss in SPREAD.items():
-        x, y = (distribute_tensor(t, mesh, [Shard(0)]) for t in (input, labels))
-        value = loss(functional, x.requires_grad_(), y)
-        value.backward()
-        found[name] = value.detach().full_tensor(), x.grad.full_tensor()
+    for mesh, *placements in (
+        (line, Replicate()),
+        (line, Shard(0)),
+        (line, Shard(1)),
+        (table, Shard(0), Shard(1)),
+    ):
+        rows = [Replicate() if p == Shard(1) else p for p in placements]
+        x, y, w, q = _spread_batch()
+        tensors = [
+            distribute_tensor(x, mesh, placements),
+            distribute_tensor(y, mesh, rows),
+            distribute_tensor(w, mesh, [Replicate()] * mesh.ndim),
+            distribute_tensor(q, mesh, placements),
+        ]
+        where = str(placements)
+        for key, numbers in _spread_losses(tensors):
+            found[(where, *key)] = [number.full_tensor() for number in numbers]
+        if Shard(1) in placements:
+            with loss_parallel():
+                for key, numbers in _spread_losses(tensors, PARALLEL):
+                    found[("in parallel", where, *key)] = [n.full_tensor() for n in numbers]
+            if mesh is line:  # as torch's own then takes labels and weights
+                tensors[1:3] = y, w
+                for key, numbers in _spread_losses(tensors, PARALLEL[:3]):
+                    found[("plain labels", *key)] = [n.full_tensor() for n in numbers]
+        # All raise, also those that have no such row.
+        tensors[1] = distribute_tensor(torch.where(y == 1, 5, y), mesh, rows)
+        for loss in (functional.cross_entropy, functional.multi_margin_loss):
+            with pytest.raises((IndexError, RuntimeError), match="out of"):
+                loss(*tensors[:2])
+        with pytest.raises(ValueError, match="negative"):
+            functional.gaussian_nll_loss(tensors[0], tensors[3], tensors[0])
+    x, y = (distribute_tensor(t, line, [p]) for t, p in ((x, Shard(1)), (y, Replicate())))
+    with loss_parallel():
+        log_probs = x.requires_grad_().log_softmax(1).double()
+        with pytest.raises(RuntimeError, match="should come of log_softmax itself"):
+            functional.nll_loss(log_probs, y)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # as above
 
 
-def _spread_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    torch.manual_seed(9)
-    return torch.randn(6, 5), torch.randint(5, (6,))
-
-
 @cpu_only
 def test_tensors_that_are_spread_over_processes(tmp_path):
     torch.multiprocessing.spawn(_spread, (f"file://{tmp_path}/s", str(tmp_path)), nprocs=PROCESSES)
-    input, labels = _spread_batch()
+    expected = dict(_spread_losses(_spread_batch()))
     for rank in range(PROCESSES):
         found = torch.load(f"{tmp_path}/{rank}.pt")
-        for name, loss in SPREAD.items():
-            x = input.clone().requires_grad_()
-            value = loss(functional, x, labels)
-            value.backward()
-            torch.testing.assert_close(found[name], (value.detach(), x.grad))
+        assert len(found) == len(REDUCTIONS) * (4 * len(SPREAD) + 2 * len(PARALLEL) + 3)
+        for key, numbers in found.items():
+            torch.testing.assert_close(
+                numbers, list(expected[key[-2:]]), equal_nan=True, msg=lambda m, k=key: f"{k}: {m}"
+            )
 
 
 class _Loss(torch.nn.Module):
