@@ -19,7 +19,7 @@ from lossops.checks import (
 )
 from lossops.composed import check_reduction, difference, floating
 from lossops.overrides import handle, overridden
-from lossops.spread import gathered
+from lossops.spread import beside, gathered
 
 __all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
 
@@ -133,7 +133,7 @@ def gaussian_nll_loss(
         var = number("gaussian_nll_loss", "var", var)
         if var < 0:
             raise ValueError("var has negative entry/entries")
-        var = number_on(input.device, var, floating(input).dtype).expand_as(input)
+        var = beside(number_on(input.device, var, floating(input).dtype), input).expand_as(input)
     elif can_look(var) and gathered((var < 0).any()):
         raise ValueError("var has negative entry/entries")
     if var.shape != input.shape:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lossops.spread import is_spread
+
 Formula = Callable[..., Tensor]
 
 
@@ -94,7 +96,9 @@ def charbonnier(input: Tensor, target: Tensor, epsilon: float) -> Tensor:
 def kl_div(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
     """0 where the target is."""
     impossible = (target == 0) & (input == -math.inf)
-    return -torch.special.entr(target), -target * torch.where(impossible, 0.0, input)
+    # Younger torchs alone can spread entr, of which the derivative at 0 is the limit.
+    y_log_y = torch.xlogy(target, target) if is_spread(target) else -torch.special.entr(target)
+    return y_log_y, -target * torch.where(impossible, 0.0, input)
 
 
 def infinitely_steep(zero: Tensor) -> Tensor:
