@@ -15,6 +15,7 @@ GPU_OUT ?= build/gpu
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.lossops-installed
+OLDEST := $(VENV)/oldest-triton/.installed
 BUILT := build/.built
 KERNELS := $(shell find csrc tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -42,7 +43,7 @@ test: build
 gpu:
 	@PYTHON="$(PYTHON)" bash benchmarks/gpu.sh "$(GPU_OUT)" $(GPU_ARGS)
 
-build: $(BUILT)
+build: $(BUILT) $(OLDEST)
 
 format: build
 	$(BIN)/ruff check --fix .
@@ -69,6 +70,13 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
 	@echo "$(CURDIR)" > \
 	  "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lossops-source.pth"
+	@touch $@
+
+# The oldest Triton that is promised, for the tests. Its interpreter needs a numpy of its time.
+$(OLDEST): $(INSTALLED)
+	version=$$(sed -n 's/^triton = \["triton>=\(.*\)"\]$$/\1/p' pyproject.toml) && \
+	  $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) \
+	    "triton==$$version.*" "numpy<2.4"
 	@touch $@
 
 $(BUILT): $(INSTALLED) setup.py $(KERNELS)

@@ -261,6 +261,16 @@ def test_limits_of_a_launch(faults):
     assert "clusters do not divide" in faults("neighbours", blocks=5, cluster=2)[0]
 
 
+def test_leave_for_shared_memory_holds_for_other_threads():
+    """A kernel has leave for all of it, on every device, before any thread launches it."""
+    library = ctypes.CDLL(str(build.launches()))
+    library.launch_in_threads.restype = ctypes.c_char_p
+    sizes = [kilobytes * 1024 for kilobytes in (60, 100, 200, 226, 221, 30, 49, 150)]
+    random.shuffle(sizes)
+    wrong = library.launch_in_threads((ctypes.c_int * len(sizes))(*sizes), len(sizes), 200)
+    assert wrong == b""
+
+
 # ---------------------------------------------------------------------------------------------
 # Planted bugs: a copy of the sources with one thing changed fails what the tests above check.
 

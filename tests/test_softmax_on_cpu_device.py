@@ -181,8 +181,8 @@ def examine() -> None:
 
 DEVICES = {
     "usual": {},
-    "old": {"LOSSOPS_TEST_CAPABILITY": "8"},
-    "small": {"LOSSOPS_TEST_CAPABILITY": "8", "LOSSOPS_TEST_SHARED": "12288"},
+    "old": {"LOSSOPS_TEST_COMPILED": "80"},  # that, or a newer one with code for it
+    "small": {"LOSSOPS_TEST_COMPILED": "80", "LOSSOPS_TEST_SHARED": "12288"},
     "clusters": {"LOSSOPS_TEST_SHARED": "12288"},
     "large": {"LOSSOPS_TEST_MULTIPROCESSORS": "16"},
 }

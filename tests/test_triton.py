@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -36,12 +37,16 @@ INTERPRETED = {
 @pytest.mark.parametrize("part", INTERPRETED)
 def test_under_the_interpreter(part):
     file, chosen = INTERPRETED[part]
+    assert interpreted([f"test_{file}.py"], chosen) > 50
+
+
+def interpreted(files: list[str], chosen: str, **environment: str) -> int:
+    """Runs tests under the interpreter; returns how many have passed, and all must."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run(
-        [*command, f"test_{file}.py"],
+        [*command, *files],
         cwd=Path(__file__).parent,
-        env=environment,
+        env={**os.environ, "TRITON_INTERPRET": "1", **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -49,8 +54,8 @@ def test_under_the_interpreter(part):
     assert run.returncode == 0, run.stdout + run.stderr
     passed = re.search(r"(\d+) passed", run.stdout)
     assert passed
-    assert int(passed[1]) > 50
     assert " skipped" not in run.stdout
+    return int(passed[1])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -134,3 +139,52 @@ def test_compiling_leaves_this_process_alone():
         pytest.skip(reason)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------------------------
+# The oldest Triton that is promised, which `make build` puts beside the newest.
+
+OLDEST = Path(sys.prefix, "oldest-triton")
+with_the_oldest = pytest.mark.skipif(
+    not OLDEST.is_dir(), reason=f"there is no {OLDEST}: `make build`"
+)
+OLDEST_FIRST = {"PYTHONPATH": os.pathsep.join([str(OLDEST), *filter(None, sys.path)])}
+
+
+@with_the_oldest
+def test_the_oldest_has_the_same_kernels(every):
+    """All of one architecture, but for some dtypes of elementwise losses."""
+    code = (
+        "import json\n"
+        "from lossops.report import kernels_triton as k\n"
+        "if __name__ == '__main__':\n"
+        "    print(json.dumps([k.compiler(), k.survey(['90'], pairs=k.FEW_PAIRS)]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **OLDEST_FIRST},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    compiler, units = json.loads(done.stdout)
+    pyproject = Path(__file__).parents[1] / "pyproject.toml"
+    promised = re.search(r'"triton>=([\d.]+)"', pyproject.read_text())
+    assert compiler.startswith(f"Triton {promised[1]}.")
+    few = [[str(dtype).removeprefix("torch.") for dtype in p] for p in kernels_triton.FEW_PAIRS]
+    wanted = {
+        row["name"] for row in every
+        if row["architecture"] == "90"
+        and (row["template"] != "elementwise" or row["dtypes"] in few
+             or row["loss"] == spec(kernels_triton.LONGEST).kernel)
+    }  # fmt: skip
+    rows = [row for unit in units for row in unit["rows"]]
+    assert {row["name"] for row in rows} == wanted
+    assert not kernels.problems(rows)
+
+
+@with_the_oldest
+def test_the_oldest_under_the_interpreter():
+    files = [f"test_{file}.py" for file in ("raw_ops", "raw_softmax", "raw_vectors")]
+    rows = "float32 and (test_label_losses or test_divergences_from_a_label)"
+    vectors = "test_many_rows and not multilabel or test_a_label_that_is_listed_twice"
+    chosen = f"triton and (test_in_place or {rows} or {vectors})"
+    assert interpreted(files, chosen, **OLDEST_FIRST) > 30

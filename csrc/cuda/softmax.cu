@@ -120,6 +120,13 @@ void plan_warp(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
   spread(problem, plan, plan.threads / width, kThreads * 4 / plan.threads);
 }
 
+// Whether this library's kernels have the code of LOSSOPS_CLUSTERS. The device does not tell: one
+// of capability 9.0 also runs what was compiled for an older one, of which the binary version
+// says 9.0 again, where the driver made it from PTX.
+bool clusters_exist() {
+  return prepared(reinterpret_cast<const void*>(count_labels)).ptxVersion >= 90;
+}
+
 void plan_block(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
   constexpr int64_t pack = 16, own = 4096, few = 512;  // bytes; what a kernel declares; packs
   plan.kernel = RowPlan::block;
@@ -129,7 +136,7 @@ void plan_block(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
   // Two blocks on a multiprocessor, so that one reads while the other writes; and every
   // multiprocessor with something to do, where rows are few and long.
   int& cluster = plan.schedule.cluster;
-  const int most = device_attribute<cudaDevAttrComputeCapabilityMajor>() >= 9 ? 8 : 1;
+  const int most = clusters_exist() ? 8 : 1;
   const auto share = [&] { return quotient(packs, cluster); };
   while (cluster < most &&
          (share() * pack * tensors > capacity / 2 - own ||

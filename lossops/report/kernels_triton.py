@@ -29,7 +29,9 @@ from lossops.specs import SPECS, Spec, spec
 FLOAT64, FLOAT32 = torch.float64, torch.float32
 BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
 DTYPES = (FLOAT32, BFLOAT16, FLOAT16, FLOAT64)
+Pair = tuple[torch.dtype, torch.dtype]
 PAIRS = (*((dtype, dtype) for dtype in DTYPES), (BFLOAT16, FLOAT32))  # of input and target
+FEW_PAIRS = PAIRS[-2:]  # which compute in float64 and in float32
 OVER_ROWS = (*kernels_softmax.LOSSES, *kernels_vectors.LOSSES)
 # The loss of the longest formula stands for all, to save time, in kernels that few calls need.
 LONGEST = "log_cosh_loss"
@@ -59,17 +61,18 @@ def survey(
     wanted: Sequence[Spec] = SPECS,
     over_rows: Sequence[str] = OVER_ROWS,
     progress: Progress = silence,
+    pairs: Sequence[Pair] = PAIRS,
 ) -> list[dict[str, Any]]:
     """What :func:`compile` returns, for some losses and architectures."""
     tasks = {
-        f"{name or 'rescale'} for sm_{a}": (a, name)
+        f"{name or 'rescale'} for sm_{a}": (a, name, pairs)
         for a in architectures
         for name in (*(spec.name for spec in wanted), *over_rows, None)
     }
     package = Path(__file__).parents[1]
     files = [*package.glob("triton/*.py"), *package.glob("*spec*.py"), *READERS, Path(__file__)]
     files += [Path(kernels_softmax.__file__), Path(kernels_vectors.__file__)]
-    cache = Cache("triton", compiler(), files=files)
+    cache = Cache(compiler(), str(pairs), files=files)
     return cache.results(tasks, compile, _processes, progress)
 
 
@@ -136,9 +139,10 @@ def _compile_only(module, names: Iterable[str]) -> Iterator[list[machine_code.Co
         setattr(module, name, kernel)
 
 
-def compile(architecture: str, loss: str | None) -> dict[str, Any]:
+def compile(architecture: str, loss: str | None, pairs: Sequence[Pair] = PAIRS) -> dict[str, Any]:
     """Compiles the kernels of a loss, or without one those that no loss is in: ``rows``, one for
-    each, and ``warnings``. To be called in a process that was set up for it."""
+    each, and ``warnings``. Elementwise losses are compiled for ``pairs``, but for the one that
+    stands for all. To be called in a process that was set up for it."""
     import triton
 
     from lossops.triton import elementwise, label_lists, softmax, vectors
@@ -154,7 +158,10 @@ def compile(architecture: str, loss: str | None) -> dict[str, Any]:
         launches, name = kernels_vectors.launches(loss, vectors), loss
     else:
         module, names = elementwise, ("elementwise_kernel", "rescale_kernel")
-        launches = _launches(spec(loss), elementwise) if loss else _rescales(elementwise)
+        if loss:
+            launches = _launches(spec(loss), elementwise, PAIRS if loss == LONGEST else pairs)
+        else:
+            launches = _rescales(elementwise)
         name = spec(loss).kernel if loss else ""
     described = []
     with _compile_only(module, names) as compiled:
@@ -182,8 +189,8 @@ def compile(architecture: str, loss: str | None) -> dict[str, Any]:
 _Launches = Iterator[tuple[str, tuple[torch.dtype, ...], str, Callable[[], Any]]]
 
 
-def _launches(loss: Spec, ops) -> _Launches:
-    for pair in PAIRS:
+def _launches(loss: Spec, ops, pairs: Sequence[Pair]) -> _Launches:
+    for pair in pairs:
         for pass_, launch in _passes(loss, ops, *pair).items():
             yield "elementwise", pair, pass_, launch
 

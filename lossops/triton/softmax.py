@@ -229,14 +229,7 @@ class _Problem:
                 rows and _Rows(rows.tensor, (0, rows.strides[1], rows.strides[position]))
                 for rows in operands
             ]
-        operands = [
-            rows
-            and (
-                rows.tensor,
-                tuple(None if i == 1 and s == 1 else s for i, s in enumerate(rows.strides)),
-            )
-            for rows in operands
-        ]
+        operands = [rows and tuple(rows) for rows in operands]  # what Triton takes
         double = any(
             tensor is not None and tensor.dtype == torch.float64
             for tensor in (self.input, None if target is None else self.target, reduced)

@@ -2,8 +2,9 @@
 distribution.
 
 A tensor of rows x classes, ``numbers``, comes as (tensor, strides), the strides being (outer,
-class, inner): row r is (outer r / inner, inner r % inner). A class stride of None is 1. What there
-is one of per row is contiguous. ``form`` is (softcap, temperature), None where a call has none.
+class, inner): row r is (outer r / inner, inner r % inner). Triton compiles a stride of 1 as a
+constant. What there is one of per row is contiguous. ``form`` is (softcap, temperature), None where
+a call has none.
 
 With z the logits, m their maximum and S = sum exp(z - m): log q_c = (z_c - m) - log S, which loses
 no digits to a large m.
@@ -36,18 +37,15 @@ def starts(numbers, place):
 
 @triton.jit
 def pointers(numbers, place, classes):
-    stride = numbers[1][1]
-    if stride is not None:
-        classes = classes.to(tl.int64) * stride
-    return starts(numbers, place)[:, None] + classes[None, :]
+    at = classes.to(tl.int64) * numbers[1][1]
+    return starts(numbers, place)[:, None] + at[None, :]
 
 
 @triton.jit
 def load_own(numbers, place, label, inside, COMPUTE: tl.constexpr):
     """The numbers of the labels' classes."""
-    stride = numbers[1][1]
-    at = label.to(tl.int64) if stride is None else label.to(tl.int64) * stride
-    return tl.load(starts(numbers, place) + at, mask=inside, other=0.0).to(COMPUTE)
+    at = starts(numbers, place) + label.to(tl.int64) * numbers[1][1]
+    return tl.load(at, mask=inside, other=0.0).to(COMPUTE)
 
 
 @triton.jit

@@ -17,6 +17,7 @@ ROOT = HERE.parents[1]
 FOLDER = ROOT / "build" / "cuda_on_cpu"
 
 FLAGS = "-std=c++20 -g1 -fPIC -U_FORTIFY_SOURCE -fno-gnu-unique"
+PLAIN_FLAGS = f"{FLAGS} -O1 -x c++ -Wno-attributes"
 # The sanitizers' instrumentation without their runtime: the hooks are in memory.cpp. One warning
 # counts here: an index of 64 bits cut down to 32, which shows only with tensors too large to be
 # tested with.
@@ -45,6 +46,14 @@ def faults() -> Path:
     return _library(FOLDER, "faults", [HERE / "faults.cu"], ROOT / "csrc")
 
 
+def launches() -> Path:
+    """The library that launches from several threads, whose host code is not instrumented: the
+    device would take it for a kernel's."""
+    return _library(
+        FOLDER, "launches", [HERE / "launches.cu"], ROOT / "csrc", kernel_flags=PLAIN_FLAGS
+    )
+
+
 def ops() -> Path:
     """The raw ops, which call the launch functions of whatever kernels were loaded before."""
     from torch.utils import cpp_extension
@@ -59,11 +68,12 @@ def ops() -> Path:
 
 
 def _library(
-    folder: Path, name: str, sources: list[Path], csrc: Path, compiled: Iterable[Path] = ()
-) -> Path:
+    folder: Path, name: str, sources: list[Path], csrc: Path, compiled: Iterable[Path] = (),
+    kernel_flags: str = KERNEL_FLAGS,
+) -> Path:  # fmt: skip
     files = {HERE / file: f"{FLAGS} -O2 -I{HERE}" for file in ("device.cpp", "memory.cpp")}
     device = _ninja(FOLDER, "device.o", files, "-r -nostdlib")
-    flags = f"{KERNEL_FLAGS} -I{HERE} -I{csrc}"
+    flags = f"{kernel_flags} -I{HERE} -I{csrc}"
     # The device first: of an inline function that both contain, the linker keeps the first copy,
     # and the device's own must not be instrumented.
     kernels = dict.fromkeys(sources, flags)

@@ -56,6 +56,10 @@ enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
   cudaFuncAttributeNonPortableClusterSizeAllowed = 13,
 };
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+  int ptxVersion, binaryVersion;
+};
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
@@ -117,6 +121,7 @@ __forceinline__ T update(T* address, F f) {
 
 // The parameters of a launch, copied for every thread.
 struct Launch {
+  const void* kernel;
   dim3 grid, block, cluster;
   size_t dynamic_shared;
   void (*call)(const void* parameters);
@@ -223,19 +228,19 @@ cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t);
 cudaError_t cudaGetDeviceCount(int*);
 cudaError_t cudaGetDevice(int*);
+cudaError_t cudaSetDevice(int);  // of the calling thread
 cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int device);
 cudaError_t cudaMemsetAsync(void*, int value, size_t bytes, cudaStream_t);
-template <class F>
-cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int) {
-  return cudaSuccess;
-}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void* kernel);
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value);
 
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
                                Args&&... args) {
   using Call = std::tuple<void (*)(Params...), std::tuple<std::remove_cv_t<Params>...>>;
   const Call call{kernel, {static_cast<Params>(args)...}};
-  cuda_on_cpu::Launch launch{config->gridDim,
+  cuda_on_cpu::Launch launch{reinterpret_cast<const void*>(kernel),
+                             config->gridDim,
                              config->blockDim,
                              dim3(),
                              config->dynamicSmemBytes,

@@ -6,10 +6,14 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <numeric>
 #include <stdexcept>
+#include <thread>
 #include <unordered_map>
 
 uint3 threadIdx, blockIdx;
@@ -309,6 +313,31 @@ void run_cluster() {
   }
 }
 
+int chosen(const char* name, int otherwise) {
+  const char* const text = getenv(name);
+  return text ? atoi(text) : otherwise;
+}
+
+// ---- What the device knows of kernels
+
+constexpr int kShared = 227 * 1024;       // bytes, all that there is
+constexpr int kStaticShared = 1024;       // of them, as if every kernel declared so many
+constexpr int kWithoutLeave = 47 * 1024;  // dynamic ones that any kernel may have
+
+std::mutex mutex;                        // of what threads share
+std::map<std::thread::id, int> current;  // device; what is thread-local would be shared memory
+std::map<std::pair<int, const void*>, int> leaves;  // for bytes of dynamic shared memory
+
+size_t leave(const void* kernel) {
+  const std::lock_guard lock(mutex);
+  return std::max(leaves[{current[std::this_thread::get_id()], kernel}], kWithoutLeave);
+}
+
+// Ten times the compute capability.
+int compiled_for() {
+  return chosen("LOSSOPS_TEST_COMPILED", 90);
+}
+
 void check_limits(const Launch& launch) {
   const auto count = [](const dim3& size) { return uint64_t(size.x) * size.y * size.z; };
   const char* wrong = nullptr;
@@ -322,7 +351,10 @@ void check_limits(const Launch& launch) {
       launch.grid.z % launch.cluster.z) {
     wrong = "a grid that clusters do not divide";
   }
-  if (launch.dynamic_shared > 227 * 1024) wrong = "over 227 KiB of shared memory";
+  if (count(launch.cluster) > 1 && compiled_for() < 90) {
+    wrong = "a cluster, by code for devices that have none";
+  }
+  if (launch.dynamic_shared > leave(launch.kernel)) wrong = "shared memory without leave";
   if (wrong) throw std::runtime_error(std::string("cuda_on_cpu: the launch asks for ") + wrong);
 }
 
@@ -330,6 +362,8 @@ void check_limits(const Launch& launch) {
 
 void run(const Launch& launch) {
   check_limits(launch);
+  static std::mutex one_at_a_time;
+  const std::lock_guard lock(one_at_a_time);
   device.launch = launch;
   device.launches += 1;
   device.failure.clear();
@@ -391,24 +425,43 @@ const char* cudaGetErrorString(cudaError_t) {
   return "an error of cuda_on_cpu";
 }
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = 2;
   return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* number) {
-  *number = 0;
+  const std::lock_guard lock(cuda_on_cpu::mutex);
+  *number = cuda_on_cpu::current[std::this_thread::get_id()];
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int number) {
+  const std::lock_guard lock(cuda_on_cpu::mutex);
+  cuda_on_cpu::current[std::this_thread::get_id()] = number;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  const auto chosen = [](const char* name, int otherwise) {
-    const char* const text = getenv(name);
-    return text ? atoi(text) : otherwise;
-  };
+  using cuda_on_cpu::chosen;
   *value = attribute == cudaDevAttrMultiProcessorCount ? chosen("LOSSOPS_TEST_MULTIPROCESSORS", 2)
            : attribute == cudaDevAttrMaxGridDimX       ? 24  // few: many groups take turns
-           : attribute == cudaDevAttrComputeCapabilityMajor ? chosen("LOSSOPS_TEST_CAPABILITY", 9)
+           : attribute == cudaDevAttrComputeCapabilityMajor ? 9
            : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin
-               ? chosen("LOSSOPS_TEST_SHARED", 227 * 1024)
+               ? chosen("LOSSOPS_TEST_SHARED", cuda_on_cpu::kShared)
                : 0;
+  return cudaSuccess;
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {cuda_on_cpu::kStaticShared, cuda_on_cpu::compiled_for(), 90};
+  return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  using namespace cuda_on_cpu;
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  if (value > kShared - kStaticShared) return cudaErrorInvalidValue;
+  std::this_thread::sleep_for(std::chrono::microseconds(50));  // others find out what they can,
+  {
+    const std::lock_guard lock(mutex);
+    leaves[{current[std::this_thread::get_id()], kernel}] = value;
+  }
+  std::this_thread::sleep_for(std::chrono::microseconds(50));  // and come before the launch
   return cudaSuccess;
 }
 
