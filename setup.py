@@ -34,6 +34,7 @@ CPU_SOURCES = (
     "csrc/ops/softmax_fused.cpp",
     "csrc/ops/vectors_fused.cpp",
     "csrc/ops/large.cpp",
+    "csrc/ops/contract.cpp",
     "csrc/ops/elementwise.cpp",
     "csrc/ops/elementwise_cpu.cpp",
     "csrc/ops/softmax.cpp",

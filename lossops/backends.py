@@ -21,6 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lossops import calls as _calls  # noqa: F401  (declares the raw ops)
 from lossops import library
 from lossops.spread import is_spread
 

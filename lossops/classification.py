@@ -152,7 +152,7 @@ def cross_entropy(
         target = check_labels(input, target, dim)
         check_class_weight("cross_entropy", input, dim, weight)
     hit = None
-    if return_accuracy and soft:  # before the logits are overwritten
+    if return_accuracy and soft and input.shape[dim]:  # before the logits are overwritten
         best = whole_along(dim, target.detach()).argmax(dim, keepdim=True)
         scores = whole_along(dim, input.detach())
         hit = scores.gather(dim, best).squeeze(dim) >= scores.amax(dim)
@@ -161,7 +161,7 @@ def cross_entropy(
         target_form="probs" if soft else "labels", class_weight=weight, ignore_index=ignore_index,
         temperature=temperature, softcap=softcap, label_smoothing=label_smoothing, z_loss=z_loss,
         normalizer=normalizer, empty=empty,
-        per_row=(return_lse, return_entropy, return_accuracy and not soft), in_place=inplace,
+        per_row=(return_lse, return_entropy, return_accuracy and hit is None), in_place=inplace,
     )  # fmt: skip
     if hit is not None:
         found = (*found, hit.to(accumulator(input.dtype)))

@@ -1,4 +1,4 @@
-"""The raw ops: their schemas and what they compute on tensors without data.
+"""The raw ops: their schemas and what they compute.
 
 Every backend that is a kernel implements the same ops in a namespace of its own (``lossops`` for
 C++ and CUDA C++, ``lossops_triton`` for Triton), so the schemas stand here, once, and exist even
@@ -47,6 +47,9 @@ target ("probs"), or 1 for the label and 0 for the others. To that z_loss lse² 
 *Divergences* ("kl", "reverse_kl", "jensen_shannon", "l1_distribution", "total_variation",
 "soft_cross_entropy"): sum_c f(p_c, q_c), a label being p = 1 for its class.
 
+The options of one kind of losses are 0 for the others: a softcap, and z_loss, of label losses of
+logits; label_smoothing of "cross_entropy". Class weights are of label losses.
+
 A row whose label is ``ignore_index`` has loss 0, of which the gradients are 0, and does not count;
 its lse and entropy are those of any row. A label out of range raises IndexError on the CPU; on a
 GPU its row's loss is NaN and the gradients of that are 0. A mean over labels divides by the sum of
@@ -55,7 +58,7 @@ shape) is given; over other targets by the number of rows. ``one_if_none``: by 1
 
 ``softmax_forward``
     the reduced loss; per row, where ``output_mask`` asks for them (label losses of logits only),
-    lse, H and whether no class has a higher logit than the label (1 or 0; 0 for rows that do not
+    lse, H and, of labels, whether no class has a higher logit (1 or 0; 0 for rows that do not
     count); the denominator of the mean over labels, for the other ops to be given as
     ``normalizer``; and the gradients by input and target for ``grad_output == 1`` (only where
     nothing is kept).
@@ -194,45 +197,6 @@ def loss_shape(input: Tensor, reduction: str, keep_dims: int) -> tuple:
     return tuple(input.shape if reduction == "none" else input.shape[:keep_dims])
 
 
-def _empty_gradients(input, target, weight, mask):
-    tensors = zip((input, target, weight), mask, strict=True)
-    return tuple(torch.empty_like(t) if wanted else None for t, wanted in tensors)
-
-
-def _fake_forward(
-    input, target, weight, normalizer, loss, params, reduction, keep_dims, out_dtype, output_mask
-):
-    if reduction == "none":
-        value = torch.empty_like(input, dtype=out_dtype)
-    else:
-        value = input.new_empty(loss_shape(input, reduction, keep_dims), dtype=out_dtype)
-    return value, *_empty_gradients(input, target, weight, output_mask)
-
-
-def _fake_backward(grad_output, input, target, weight, normalizer, *call):
-    return _empty_gradients(input, target, weight, call[-1])
-
-
-def _fake_backward_(grads, grad_output, input, target, weight, normalizer, *call):
-    return None
-
-
-def _fake_rescale_(grads, grad_output):
-    return None
-
-
-def _fake_double_backward(
-    grad_output, input, target, weight, normalizer, tangent_input, tangent_target, tangent_weight,
-    loss, params, reduction, keep_dims, out_dtype, output_mask,
-):  # fmt: skip
-    derivative = None
-    if output_mask[0]:
-        no_gradients = (False, False, False)
-        call = (loss, params, reduction, keep_dims, out_dtype, no_gradients)
-        derivative = _fake_forward(input, target, weight, normalizer, *call)[0]
-    return derivative, *_empty_gradients(input, target, weight, output_mask[1:])
-
-
 def rows_shape(input: Tensor, dim: int) -> tuple:
     """The shape of what there is one of per row."""
     return (*input.shape[:dim], *input.shape[dim + 1 :])
@@ -243,82 +207,21 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _fake_softmax_values(
-    input, target, class_weight, normalizer, loss, dim, form, target_form, params, ignore_index,
-    one_if_none, reduction, keep_dims, out_dtype, output_mask,
-):  # fmt: skip
-    rows, extra = rows_shape(input, dim), accumulator(input.dtype)
-    kept = rows if reduction == "none" else rows[:keep_dims]
-    counts = reduction == "mean" and normalizer is None and target_form == "labels"
-    return (
-        input.new_empty(kept, dtype=out_dtype),
-        *(input.new_empty(rows, dtype=extra) if wanted else None for wanted in output_mask[:3]),
-        input.new_empty(kept, dtype=extra) if counts else None,
-    )
-
-
-def _fake_softmax_forward(input, target, *call):
-    grads = zip((input, target), call[-1][3:], strict=True)
-    return (
-        *_fake_softmax_values(input, target, *call),
-        *(torch.empty_like(t) if wanted else None for t, wanted in grads),
-    )
-
-
-def _fake_softmax_backward(grad_output, grad_lse, grad_entropy, input, target, *call):
-    grads = zip((input, target), call[-1], strict=True)
-    return tuple(torch.empty_like(t) if wanted else None for t, wanted in grads)
-
-
-def _fake_softmax_backward_(grads, grad_output, input, target, *call):
-    return None
-
-
-def _fake_vectors_gradients(vectors, output_mask):
-    like = vectors[0]
-    return tuple(like.new_empty(like.shape) if wanted else None for wanted in output_mask)
-
-
-def _fake_vectors_forward(vectors, label, row_weight, loss, params, reduction, dtype, output_mask):
-    shape = vectors[0].shape[:1] if reduction == "none" else ()
-    value = vectors[0].new_empty(shape, dtype=dtype)
-    return value, *_fake_vectors_gradients(vectors, output_mask)
-
-
-def _fake_vectors_backward(grad_output, vectors, *call):
-    return _fake_vectors_gradients(vectors, call[-1])
-
-
-_FAKES = {
-    "elementwise_forward": _fake_forward,
-    "elementwise_backward": _fake_backward,
-    "elementwise_backward_": _fake_backward_,
-    "elementwise_rescale_": _fake_rescale_,
-    "elementwise_double_backward": _fake_double_backward,
-    "softmax_forward": _fake_softmax_forward,
-    "softmax_forward_": _fake_softmax_values,
-    "softmax_backward": _fake_softmax_backward,
-    "softmax_backward_": _fake_softmax_backward_,
-    "vectors_forward": _fake_vectors_forward,
-    "vectors_backward": _fake_vectors_backward,
-}
-
 _libraries = []  # a Library takes its ops with it when it is collected
 
 
-def define(namespace: str) -> None:
+def define(namespace: str) -> torch.library.Library:
     """Declares the ops in a namespace."""
     library = torch.library.Library(namespace, "DEF")
     for name, schema in SCHEMAS.items():
-        _define(library, name, schema, _FAKES[name])
+        _define(library, name, schema)
     _libraries.append(library)
+    return library
 
 
-def _define(library: torch.library.Library, name: str, schema: str, fake) -> None:
+def _define(library: torch.library.Library, name: str, schema: str) -> None:
     """Declares an op, and its overload where it has hyperparameters."""
-    full = f"{library.ns}::{name}"
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(full, fake, lib=library)
     if _PARAMS not in schema:
         return
     packet = getattr(getattr(torch.ops, library.ns), name)
@@ -336,11 +239,15 @@ def _define(library: torch.library.Library, name: str, schema: str, fake) -> Non
     overload = schema.replace(_PARAMS, "Tensor params")
     library.define(f"{name}.tensor_params{overload}", tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(f"{name}.tensor_params", kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{full}.tensor_params", fake, lib=library)
 
 
-for _namespace in (NATIVE, TRITON):
-    define(_namespace)
+def register_fake(library: torch.library.Library, name: str, fake) -> None:
+    """Says what an op, in all its forms, gives on tensors without data."""
+    full = f"{library.ns}::{name}"
+    for overload in getattr(getattr(torch.ops, library.ns), name).overloads():
+        torch.library.register_fake(
+            full if overload == "default" else f"{full}.{overload}", fake, lib=library
+        )
 
 
 def implement(namespace: str, name: str, device: str, kernel) -> None:
@@ -353,7 +260,8 @@ def implement(namespace: str, name: str, device: str, kernel) -> None:
 def compose(name: str, schema: str, kernel, fake, backward=None, setup_context=None) -> None:
     """An op that is made of others, wherever these run."""
     library, full = torch.library.Library(NATIVE, "FRAGMENT"), f"{NATIVE}::{name}"
-    _define(library, name, schema, fake)
+    _define(library, name, schema)
+    register_fake(library, name, fake)
     library.impl(name, kernel, "CompositeExplicitAutograd")
     if backward is not None:
         torch.library.register_autograd(full, backward, setup_context=setup_context, lib=library)

@@ -87,7 +87,8 @@ class FusedSoftmax(Function):
         arguments = (target, class_weight, normalizer, *op_args, call.out_dtype)
         if call.in_place:
             *outputs, denominator = ops.softmax_forward_(input, *arguments, call.per_row)
-            torch.autograd.graph.increment_version(input)
+            if native_extension is None:  # which counts writes of the raw ops
+                torch.autograd.graph.increment_version(input)
             grads, ctx.version = [input.detach(), None], input._version
         else:
             wanted = mask if call.gives_a_number else (False, False)

@@ -24,6 +24,7 @@ from lossops.checks import (
     require_tensors,
     savable,
 )
+from lossops.contract import overlaps_itself
 from lossops.softmax_autograd import Outputs, SoftmaxCall, softmax
 from lossops.spread import beside, is_spread, is_whole, leaves_softmax_to_the_loss, whole_along
 
@@ -87,8 +88,6 @@ def softmax_call(
         raise ValueError(f"{reduction} is not a valid value for reduction")
     if empty not in ("nan", "zero"):
         raise ValueError(f"{function}(): empty should be 'nan' or 'zero', got {empty!r}")
-    if input.shape[dim] == 0 and input.numel() != target.numel():
-        raise IndexError(f"{function}(): input has no classes, of which target could be one")
     if type(ignore_index) is not int:
         ignore_index = operator.index(ignore_index)
     if target_form == "labels":
@@ -175,12 +174,13 @@ def _may_overwrite(function: str, input: Tensor, target: Tensor, mode: str, keep
             f"{function}(): a leaf Variable that requires grad is being used in an in-place "
             "operation: with inplace=True its gradient would overwrite it"
         )
-    if torch.empty_like(input, device="meta").stride() != input.stride():
+    if overlaps_itself(input):
         raise RuntimeError(
-            f"{function}(): with inplace=True the logits should be dense, without gaps or numbers "
-            f"that several rows share, got strides {input.stride()} of shape {tuple(input.shape)}"
+            f"{function}(): with inplace=True the logits should not share memory with each other, "
+            f"got strides {input.stride()} of shape {tuple(input.shape)}"
         )
-    return True
+    # A target in the same memory is still read when the first logits are gone.
+    return not torch._C._is_alias_of(input, target)
 
 
 def check_scores(function: str, input) -> None:

@@ -206,6 +206,11 @@ def softmax(
     """What ``softmax_forward`` computes, but for the gradients."""
     compute = torch.float64 if torch.float64 in (out_dtype, input.dtype) else torch.float32
     temperature, softcap, smoothing, z_loss, *own = params
+    if input.shape[dim] == 0:
+        return _without_classes(
+            input, target, normalizer, loss, dim, target_form, z_loss, ignore_index, one_if_none,
+            reduction, keep_dims, out_dtype,
+        )  # fmt: skip
     logits = input.to(compute)
     log_q, q, scores, lse = _distribution(logits, dim, form, temperature, softcap)
     classes = input.shape[dim]
@@ -231,7 +236,7 @@ def softmax(
     if loss in DIVERGENCES:
         if counts is not None:
             p = _one_hot(target, counts, q, dim)
-            log_p = torch.where(p == 0, -math.inf, 0.0)
+            log_p = torch.where((p == 0) & counts.unsqueeze(dim), -math.inf, 0.0)
         else:
             log_p, p, _, _ = _distribution(target, dim, target_form, temperature)
         value = DIVERGENCES[loss](p, log_p, q, log_q).sum(dim)
@@ -273,6 +278,27 @@ def softmax(
         accuracy = counted((_pick(scores.detach(), target, counts, dim) >= best).to(compute))
     entropy = -times(q, log_q).sum(dim)
     return Rows(reduced, lse.to(extra), entropy.to(extra), accuracy.to(extra))
+
+
+def _without_classes(
+    input, target, normalizer, loss, dim, target_form, z_loss, ignore_index, one_if_none, reduction,
+    keep_dims, out_dtype,
+) -> Rows:  # fmt: skip
+    """Rows of no numbers add up to 0. No label is a class of theirs; and the mean cross entropy of
+    distributions is one over the classes, too."""
+    zero = input.sum(dim, dtype=accumulator(input.dtype))
+    value, lse = zero, zero - math.inf
+    if z_loss and loss in LABEL_LOSSES:
+        value = value + z_loss * lse.square()
+    if target_form != "labels":
+        value = value + target.sum(dim)
+    else:
+        value = zero + torch.where(target.long() == ignore_index, 0.0, math.nan)
+    if reduction == "mean" and normalizer is None:
+        of_none = loss in LABEL_LOSSES or target_form == "labels" or value.numel() == 0
+        normalizer = value.new_full((), float(one_if_none)) if of_none else None
+    reduced = reduce(value, reduction, keep_dims, normalizer).to(out_dtype)
+    return Rows(reduced, lse, zero, zero)
 
 
 def _own_params(loss: str) -> int:

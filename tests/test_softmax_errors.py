@@ -163,7 +163,6 @@ def test_label_checks_may_be_nested():
 def test_no_classes():
     x = make.empty(4, 0)
     refuses(IndexError, "", F.cross_entropy, x, labels(4))
-    refuses((IndexError, RuntimeError), "no classes", F.cross_entropy, x, make.empty(4, 0))
     refuses(IndexError, "Target 7 is out of bounds", F.log_prob_of, make.randn(2, 5),
             labels(2) * 0 + 7)  # fmt: skip
 
@@ -244,22 +243,12 @@ def test_in_place():
     for reduction in ("none", "sample"):
         refuses(ValueError, "inplace", F.cross_entropy, x * 1, y, reduction=reduction, inplace=True)
     refuses(RuntimeError, "leaf Variable that requires grad", F.cross_entropy, x, y, inplace=True)
-    for view in (
-        lambda x: (x * 1)[:, ::2],
-        lambda x: (x * 1)[:, :5],
-        lambda x: (x[:1, :5] * 1).expand(4, 5),
-        lambda x: (x * 1).view(8, 5)[::2],
-    ):
-        leaf = make.randn(4, 10, requires_grad=True)
-        logits = view(leaf)
+    leaf = make.randn(4, 10, requires_grad=True)
+    for logits in ((leaf[:1, :5] * 1).expand(4, 5), (leaf * 1).as_strided((4, 5), (3, 1))):
         kept = logits.detach().clone()
-        with pytest.raises(RuntimeError, match="the logits should be dense"):
+        with pytest.raises(RuntimeError, match="should not share memory with each other"):
             F.cross_entropy(logits, y, inplace=True)
         assert torch.equal(logits, kept)
-    leaf = make.randn(5, 4, requires_grad=True)  # transposed is dense
-    loss = F.cross_entropy((leaf * 1).t(), y, inplace=True)
-    expected = torch.autograd.grad(F.cross_entropy(leaf.t(), y), leaf)
-    torch.testing.assert_close(torch.autograd.grad(loss, leaf), expected)
 
 
 def test_in_place_spares_what_is_not_its_own():

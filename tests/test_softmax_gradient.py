@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as torch_functional
 import torch.utils.checkpoint
 from conftest import (
+    BACKEND,
     DEVICE,
     NAMESPACE,
     cpu_only,
@@ -406,6 +407,67 @@ def test_in_place(case, dtype, reduction, scale):
         results.append((loss.detach(), grad.clone()))
     assert torch.equal(results[0][0], results[1][0])
     torch.testing.assert_close(results[0][1], results[1][1])
+
+
+VIEWS = {
+    "transposed": lambda x: x.t().contiguous().t(),
+    "every second": lambda x: torch.stack((x, x), 2).flatten(1)[:, ::2],
+    "a slice": lambda x: torch.cat((x, x), 1)[:, : x.shape[1]],
+    "some rows": lambda x: torch.stack((x, x), 1).flatten(0, 1)[1::2],
+    "more dimensions": lambda x: (
+        torch.stack((x, x), 0)[0].view(2, 3, 7, 5)[:, :, :5, 1:].movedim(3, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("scale", [1.0, -3.0])
+@each_dtype
+def test_in_place_on_other_layouts(view, scale, dtype):
+    leaf = make.randn(6, 35, dtype=torch.float64).to(dtype).requires_grad_()
+    results = []
+    for inplace in (True, False):
+        hidden = VIEWS[view](leaf * 1)
+        kept = hidden.detach().clone()
+        target = torch.arange(kept.select(1, 0).numel(), device=DEVICE) % kept.shape[1]
+        target = target.view(kept.select(1, 0).shape)
+        loss = functional.cross_entropy(hidden, target, inplace=inplace)
+        results.append((loss.detach(), *torch.autograd.grad(loss * scale, leaf)))
+        assert torch.equal(hidden.detach(), kept) == (not inplace or not NAMESPACE)
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("rows", [(5,), (5, 3), (0,), ()])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@each_dtype
+def test_no_classes(rows, reduction, dtype):
+    """As torch, where it has the loss; and nothing adds up to 0."""
+    shape = (*rows[:1], 0, *rows[1:])
+    input, soft = leaves(make.rand(shape).to(dtype), make.rand(shape).to(dtype))
+    targets = [soft]
+    if len(rows) == 1:  # torch takes no labels of others
+        targets.append(torch.full(rows, -100, device=DEVICE))
+    for target in targets:
+        expected = torch_functional.cross_entropy(input, target, reduction=reduction)
+        loss, lse = functional.cross_entropy(input, target, reduction=reduction, return_lse=True)
+        torch.testing.assert_close(loss, expected, equal_nan=True)
+        assert lse.shape == rows
+        assert (lse == -math.inf).all()
+        for grad in torch.autograd.grad(loss.sum(), [input, soft], materialize_grads=True):
+            assert grad.shape == shape
+    zero = functional.cross_entropy(input, soft, reduction=reduction, empty="zero")
+    assert (zero == 0).all()
+    labels = torch.zeros(rows, dtype=torch.int64, device=DEVICE)
+    if labels.numel() and DEVICE.type == "cpu" and BACKEND != "triton":
+        with pytest.raises(IndexError, match="Target 0 is out of bounds"):
+            functional.cross_entropy(input, labels)
+    for name in ("kl_divergence", "js_divergence", "total_variation", "soft_cross_entropy"):
+        loss = getattr(functional, name)(input, soft, reduction=reduction)
+        nothing = reduction == "mean" and 0 in rows
+        assert loss.shape == (rows if reduction == "none" else ())
+        assert loss.isnan().all() if nothing else (loss == 0).all()
+        grads = torch.autograd.grad(loss.sum(), [input, soft])
+        assert [grad.shape for grad in grads] == [shape] * 2
 
 
 @needs_kernels

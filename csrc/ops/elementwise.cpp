@@ -1,11 +1,13 @@
 #include "ops/elementwise.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <numeric>
+#include <limits>
+#include <utility>
 
 #include "losses/elementwise.h"
 #include "ops/large.h"
@@ -35,24 +37,6 @@ int find_loss(std::string_view name) {
 
 }  // namespace
 
-DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble:
-      return DType::float64;
-    case at::kFloat:
-      return DType::float32;
-    case at::kBFloat16:
-      return DType::bfloat16;
-    case at::kHalf:
-      return DType::float16;
-    default:
-      TORCH_CHECK_NOT_IMPLEMENTED(false,
-                                  "lossops kernels take float64, float32, bfloat16 and "
-                                  "float16 tensors, got ",
-                                  tensor.scalar_type());
-  }
-}
-
 ElementwiseProblem start_problem(const ElementwiseCall& call) {
   ElementwiseProblem problem;
   problem.loss = find_loss(call.loss);
@@ -60,49 +44,96 @@ ElementwiseProblem start_problem(const ElementwiseCall& call) {
   TORCH_CHECK(static_cast<int>(call.params.size()) == loss.num_params, "loss '", call.loss,
               "' takes ", loss.num_params, " parameters, got ", call.params.size());
   std::copy(call.params.begin(), call.params.end(), problem.params);
-  const bool is_mean = call.reduction == "mean";
-  TORCH_CHECK(is_mean || call.reduction == "sum" || call.reduction == "none",
-              "reduction should be none, mean or sum, got '", call.reduction, "'");
+  check_reduction(call.reduction);
   TORCH_CHECK(call.keep_dims >= 0 && call.keep_dims <= call.input.dim(),
               "keep_dims should be between 0 and ", call.input.dim(), ", got ", call.keep_dims);
   const auto is_double = [](const Tensor& t) { return t.scalar_type() == at::kDouble; };
   problem.double_precision = is_double(call.input) || is_double(call.target) ||
                              (call.weight.has_value() && is_double(*call.weight));
   problem.numel = call.input.numel();
-  const auto kept = call.group_shape();
-  problem.groups =
-      std::accumulate(kept.begin(), kept.end(), int64_t(1), std::multiplies<int64_t>());
+  problem.groups = count(call.group_shape());
   problem.group_size = problem.groups > 0 ? problem.numel / problem.groups : 0;
-  if (is_mean && !call.normalizer.has_value()) {
+  if (call.reduction == "mean" && !call.normalizer.has_value()) {
     problem.scale = 1.0 / static_cast<double>(problem.group_size);
   }
   return problem;
 }
 
-void Layout::add_entry(Operand& operand, const Tensor& tensor, const char* name,
-                       c10::SmallVector<int64_t, 8> strides) {
-  TORCH_CHECK(tensor.device() == call_.input.device(), name, " should be on ", call_.input.device(),
-              " like input, got ", tensor.device());
-  operand.data = tensor.data_ptr();
+bool Layout::fits(const Tensor& tensor) const {
+  return sizes_.size() <= kMaxDims || tensor.is_contiguous();
+}
+
+void Layout::check_shape(const Tensor& tensor, const char* name) const {
+  TORCH_CHECK(tensor.sizes() == sizes_, name, " should have the shape of input, ", sizes_, ", got ",
+              tensor.sizes());
+}
+
+Layout::Strides Layout::broadcast_strides(const Tensor& tensor) const {
+  Strides strides(sizes_.size(), 0);
+  std::copy(tensor.strides().begin(), tensor.strides().end(), strides.begin());
+  return strides;
+}
+
+void Layout::add(Operand& operand, Tensor tensor, Strides strides) {
   operand.dtype = dtype_of(tensor);
+  operand.data = operands_.keep(std::move(tensor));
   entries_.push_back({&operand, std::move(strides)});
 }
 
-void Layout::add(Operand& operand, const Tensor& tensor, const char* name) {
-  TORCH_CHECK(tensor.sizes() == sizes_, name, " should have the shape of input, ", sizes_, ", got ",
-              tensor.sizes());
+void Layout::add(Operand& operand, Tensor tensor) {
   const auto strides = tensor.strides();
-  add_entry(operand, tensor, name, {strides.begin(), strides.end()});
+  add(operand, tensor, {strides.begin(), strides.end()});
 }
 
-void Layout::add_broadcast(Operand& operand, const Tensor& tensor, const char* name) {
-  if (!call_.reduces()) return add(operand, tensor, name);
+void Layout::read(Operand& operand, const Tensor& tensor, const char* name) {
+  operands_.read(tensor, name);
+  check_shape(tensor, name);
+  add(operand, fits(tensor) ? tensor : tensor.contiguous());
+}
+
+void Layout::read_broadcast(Operand& operand, const Tensor& tensor, const char* name) {
+  if (!call_.reduces()) return read(operand, tensor, name);
+  operands_.read(tensor, name);
   const auto kept = call_.group_shape();
   TORCH_CHECK(tensor.sizes() == kept || tensor.dim() == 0, name,
               " should have the shape of the loss, ", kept, ", got ", tensor.sizes());
-  c10::SmallVector<int64_t, 8> strides(sizes_.size(), 0);
-  std::copy(tensor.strides().begin(), tensor.strides().end(), strides.begin());
-  add_entry(operand, tensor, name, std::move(strides));
+  const Tensor fitting = fits(tensor) ? tensor : tensor.contiguous();
+  add(operand, fitting, broadcast_strides(fitting));
+}
+
+void Layout::read_normalizer() {
+  const Tensor& normalizer = *call_.normalizer;
+  operands_.read(normalizer, "normalizer");
+  const auto kept = call_.group_shape();
+  TORCH_CHECK(normalizer.sizes() == kept || normalizer.dim() == 0,
+              "normalizer should be a number or have the shape of the loss, ", kept, ", got ",
+              normalizer.sizes());
+  if (!call_.reduces()) return;
+  const Tensor dense = normalizer.contiguous();
+  add(problem_.normalizer, dense, broadcast_strides(dense));
+  problem_.normalizer_stride = normalizer.dim() == 0 ? 0 : 1;
+}
+
+void Layout::write(Operand& operand, const Tensor& result) {
+  if (fits(result)) return add(operand, result);
+  late_.emplace_back(large(at::empty(sizes_, result.options())), result);
+  add(operand, late_.back().first);
+}
+
+void Layout::write_broadcast(Operand& operand, const Tensor& result) {
+  add(operand, result, broadcast_strides(result));
+}
+
+void Layout::overwrite(Operand& operand, const Tensor& tensor, const char* name) {
+  operands_.write(tensor, name);
+  check_shape(tensor, name);
+  if (fits(tensor)) return add(operand, tensor);
+  late_.emplace_back(tensor.contiguous(), tensor);
+  add(operand, late_.back().first);
+}
+
+void Layout::finish() {
+  for (const auto& [from, to] : late_) to.copy_(from);
 }
 
 bool Layout::inner_to(int64_t a, int64_t b) const {
@@ -152,39 +183,45 @@ void Layout::settle() {
   problem_.ndim = ndim;
 }
 
-void add_inputs(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call) {
-  layout.add(problem.input, call.input, "input");
-  layout.add(problem.target, call.target, "target");
-  layout.add(problem.weight, call.weight, "weight");
-  if (call.reduces() && call.normalizer.has_value()) {
-    const Tensor& normalizer = *call.normalizer;
-    TORCH_CHECK(normalizer.is_contiguous(), "normalizer should be contiguous");
-    layout.add_broadcast(problem.normalizer, normalizer, "normalizer");
-    problem.normalizer_stride = normalizer.dim() == 0 ? 0 : 1;
-  }
+void read_inputs(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call) {
+  layout.read(problem.input, call.input, "input");
+  layout.read(problem.target, call.target, "target");
+  layout.read(problem.weight, call.weight, "weight");
+  if (call.normalizer.has_value()) layout.read_normalizer();
 }
 
-Gradients empty_gradients(const ElementwiseCall& call, const bool* mask) {
+Gradients add_gradients(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call,
+                        const bool* mask) {
   TORCH_CHECK(!mask[2] || call.weight.has_value(),
               "output_mask asks for the gradient of weight, and there is no weight");
-  Gradients grads;
-  if (mask[0]) grads[0] = large(at::empty_like(call.input));
-  if (mask[1]) grads[1] = large(at::empty_like(call.target));
-  if (mask[2]) grads[2] = large(at::empty_like(*call.weight));
-  return grads;
+  const auto add = [&](bool wanted, Operand& operand, const Tensor& like) {
+    if (!wanted) return Tensor();
+    const Tensor grad = large(at::empty_like(like));
+    layout.write(operand, grad);
+    return grad;
+  };
+  return {add(mask[0], problem.grad_input, call.input),
+          add(mask[1], problem.grad_target, call.target),
+          add(mask[2], problem.grad_weight, call.weight.value_or(Tensor()))};
 }
 
-void add_gradients(Layout& layout, ElementwiseProblem& problem, const Gradients& grads) {
-  if (grads[0].defined()) layout.add(problem.grad_input, grads[0], "grad_input");
-  if (grads[1].defined()) layout.add(problem.grad_target, grads[1], "grad_target");
-  if (grads[2].defined()) layout.add(problem.grad_weight, grads[2], "grad_weight");
+void overwrite_gradients(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call,
+                         at::TensorList grads, const std::array<bool, 3>& mask) {
+  TORCH_CHECK(!mask[2] || call.weight.has_value(),
+              "output_mask asks for the gradient of weight, and there is no weight");
+  check_given(grads, mask);
+  size_t next = 0;
+  if (mask[0]) layout.overwrite(problem.grad_input, grads[next++], "the gradient of input");
+  if (mask[1]) layout.overwrite(problem.grad_target, grads[next++], "the gradient of target");
+  if (mask[2]) layout.overwrite(problem.grad_weight, grads[next++], "the gradient of weight");
 }
 
 Tensor add_loss(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call,
                 at::ScalarType dtype) {
+  dtype_of(dtype, "out_dtype");
   if (!call.reduces()) {
     Tensor value = large(at::empty_like(call.input, call.input.options().dtype(dtype)));
-    layout.add(problem.value, value, "value");
+    layout.write(problem.value, value);
     return value;
   }
   const auto options = call.input.options().dtype(dtype);
@@ -198,7 +235,7 @@ Tensor add_loss(Layout& layout, ElementwiseProblem& problem, const ElementwiseCa
   }
   Tensor reduced = at::empty(call.group_shape(), options);
   if (problem.group_size == 1 && problem.groups > 1 && !problem.normalizer.defined()) {
-    layout.add_broadcast(problem.value, reduced, "value");  // nothing to reduce
+    layout.write_broadcast(problem.value, reduced);  // nothing to reduce
     return reduced;
   }
   problem.reduced.data = reduced.data_ptr();

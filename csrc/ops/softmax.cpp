@@ -1,11 +1,11 @@
 #include "ops/softmax.h"
 
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 
 #include "ops/large.h"
 
@@ -53,10 +53,6 @@ Form form_of(std::string_view name, const char* what, bool of_target) {
               of_target ? ", probs or labels" : " or probs", ", got '", std::string(name), "'");
 }
 
-int64_t product(c10::IntArrayRef sizes) {
-  return std::accumulate(sizes.begin(), sizes.end(), int64_t(1), std::multiplies<int64_t>());
-}
-
 // The one stride that walks through these dimensions, if there is one.
 std::optional<int64_t> merged_stride(c10::IntArrayRef sizes, c10::IntArrayRef strides) {
   std::optional<int64_t> inner;
@@ -74,6 +70,7 @@ std::optional<int64_t> merged_stride(c10::IntArrayRef sizes, c10::IntArrayRef st
 }
 
 bool collapses(const Tensor& tensor, int64_t split, int64_t skip) {
+  if (tensor.numel() == 0) return true;
   const auto sizes = tensor.sizes(), strides = tensor.strides();
   return merged_stride(sizes.slice(0, split), strides.slice(0, split)) &&
          merged_stride(sizes.slice(split + skip), strides.slice(split + skip));
@@ -97,128 +94,162 @@ c10::SmallVector<int64_t, 8> SoftmaxCall::loss_shape() const {
   return shape;
 }
 
-SoftmaxTask::SoftmaxTask(const SoftmaxCall& call) : call_(call) {
+SoftmaxTask::SoftmaxTask(const SoftmaxCall& call, bool overwrites_input)
+    : call_(call), operands_(call.input.device()) {
+  settle_shape();
+  settle_loss();
   const Tensor& input = call.input;
-  TORCH_CHECK(input.dim() > 0 && call.dim >= 0 && call.dim < input.dim(),
-              "dim should be a dimension of input, of shape ", input.sizes(), ", got ", call.dim);
-  const bool is_mean = call.reduction == "mean";
-  TORCH_CHECK(is_mean || call.reduction == "sum" || call.reduction == "none",
-              "reduction should be none, mean or sum, got '", call.reduction, "'");
-  TORCH_CHECK(call.keep_dims >= 0 && call.keep_dims <= call.dim,
-              "keep_dims should be between 0 and the dimension of the classes, ", call.dim,
-              ", got ", call.keep_dims);
-  TORCH_CHECK(call.params.size() == 4 + kMaxParams, "a softmax loss takes ", 4 + kMaxParams,
-              " parameters, got ", call.params.size());
-  const NamedLoss loss = find_loss(call.loss);
-  problem.divergence = loss.divergence;
-  problem.loss = loss.position;
-  problem.temperature = call.params[0];
-  problem.softcap = call.params[1];
-  problem.label_smoothing = call.params[2];
-  problem.z_loss = call.params[3];
-  std::copy_n(call.params.begin() + 4, kMaxParams, problem.params);
-  problem.form = form_of(call.form, "form", false);
-  problem.target_form = form_of(call.target_form, "target_form", true);
+  overwrites_input ? operands_.write(input, "input") : operands_.read(input, "input");
   const bool labels = problem.target_form == Form::labels;
-  TORCH_CHECK(loss.divergence || labels ||
-                  (loss.name == CrossEntropy::name && problem.target_form == Form::probs),
-              "loss '", call.loss, "' takes labels",
-              loss.name == CrossEntropy::name ? " or probs" : "", " as target, got ",
-              call.target_form);
-  TORCH_CHECK(loss.divergence || problem.form != Form::probs, "loss '", call.loss,
-              "' takes logits or log_probs, got ", call.form);
-
-  const auto sizes = input.sizes();
-  problem.outer = product(sizes.slice(0, call.dim));
-  problem.classes = sizes[call.dim];
-  problem.inner = product(sizes.slice(call.dim + 1));
-  TORCH_CHECK(problem.classes > 0 || problem.rows() == 0, "input has no classes: ", sizes);
-  problem.groups = product(call.loss_shape());
-  if (!call.reduces()) problem.groups = problem.rows();
-  problem.group_size = problem.groups > 0 ? problem.rows() / problem.groups : 0;
-  problem.ignore_index = call.ignore_index;
-  problem.one_if_none = call.one_if_none;
   problem.double_precision = is_double(input) || (!labels && is_double(call.target)) ||
                              (call.class_weight.has_value() && is_double(*call.class_weight));
-  rows_inside_ = problem.inner == 1 && input.stride(call.dim) != 1 &&
+  const auto sizes = input.sizes();
+  rows_inside_ = problem.inner == 1 && input.stride(call.dim) != 1 && !empty() &&
                  merged_stride(sizes.slice(0, call.dim), input.strides().slice(0, call.dim)) == 1;
   if (rows_inside_) std::swap(problem.outer, problem.inner);
 
-  problem.input = matrix(input, "input");
+  const bool walks = collapses(input, call.dim, 1);
+  const Tensor walked = walks ? input : input.contiguous();
+  problem.input = matrix(walked);
+  if (overwrites_input) {
+    problem.grad_input = problem.input;
+    if (!walks) late_.emplace_back(walked, input);
+  }
   if (labels) {
-    const Tensor& target = call.target;
-    const auto type = target.scalar_type();
-    TORCH_CHECK(type == at::kLong || type == at::kInt || type == at::kByte,
-                "labels should be int64, int32 or uint8, got ", type);
-    TORCH_CHECK(target.sizes() == c10::IntArrayRef(call.rows_shape()),
-                "labels should have the shape of the rows, ", c10::IntArrayRef(call.rows_shape()),
-                ", got ", target.sizes());
-    TORCH_CHECK(target.device() == input.device(), "target should be on ", input.device(),
-                " like input, got ", target.device());
-    kept_.push_back(collapses(target, call.dim, 0) ? target : target.contiguous());
-    const RowNumbers numbers = this->numbers(kept_.back());
-    problem.labels = {kept_.back().data_ptr(), static_cast<int8_t>(target.element_size()),
-                      numbers.outer_stride, numbers.inner_stride};
+    add_labels();
   } else {
+    operands_.read(call.target, "target");
     TORCH_CHECK(call.target.sizes() == sizes, "target should have the shape of input, ", sizes,
                 ", got ", call.target.sizes());
-    problem.target = matrix(call.target, "target");
+    problem.target =
+        matrix(collapses(call.target, call.dim, 1) ? call.target : call.target.contiguous());
   }
-  if (call.class_weight.has_value()) {
-    const Tensor& weight = *call.class_weight;
-    TORCH_CHECK(weight.dim() == 1 && weight.size(0) == problem.classes,
-                "class_weight should have a number per class, ", problem.classes, ", got shape ",
-                weight.sizes());
-    TORCH_CHECK(weight.device() == input.device(), "class_weight should be on ", input.device(),
-                " like input, got ", weight.device());
-    problem.class_weight.data = weight.data_ptr();
-    problem.class_weight.dtype = dtype_of(weight);
-    problem.class_weight.stride[0] = weight.stride(0);
-  }
-  problem.count_weights = loss.divides_by_weight && call.class_weight.has_value();
-  if (call.normalizer.has_value() && call.reduces()) {
-    const Tensor& normalizer = *call.normalizer;
-    TORCH_CHECK(
-        normalizer.dim() == 0 || (normalizer.sizes() == c10::IntArrayRef(call.loss_shape()) &&
-                                  normalizer.is_contiguous()),
-        "normalizer should be a number or, contiguous, of the shape of the loss, ",
-        c10::IntArrayRef(call.loss_shape()), ", got ", normalizer.sizes());
-    TORCH_CHECK(normalizer.device() == input.device(), "normalizer should be on ", input.device(),
-                " like input, got ", normalizer.device());
-    problem.normalizer.data = normalizer.data_ptr();
-    problem.normalizer.dtype = dtype_of(normalizer);
-    problem.normalizer_stride = normalizer.dim() == 0 ? 0 : 1;
-  } else if (is_mean && !labels && problem.group_size > 0) {
+  if (call.class_weight.has_value()) add_class_weight();
+  if (call.normalizer.has_value()) add_normalizer();
+  if (call.reduction == "mean" && !labels && !call.normalizer.has_value() &&
+      problem.group_size > 0) {
     problem.scale = 1.0 / static_cast<double>(problem.group_size);
   }
 }
 
-RowsOperand SoftmaxTask::matrix(const Tensor& tensor, const char* name) {
-  TORCH_CHECK(tensor.device() == call_.input.device(), name, " should be on ", call_.input.device(),
-              " like input, got ", tensor.device());
-  kept_.push_back(collapses(tensor, call_.dim, 1) ? tensor : tensor.contiguous());
-  const Tensor& kept = kept_.back();
-  const auto sizes = kept.sizes(), strides = kept.strides();
+void SoftmaxTask::settle_shape() {
+  const auto sizes = call_.input.sizes();
+  const auto classes_in = call_.dim;
+  TORCH_CHECK(call_.input.dim() > 0 && classes_in >= 0 && classes_in < call_.input.dim(),
+              "dim should be a dimension of input, of shape ", sizes, ", got ", classes_in);
+  check_reduction(call_.reduction);
+  TORCH_CHECK(call_.keep_dims >= 0 && call_.keep_dims <= classes_in,
+              "keep_dims should be between 0 and the dimension of the classes, ", classes_in,
+              ", got ", call_.keep_dims);
+  const int64_t rows = count(call_.rows_shape());
+  problem.outer = count(sizes.slice(0, classes_in));
+  problem.classes = sizes[classes_in];
+  problem.inner = count(sizes.slice(classes_in + 1));
+  problem.groups = count(call_.loss_shape());
+  problem.group_size = problem.groups > 0 ? rows / problem.groups : 0;
+}
+
+void SoftmaxTask::settle_loss() {
+  TORCH_CHECK(call_.params.size() == 4 + kMaxParams, "a softmax loss takes ", 4 + kMaxParams,
+              " parameters, got ", call_.params.size());
+  const NamedLoss loss = find_loss(call_.loss);
+  problem.divergence = loss.divergence;
+  problem.loss = loss.position;
+  problem.temperature = call_.params[0];
+  problem.softcap = call_.params[1];
+  problem.label_smoothing = call_.params[2];
+  problem.z_loss = call_.params[3];
+  std::copy_n(call_.params.begin() + 4, kMaxParams, problem.params);
+  problem.form = form_of(call_.form, "form", false);
+  problem.target_form = form_of(call_.target_form, "target_form", true);
+  TORCH_CHECK(loss.divergence || problem.target_form == Form::labels ||
+                  (loss.name == CrossEntropy::name && problem.target_form == Form::probs),
+              "loss '", call_.loss, "' takes labels",
+              loss.name == CrossEntropy::name ? " or probs" : "", " as target, got ",
+              call_.target_form);
+  TORCH_CHECK(loss.divergence || problem.form != Form::probs, "loss '", call_.loss,
+              "' takes logits or log_probs, got ", call_.form);
+  TORCH_CHECK(problem.label_smoothing == 0 || loss.name == CrossEntropy::name, "loss '", call_.loss,
+              "' takes no label_smoothing");
+  TORCH_CHECK((problem.softcap == 0 && problem.z_loss == 0) || has_row_outputs(),
+              "softcap and z_loss are for label losses of logits");
+  TORCH_CHECK(!call_.class_weight.has_value() || !loss.divergence, "loss '", call_.loss,
+              "' takes no class_weight");
+  problem.ignore_index = call_.ignore_index;
+  problem.one_if_none = call_.one_if_none;
+  problem.count_weights = loss.divides_by_weight && call_.class_weight.has_value();
+}
+
+void SoftmaxTask::check_rows(const Tensor& tensor, const char* name) const {
+  const auto rows = call_.rows_shape();
+  TORCH_CHECK(tensor.sizes() == c10::IntArrayRef(rows), name,
+              " should have the shape of the rows, ", c10::IntArrayRef(rows), ", got ",
+              tensor.sizes());
+}
+
+void SoftmaxTask::add_labels() {
+  const Tensor& target = call_.target;
+  operands_.read_labels(target, "target");
+  check_rows(target, "target");
+  const RowNumbers walked = numbers(collapses(target, call_.dim, 0) ? target : target.contiguous());
+  problem.labels = {walked.data, static_cast<int8_t>(target.element_size()), walked.outer_stride,
+                    walked.inner_stride};
+}
+
+void SoftmaxTask::add_class_weight() {
+  const Tensor& weight = *call_.class_weight;
+  operands_.read(weight, "class_weight");
+  TORCH_CHECK(weight.dim() == 1 && weight.size(0) == problem.classes,
+              "class_weight should have a number per class, ", problem.classes, ", got shape ",
+              weight.sizes());
+  problem.class_weight.data = operands_.keep(weight);
+  problem.class_weight.dtype = dtype_of(weight);
+  problem.class_weight.stride[0] = weight.stride(0);
+}
+
+void SoftmaxTask::add_normalizer() {
+  const Tensor& normalizer = *call_.normalizer;
+  operands_.read(normalizer, "normalizer");
+  const auto shape = call_.loss_shape();
+  TORCH_CHECK(
+      normalizer.dim() == 0 || (call_.reduces() && normalizer.sizes() == c10::IntArrayRef(shape)),
+      "normalizer should be a number or have the shape of the loss, ", c10::IntArrayRef(shape),
+      ", got ", normalizer.sizes());
+  if (!call_.reduces()) return;
+  problem.normalizer.data = operands_.keep(normalizer.contiguous());
+  problem.normalizer.dtype = dtype_of(normalizer);
+  problem.normalizer_stride = normalizer.dim() == 0 ? 0 : 1;
+}
+
+RowsOperand SoftmaxTask::matrix(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  RowsOperand rows;
+  rows.data = operands_.keep(tensor);
+  rows.dtype = dtype_of(tensor);
+  if (tensor.numel() == 0) return rows;
   const int64_t outer = *merged_stride(sizes.slice(0, call_.dim), strides.slice(0, call_.dim));
   const int64_t inner = *merged_stride(sizes.slice(call_.dim + 1), strides.slice(call_.dim + 1));
-  const int64_t by_class = kept.size(call_.dim) == 1 ? 1 : kept.stride(call_.dim);
-  return {kept.data_ptr(), dtype_of(kept), rows_inside_ ? inner : outer, by_class,
-          rows_inside_ ? outer : inner};
+  rows.outer_stride = rows_inside_ ? inner : outer;
+  rows.class_stride = sizes[call_.dim] == 1 ? 1 : strides[call_.dim];
+  rows.inner_stride = rows_inside_ ? outer : inner;
+  return rows;
 }
 
 RowNumbers SoftmaxTask::numbers(const Tensor& tensor) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
+  RowNumbers numbers;
+  numbers.data = operands_.keep(tensor);
+  if (tensor.is_floating_point()) numbers.dtype = dtype_of(tensor);
+  if (tensor.numel() == 0) return numbers;
   const int64_t outer = *merged_stride(sizes.slice(0, call_.dim), strides.slice(0, call_.dim));
   const int64_t inner = *merged_stride(sizes.slice(call_.dim), strides.slice(call_.dim));
-  RowNumbers numbers;
-  numbers.data = tensor.data_ptr();
-  if (tensor.is_floating_point()) numbers.dtype = dtype_of(tensor);
   numbers.outer_stride = rows_inside_ ? inner : outer;
   numbers.inner_stride = rows_inside_ ? outer : inner;
   return numbers;
 }
 
 std::pair<Tensor, Tensor> SoftmaxTask::add_loss(at::ScalarType dtype) {
+  dtype_of(dtype, "out_dtype");
   const auto shape = call_.loss_shape();
   const auto options = call_.input.options();
   Tensor value = large(at::empty(shape, options.dtype(dtype))), denominator;
@@ -227,78 +258,110 @@ std::pair<Tensor, Tensor> SoftmaxTask::add_loss(at::ScalarType dtype) {
   if (problem.count) {
     denominator =
         at::empty(shape, options.dtype(is_double(call_.input) ? at::kDouble : at::kFloat));
-    problem.normalizer.data = denominator.data_ptr();
+  }
+  if (empty()) {
+    if (denominator.defined()) denominator.fill_(problem.one_if_none ? 1.0 : 0.0);
+    value.copy_(losses_of_nothing());
+    return {value, denominator};
+  }
+  if (problem.count) {
+    problem.normalizer.data = operands_.keep(denominator);
     problem.normalizer.dtype = dtype_of(denominator);
     problem.normalizer_stride = 1;
   }
-  if (!empty()) {
-    if (call_.reduces()) {
-      problem.reduced.data = value.data_ptr();
-      problem.reduced.dtype = dtype_of(value);
-    } else {
-      problem.value = numbers(value);
-    }
-    return {value, denominator};
-  }
-  // Nothing to add up: 0, divided by what there is to divide by.
-  if (denominator.defined()) denominator.fill_(problem.one_if_none ? 1.0 : 0.0);
-  if (call_.reduction == "mean" && call_.normalizer.has_value()) {
-    value.copy_(at::zeros_like(*call_.normalizer).div_(*call_.normalizer).expand(shape));
+  if (call_.reduces()) {
+    problem.reduced.data = operands_.keep(value);
+    problem.reduced.dtype = dtype_of(value);
   } else {
-    const bool is_number = call_.reduction == "sum" || problem.one_if_none;
-    value.fill_(is_number ? 0.0 : std::numeric_limits<double>::quiet_NaN());
+    problem.value = numbers(value);
   }
   return {value, denominator};
 }
 
+// Without rows or classes there is nothing to add up: 0, divided by what there is to divide by. A
+// label can be no class then; the mean cross entropy of distributions is one over the classes, too.
+Tensor SoftmaxTask::losses_of_nothing() const {
+  const auto options = call_.input.options().dtype(at::kDouble);
+  Tensor rows = at::zeros(call_.rows_shape(), options);
+  const bool labels = problem.target_form == Form::labels;
+  const bool cross_entropy = !labels && !problem.divergence;
+  constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  if (problem.z_loss != 0 && !problem.divergence) rows.fill_(problem.z_loss * kInfinity);
+  if (labels) {
+    const Tensor ignored = call_.target.to(at::kLong).eq(problem.ignore_index);
+    rows = rows.masked_fill(ignored, 0).masked_fill(ignored.logical_not(), kNaN);
+  }
+  if (!call_.reduces()) return rows;
+  const Tensor sums =
+      rows.reshape({problem.groups, problem.group_size}).sum(1).reshape(call_.loss_shape());
+  if (call_.normalizer.has_value()) return sums.div(*call_.normalizer);
+  if (call_.reduction == "sum") return sums;
+  const double number = labels || cross_entropy ? 0 : static_cast<double>(problem.group_size);
+  return sums.div(number == 0 && problem.one_if_none ? 1 : number);
+}
+
+void SoftmaxTask::require_labels(bool wanted) const {
+  TORCH_CHECK(!wanted || problem.target_form == Form::labels, "accuracy is that of labels");
+}
+
 Tensor SoftmaxTask::add_row_output(RowNumbers& numbers, bool wanted) {
   if (!wanted) return {};
-  TORCH_CHECK(!problem.divergence && problem.form == Form::logits,
-              "lse, entropy and accuracy are those of a label loss of logits");
-  const auto dtype = is_double(call_.input) ? at::kDouble : at::kFloat;
-  Tensor tensor = at::empty(call_.rows_shape(), call_.input.options().dtype(dtype));
+  TORCH_CHECK(has_row_outputs(), "lse, entropy and accuracy are those of a label loss of logits");
+  const auto options = call_.input.options();
+  Tensor tensor = at::empty(call_.rows_shape(),
+                            options.dtype(is_double(call_.input) ? at::kDouble : at::kFloat));
+  if (problem.classes == 0) {
+    tensor.fill_(&numbers == &problem.lse ? -std::numeric_limits<double>::infinity() : 0.0);
+  }
   numbers = this->numbers(tensor);
   return tensor;
 }
 
 void SoftmaxTask::add_row_input(RowNumbers& numbers, const OptionalTensor& tensor,
                                 const char* name) {
-  if (!tensor.has_value() || !tensor->defined()) return;
+  if (!tensor.has_value()) return;
+  operands_.read(*tensor, name);
   const auto rows = call_.rows_shape();
   const bool of_the_loss = std::string_view(name) == "grad_output";
+  TORCH_CHECK(of_the_loss || has_row_outputs(), name, " is of a label loss of logits");
   const auto shape = of_the_loss ? call_.loss_shape() : rows;
   TORCH_CHECK(tensor->dim() == 0 || tensor->sizes() == c10::IntArrayRef(shape), name,
               " should be a number or of shape ", c10::IntArrayRef(shape), ", got ",
               tensor->sizes());
-  TORCH_CHECK(tensor->device() == call_.input.device(), name, " should be on ",
-              call_.input.device(), " like input, got ", tensor->device());
   c10::SmallVector<int64_t, 8> wide(rows.size(), 1);
   std::copy(tensor->sizes().begin(), tensor->sizes().end(), wide.begin());
   const Tensor expanded = tensor->reshape(wide).expand(rows);
-  kept_.push_back(collapses(expanded, call_.dim, 0) ? expanded : expanded.contiguous());
-  numbers = this->numbers(kept_.back());
+  numbers = this->numbers(collapses(expanded, call_.dim, 0) ? expanded : expanded.contiguous());
 }
 
-Tensor SoftmaxTask::add_gradient(RowsOperand& operand, const Tensor& like, const Tensor& grad) {
+Tensor SoftmaxTask::add_gradient(RowsOperand& operand, const Tensor& like) {
   TORCH_CHECK(like.is_floating_point(), "labels have no gradient");
-  Tensor result = grad.defined() ? grad : large(at::empty_like(like));
-  TORCH_CHECK(result.sizes() == like.sizes(), "a gradient should have the shape ", like.sizes(),
-              ", got ", result.sizes());
-  if (collapses(result, call_.dim, 1)) {
-    operand = matrix(result, "a gradient");
-    return result;
-  }
-  const Tensor dense = large(at::empty(like.sizes(), result.options()));
-  if (grad.defined()) dense.copy_(grad);  // it stays as it is where grad_output is 1
-  operand = matrix(dense, "a gradient");
-  late_.emplace_back(dense, result);
-  return result;
+  Tensor grad = large(at::empty_like(like));
+  const bool walks = collapses(grad, call_.dim, 1);
+  const Tensor walked = walks ? grad : large(at::empty(grad.sizes(), grad.options()));
+  operand = matrix(walked);
+  if (!walks) late_.emplace_back(walked, grad);
+  return grad;
 }
 
-void SoftmaxTask::overwrite_input() {
-  TORCH_CHECK(collapses(call_.input, call_.dim, 1),
-              "the gradient can be written over an input only where that is dense");
-  problem.grad_input = problem.input;
+void SoftmaxTask::overwrite_gradient(RowsOperand& operand, const Tensor& like, const Tensor& grad,
+                                     const char* name) {
+  TORCH_CHECK(like.is_floating_point(), "labels have no gradient");
+  operands_.write(grad, name);
+  TORCH_CHECK(grad.sizes() == like.sizes(), name, " should have the shape ", like.sizes(), ", got ",
+              grad.sizes());
+  const bool walks = collapses(grad, call_.dim, 1);
+  const Tensor walked = walks ? grad : grad.contiguous();  // as it is where grad_output is 1
+  operand = matrix(walked);
+  if (!walks) late_.emplace_back(walked, grad);
+}
+
+void SoftmaxTask::require_denominator() const {
+  TORCH_CHECK(call_.reduction != "mean" || problem.target_form != Form::labels ||
+                  call_.normalizer.has_value(),
+              "the gradients of a mean over labels need its denominator, which softmax_forward "
+              "gives, as normalizer");
 }
 
 void SoftmaxTask::finish() {

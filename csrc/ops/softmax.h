@@ -3,8 +3,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 
 #include <array>
 #include <optional>
@@ -13,7 +11,7 @@
 #include <utility>
 
 #include "common/softmax_problem.h"
-#include "ops/elementwise.h"
+#include "ops/contract.h"
 
 namespace lossops::ops {
 
@@ -33,6 +31,7 @@ struct SoftmaxCall {
   int64_t keep_dims;
 
   bool reduces() const { return reduction != "none"; }
+  bool gives_a_number() const { return reduces() && keep_dims == 0; }
   c10::SmallVector<int64_t, 8> rows_shape() const;
   c10::SmallVector<int64_t, 8> loss_shape() const;
 };
@@ -40,33 +39,46 @@ struct SoftmaxCall {
 // A problem and the tensors that its operands point into.
 class SoftmaxTask {
  public:
-  // Checks the call, settles the problem and adds what every op reads.
-  explicit SoftmaxTask(const SoftmaxCall& call);
+  // Checks the call, settles the problem and adds what every op reads. The gradient may be written
+  // over the input.
+  explicit SoftmaxTask(const SoftmaxCall& call, bool overwrites_input = false);
 
   // The loss and, where it is a mean over labels, its denominator.
   std::pair<Tensor, Tensor> add_loss(at::ScalarType dtype);
+  // Of other targets there is no accuracy.
+  void require_labels(bool wanted) const;
   // A number per row, undefined where it is not wanted.
   Tensor add_row_output(RowNumbers& numbers, bool wanted);
+  // For the backward passes, which do not count labels.
+  void require_denominator() const;
   // What the backward pass is given; one number per row, per group, or for all.
   void add_row_input(RowNumbers& numbers, const OptionalTensor& tensor, const char* name);
-  // A gradient of this tensor's shape, newly made where `grad` is undefined.
-  Tensor add_gradient(RowsOperand& operand, const Tensor& like, const Tensor& grad = {});
-  // Lets the gradient be written over the input.
-  void overwrite_input();
-
-  // Whether there is anything to compute.
-  bool empty() const { return problem.rows() == 0; }
+  // A gradient of this tensor's shape, newly made or the caller's.
+  Tensor add_gradient(RowsOperand& operand, const Tensor& like);
+  void overwrite_gradient(RowsOperand& operand, const Tensor& like, const Tensor& grad,
+                          const char* name);
+  // Whether there is anything to compute. What has no classes was settled by add_loss.
+  bool empty() const { return problem.rows() == 0 || problem.classes == 0; }
   // Copies the gradients that could not be written in place to where they belong.
   void finish();
 
   SoftmaxProblem problem;
 
  private:
-  RowsOperand matrix(const Tensor& tensor, const char* name);
+  // Whether rows have a log-sum-exp, an entropy and an accuracy.
+  bool has_row_outputs() const { return !problem.divergence && problem.form == Form::logits; }
+  void settle_shape();
+  void settle_loss();
+  void add_labels();
+  void add_class_weight();
+  void add_normalizer();
+  Tensor losses_of_nothing() const;
+  RowsOperand matrix(const Tensor& tensor);
   RowNumbers numbers(const Tensor& tensor);
+  void check_rows(const Tensor& tensor, const char* name) const;
 
   const SoftmaxCall& call_;
-  c10::SmallVector<Tensor, 6> kept_;                     // copies that operands point into
+  Operands operands_;
   c10::SmallVector<std::pair<Tensor, Tensor>, 2> late_;  // from, to
   bool rows_inside_ = false;  // the rows lie side by side: they are the inner dimension
 };
@@ -90,15 +102,17 @@ RowResultsAndGradients softmax_forward(const Tensor& input, const Tensor& target
                          target_form, params, ignore_index, one_if_none, reduction, keep_dims};
   SoftmaxTask task(call);
   SoftmaxProblem& problem = task.problem;
-  TORCH_CHECK(!(output_mask[3] || output_mask[4]) || problem.groups == 1,
+  TORCH_CHECK(!(output_mask[3] || output_mask[4]) || call.gives_a_number(),
               "softmax_forward gives gradients only where the loss is a single number");
   auto [value, denominator] = task.add_loss(out_dtype);
+  task.require_labels(output_mask[2]);
   Tensor lse = task.add_row_output(problem.lse, output_mask[0]);
   Tensor entropy = task.add_row_output(problem.entropy, output_mask[1]);
   Tensor accuracy = task.add_row_output(problem.accuracy, output_mask[2]);
   Tensor grad_input, grad_target;
   if (output_mask[3]) grad_input = task.add_gradient(problem.grad_input, input);
   if (output_mask[4]) grad_target = task.add_gradient(problem.grad_target, target);
+  Engine::check(problem);
   if (!task.empty()) Engine::forward(problem, input);
   task.finish();
   return {value,
@@ -119,16 +133,18 @@ RowResults softmax_forward_(Tensor& input, const Tensor& target, const OptionalT
                             std::array<bool, 3> output_mask) {
   const SoftmaxCall call{input,       target, class_weight, normalizer,  loss,      dim,      form,
                          target_form, params, ignore_index, one_if_none, reduction, keep_dims};
-  SoftmaxTask task(call);
+  SoftmaxTask task(call, /*overwrites_input=*/true);
   SoftmaxProblem& problem = task.problem;
-  TORCH_CHECK(problem.groups == 1,
+  TORCH_CHECK(call.gives_a_number(),
               "softmax_forward_ gives gradients only where the loss is a single number");
   auto [value, denominator] = task.add_loss(out_dtype);
+  task.require_labels(output_mask[2]);
   Tensor lse = task.add_row_output(problem.lse, output_mask[0]);
   Tensor entropy = task.add_row_output(problem.entropy, output_mask[1]);
   Tensor accuracy = task.add_row_output(problem.accuracy, output_mask[2]);
-  task.overwrite_input();
+  Engine::check(problem);
   if (!task.empty()) Engine::forward(problem, input);
+  task.finish();
   return {value, optional(lse), optional(entropy), optional(accuracy), optional(denominator)};
 }
 
@@ -144,6 +160,7 @@ std::tuple<OptionalTensor, OptionalTensor> softmax_backward(
                          target_form, params, ignore_index, one_if_none, reduction, keep_dims};
   SoftmaxTask task(call);
   SoftmaxProblem& problem = task.problem;
+  task.require_denominator();
   task.add_row_input(problem.grad_output, grad_output, "grad_output");
   task.add_row_input(problem.grad_lse, grad_lse, "grad_lse");
   task.add_row_input(problem.grad_entropy, grad_entropy, "grad_entropy");
@@ -167,17 +184,19 @@ void softmax_backward_(at::TensorList grads, const Tensor& grad_output, const Te
                        std::array<bool, 2> output_mask) {
   const SoftmaxCall call{input,       target, class_weight, normalizer,  loss,      dim,      form,
                          target_form, params, ignore_index, one_if_none, reduction, keep_dims};
-  TORCH_CHECK(grad_output.numel() == 1, "grad_output should be a single number, got shape ",
-              grad_output.sizes());
-  TORCH_CHECK(grads.size() == size_t(output_mask[0]) + size_t(output_mask[1]),
-              "softmax_backward_ needs a gradient for each that output_mask asks for, got ",
-              grads.size());
+  check_single(grad_output);
+  check_given(grads, output_mask);
   SoftmaxTask task(call);
   SoftmaxProblem& problem = task.problem;
-  task.add_row_input(problem.grad_output, grad_output.reshape({}), "grad_output");
+  task.require_denominator();
+  task.add_row_input(problem.grad_output, grad_output, "grad_output");
   size_t next = 0;
-  if (output_mask[0]) task.add_gradient(problem.grad_input, input, grads[next++]);
-  if (output_mask[1]) task.add_gradient(problem.grad_target, target, grads[next++]);
+  if (output_mask[0]) {
+    task.overwrite_gradient(problem.grad_input, input, grads[next++], "the gradient of input");
+  }
+  if (output_mask[1]) {
+    task.overwrite_gradient(problem.grad_target, target, grads[next++], "the gradient of target");
+  }
   if (!task.empty()) Engine::backward(problem, input, true);
   task.finish();
 }

@@ -7,9 +7,11 @@ namespace lossops::ops {
 namespace {
 
 struct CpuEngine {
-  static void forward(const SoftmaxProblem& problem, const Tensor&) {
+  static void check(const SoftmaxProblem& problem) {
     const auto bad = cpu::bad_label(problem);
     TORCH_CHECK_INDEX(!bad, "Target ", *bad, " is out of bounds.");
+  }
+  static void forward(const SoftmaxProblem& problem, const Tensor&) {
     cpu::softmax_forward(problem);
   }
   static void backward(const SoftmaxProblem& problem, const Tensor&, bool skip_if_one) {

@@ -10,7 +10,7 @@
 #include <tuple>
 
 #include "common/vectors_problem.h"
-#include "ops/elementwise.h"
+#include "ops/contract.h"
 
 namespace lossops::ops {
 
@@ -43,11 +43,13 @@ class VectorsTask {
   VectorsProblem problem;
 
  private:
-  void add_lists(const Tensor& labels);
+  void add_vectors();
+  void add_labels(const Tensor& labels, bool lists);
   RowNumbers numbers(const Tensor& tensor, const char* name);
+  void check_per_row(const Tensor& tensor, const char* name) const;
 
   const VectorsCall& call_;
-  c10::SmallVector<Tensor, 8> kept_;  // copies that operands point into
+  Operands operands_;
 };
 
 template <class Engine>
@@ -57,6 +59,7 @@ std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor> vectors_forwa
     at::ScalarType out_dtype, std::array<bool, kMaxVectors> output_mask) {
   const VectorsCall call{vectors, label, row_weight, loss, params, reduction};
   VectorsTask task(call);
+  dtype_of(out_dtype, "out_dtype");
   const Tensor values = task.add_values();
   TORCH_CHECK(call.reduces() || !(output_mask[0] || output_mask[1] || output_mask[2]),
               "vectors_forward gives gradients only where the loss is a single number");

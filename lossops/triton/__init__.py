@@ -29,11 +29,11 @@ def load() -> None:
         raise ImportError("the Triton backend needs the package `triton`: pip install triton")
     import triton
 
-    from lossops import library
+    from lossops import calls, library
     from lossops.triton import elementwise, softmax, vectors
 
     devices = ("CUDA", "CPU") if triton.knobs.runtime.interpret else ("CUDA",)
     for family in (elementwise, softmax, vectors):
         for op in family.OPS:
             for device in devices:
-                library.implement(library.TRITON, op, device, getattr(family, op))
+                calls.implement(library.TRITON, op, device, getattr(family, op))

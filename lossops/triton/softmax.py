@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lossops.library import accumulator, rows_shape
-from lossops.triton.elementwise import DTYPES, OPTIONS, _check_single, _dims, _on
+from lossops.triton.elementwise import OPTIONS, _dims, _on
 from lossops.triton.softmax_divergences import divergence_kernel
 from lossops.triton.softmax_labels import label_loss_kernel
 from lossops.triton.softmax_losses import DIVERGENCES, LABEL_LOSSES
@@ -26,8 +26,6 @@ from lossops.triton.softmax_sums import count_kernel, reduce_kernel
 
 OPS = ("softmax_forward", "softmax_forward_", "softmax_backward", "softmax_backward_")
 
-FORMS = ("logits", "log_probs", "probs")
-LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
 # Numbers of a tile that a program keeps in registers, of one tensor in float32.
 RESIDENT = 16384
 # A short row shares its program with others.
@@ -94,7 +92,6 @@ def softmax_backward_(
     loss, dim, form, target_form, params, ignore_index, one_if_none, reduction, keep_dims,
     output_mask,
 ):  # fmt: skip
-    _check_single(grad_output)
     problem = _Problem(
         (input, target, class_weight, normalizer), loss, dim, form, target_form, params,
         ignore_index, one_if_none, reduction, keep_dims,
@@ -120,11 +117,10 @@ class _Problem:
     ):  # fmt: skip
         self.input, self.target, class_weight, normalizer = operands
         self.loss, self.dim, self.form, self.target_form = loss, dim, form, target_form
-        self.params = (*params, 0.0, 0.0)[:6]
+        self.params, self.one_if_none = params, one_if_none
         self.ignore_index, self.reduction = ignore_index, reduction
         self.rows_shape = rows_shape(self.input, dim)
         self.kept = self.rows_shape if reduction == "none" else self.rows_shape[:keep_dims]
-        _check(self, class_weight, keep_dims, len(params))
         self.outer, self.inner = (
             math.prod(self.input.shape[:dim]),
             math.prod(self.input.shape[dim + 1 :]),
@@ -134,13 +130,12 @@ class _Problem:
         self.group_size = math.prod(self.rows_shape[len(self.kept) :])
         self.class_weight = None if class_weight is None else class_weight.contiguous()
         self.labels = self.target.contiguous() if target_form == "labels" else None
-        self._expect(normalizer, self.kept, ())
         self.counted = None
         self.normalizer = None
         if reduction != "none" and normalizer is not None:
             self.normalizer = normalizer.contiguous()
         elif reduction == "mean" and self.labels is not None:
-            self.normalizer = self.counted = self._count(one_if_none)
+            self.normalizer = self.counted = self._count()
 
     def empty_loss(self, dtype: torch.dtype) -> Tensor:
         return self.input.new_empty(self.kept, dtype=dtype)
@@ -153,8 +148,6 @@ class _Problem:
         )
 
     def empty_gradients(self, mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
-        if mask[1] and self.labels is not None:
-            raise RuntimeError("output_mask asks for the gradient of labels")
         wanted = zip((self.input, self.target), mask, strict=True)
         return tuple(torch.empty_like(tensor) if yes else None for tensor, yes in wanted)
 
@@ -171,19 +164,14 @@ class _Problem:
     ) -> None:
         """Evaluates the problem; ``skip_one`` leaves ``grads`` alone where ``grad_output``, one
         number, is 1."""
-        self._expect(grad_output, self.kept, ())
-        for tensor in (grad_lse, grad_entropy):
-            self._expect(tensor, self.rows_shape)
-        for tensor in grads:
-            self._expect(tensor, self.input.shape)
-        if not self.rows:
-            if value is not None and value.numel():
-                self._reduce_nothing(value)
-            return
         lse, entropy, accuracy = extras
-        if accuracy is not None and self.labels is None:
-            accuracy = accuracy.zero_()
-            accuracy = None
+        if not (self.rows and self.classes):
+            for result, nothing in ((lse, -math.inf), (entropy, 0.0), (accuracy, 0.0)):
+                if result is not None:
+                    result.fill_(nothing)
+            if value is not None:
+                value.copy_(self._losses_of_nothing())
+            return
         in_place = grads[0] is self.input
         input = self._arranged(self.input)
         written = [self._arranged(grad, copy=skip_one) for grad in grads]
@@ -199,7 +187,7 @@ class _Problem:
             input,
             None if self.labels is not None else self._arranged(self.target),
             written,
-            (grad_output, *(t if t is None else t.contiguous() for t in (grad_lse, grad_entropy))),
+            (grad_output, *(self._per_row(t) for t in (grad_lse, grad_entropy))),
             (losses, lse, entropy, accuracy),
             None if grouped or self.reduction == "none" else value,
             how,
@@ -291,13 +279,16 @@ class _Problem:
     def _how(normalizer: Tensor | None) -> str:
         return "group" if normalizer is not None and normalizer.numel() > 1 else "one"
 
-    def _count(self, one_if_none: bool) -> Tensor:
+    def _per_row(self, tensor: Tensor | None) -> Tensor | None:
+        return tensor if tensor is None else tensor.expand(self.rows_shape).contiguous()
+
+    def _count(self) -> Tensor:
         """The denominators of means over labels."""
         input = self.input
         normalizer = input.new_empty(self.kept, dtype=accumulator(input.dtype))
-        if not self.rows:
-            return normalizer.fill_(float(one_if_none))
-        weighted = self.loss in DIVERGENCES or LABEL_LOSSES[self.loss].divides_by_weight
+        if not (self.rows and self.classes):
+            return normalizer.fill_(float(self.one_if_none))
+        weighted = self.loss in LABEL_LOSSES and LABEL_LOSSES[self.loss].divides_by_weight
         splits = min(triton.cdiv(self.group_size, COUNT_BLOCK), COUNT_SPLITS)
         workspace = None
         if splits > 1:
@@ -308,23 +299,9 @@ class _Problem:
             count_kernel[(self.groups, splits)](
                 self.labels, self.class_weight if weighted else None, normalizer, workspace,
                 self.group_size, self.classes, self.ignore_index,
-                ONE_IF_NONE=one_if_none, BLOCK=COUNT_BLOCK, **OPTIONS,
+                ONE_IF_NONE=self.one_if_none, BLOCK=COUNT_BLOCK, **OPTIONS,
             )  # fmt: skip
         return normalizer
-
-    def _expect(self, tensor: Tensor | None, *shapes: Sequence[int]) -> None:
-        """The kernels trust shapes and devices."""
-        if tensor is None:
-            return
-        if tensor.shape not in shapes:
-            wanted = " or ".join(str(tuple(shape)) for shape in shapes)
-            raise RuntimeError(
-                f"a tensor of shape {wanted} was expected, got {tuple(tensor.shape)}"
-            )
-        if tensor.device != self.input.device:
-            raise RuntimeError(
-                f"all tensors should be on {self.input.device} like input, got {tensor.device}"
-            )
 
     def _arranged(self, tensor: Tensor | None, copy: bool = True) -> _Rows | None:
         """The tensor, or one that a kernel can walk in its place, with its numbers for ``copy``."""
@@ -348,11 +325,26 @@ class _Problem:
             return grad_output, "one"  # `loss.sum().backward()` expands a single number
         return grad_output.contiguous(), "row" if self.reduction == "none" else "group"
 
-    def _reduce_nothing(self, value: Tensor) -> None:
+    def _losses_of_nothing(self) -> Tensor:
+        """Without rows or classes there is nothing to add up: 0, divided by what there is to divide
+        by. A label can be no class then; the mean cross entropy of distributions is one over the
+        classes, too."""
+        rows = self.input.new_zeros(self.rows_shape, dtype=torch.float64)
+        of_labels, z_loss = self.loss in LABEL_LOSSES, self.params[3]
+        if z_loss and of_labels:
+            rows += z_loss * math.inf
+        if self.labels is not None:
+            ignored = self.labels.long() == self.ignore_index
+            rows = rows.masked_fill(ignored, 0.0).masked_fill(~ignored, math.nan)
+        if self.reduction == "none":
+            return rows
+        sums = rows.reshape(self.groups, self.group_size).sum(1).reshape(self.kept)
         if self.normalizer is not None:
-            value.copy_(torch.zeros_like(self.normalizer) / self.normalizer)
-        else:
-            value.fill_(math.nan if self.reduction == "mean" else 0)
+            return sums / self.normalizer
+        if self.reduction == "sum":
+            return sums
+        count = 0 if of_labels else self.group_size
+        return sums / (1 if count == 0 and self.one_if_none else count)
 
 
 def _collapsed(tensor: Tensor, dim: int) -> tuple[int, int, int] | None:
@@ -381,41 +373,3 @@ def _tiling(classes: int, inner: int, contiguous: bool, limit: int) -> tuple[int
     if lanes * block <= limit:
         return block, lanes, True
     return limit // 2 // lanes, lanes, False
-
-
-def _check(problem: _Problem, class_weight: Tensor | None, keep_dims: int, num_params: int) -> None:
-    input, target, loss = problem.input, problem.target, problem.loss
-    if loss not in LABEL_LOSSES and loss not in DIVERGENCES:
-        raise RuntimeError(f"unknown softmax loss {loss!r}")
-    own = LABEL_LOSSES[loss].num_params if loss in LABEL_LOSSES else 0
-    if not 4 + own <= num_params <= 6:
-        raise RuntimeError(f"loss {loss!r} takes {4 + own} to 6 parameters, got {num_params}")
-    if problem.reduction not in ("none", "mean", "sum"):
-        raise RuntimeError(f"reduction should be none, mean or sum, got {problem.reduction!r}")
-    if not 0 <= problem.dim < input.dim():
-        raise RuntimeError(f"dim should be between 0 and {input.dim() - 1}, got {problem.dim}")
-    if problem.reduction != "none" and not 0 <= keep_dims <= problem.dim:
-        raise RuntimeError(f"keep_dims should be between 0 and {problem.dim}, got {keep_dims}")
-    if problem.form not in FORMS or problem.target_form not in (*FORMS, "labels"):
-        raise RuntimeError(f"unknown forms {problem.form!r} and {problem.target_form!r}")
-    labelled = problem.target_form == "labels"
-    if loss in LABEL_LOSSES and not labelled and not LABEL_LOSSES[loss].linear:
-        raise RuntimeError(f"loss {loss!r} takes labels only")
-    wanted = problem.rows_shape if labelled else input.shape
-    for name, tensor, shape, dtypes in (
-        ("input", input, input.shape, DTYPES),
-        ("target", target, wanted, LABEL_DTYPES if labelled else DTYPES),
-        ("class_weight", class_weight, (input.shape[problem.dim],), DTYPES),
-    ):
-        if tensor is None:
-            continue
-        if tensor.dtype not in dtypes:
-            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise NotImplementedError(
-                f"lossops kernels take {names} as {name} here, got {tensor.dtype}"
-            )
-        if tensor.shape != shape or tensor.device != input.device:
-            raise RuntimeError(
-                f"{name} should have the shape {tuple(shape)} and be on {input.device}, "
-                f"got {tuple(tensor.shape)} on {tensor.device}"
-            )

@@ -62,7 +62,7 @@ def ops() -> Path:
     paths = " ".join(f"-L{shlex.quote(p)}" for p in cpp_extension.library_paths())
     flags = f"{FLAGS} -O1 -I{HERE} -I{ROOT / 'csrc'} {headers}"
     families = ("elementwise", "softmax", "vectors")
-    checks = (ROOT / "csrc" / "ops" / f"{name}.cpp" for name in ("large", *families))
+    checks = (ROOT / "csrc" / "ops" / f"{name}.cpp" for name in ("contract", "large", *families))
     sources = dict.fromkeys((HERE / "ops.cpp", *checks), flags)
     return _ninja(FOLDER, "ops.so", sources, f"{paths} -lc10 -ltorch_cpu")
 

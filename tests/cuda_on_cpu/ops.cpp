@@ -198,6 +198,7 @@ struct SoftmaxOnCpuEngine {
     memory.check(p.normalizer.data, normalizer_bytes(p));
   }
 
+  static void check(const SoftmaxProblem&) {}
   static void forward(const SoftmaxProblem& problem, const Tensor&) {
     run(problem, Role::output,
         [&](void* workspace) { cuda::softmax_forward(problem, workspace, nullptr); });

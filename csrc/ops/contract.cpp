@@ -1,0 +1,151 @@
+#include "ops/contract.h"
+
+#include <ATen/EmptyTensor.h>
+#include <c10/util/safe_numerics.h>
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+namespace lossops::ops {
+namespace {
+
+// A dimension of a tensor: how many, and how many bytes from one to the next.
+using Dims = c10::SmallVector<std::pair<int64_t, int64_t>, 8>;  // (stride, size)
+
+Dims dims_of(const Tensor& tensor) {
+  Dims dims;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) > 1) dims.emplace_back(tensor.stride(d) * tensor.itemsize(), tensor.size(d));
+  }
+  return dims;
+}
+
+// Whether elements of so many bytes lie apart: each dimension steps over all that is inside of it.
+// There are other ways to lie apart, which few use and no walk over strides would show.
+bool are_apart(Dims dims, int64_t bytes) {
+  std::sort(dims.begin(), dims.end());
+  for (const auto& [stride, size] : dims) {
+    if (stride < bytes) return false;
+    bytes += (size - 1) * stride;
+  }
+  return true;
+}
+
+std::pair<const char*, const char*> extent_of(const Tensor& tensor) {
+  const auto* const begin = static_cast<const char*>(tensor.const_data_ptr());
+  int64_t bytes = tensor.itemsize();
+  for (const auto& [stride, size] : dims_of(tensor)) bytes += (size - 1) * stride;
+  return {begin, begin + bytes};
+}
+
+bool are_apart(const Tensor& a, const Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0) return true;
+  const auto [begin_a, end_a] = extent_of(a);
+  const auto [begin_b, end_b] = extent_of(b);
+  if (end_a <= begin_b || end_b <= begin_a) return true;
+  // Parts of one tensor, as chunk() gives, are one with one more dimension.
+  if (a.dim() != b.dim()) return false;
+  Dims dims;
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    const int64_t size = std::max(a.size(d), b.size(d)), stride = a.stride(d) * a.itemsize();
+    if (size == 1) continue;
+    if (stride != b.stride(d) * static_cast<int64_t>(b.itemsize())) return false;
+    dims.emplace_back(stride, size);
+  }
+  dims.emplace_back(std::abs(begin_a - begin_b), 2);
+  return are_apart(std::move(dims), std::max(a.itemsize(), b.itemsize()));
+}
+
+}  // namespace
+
+DType dtype_of(at::ScalarType type, const char* name) {
+  switch (type) {
+    case at::kDouble:
+      return DType::float64;
+    case at::kFloat:
+      return DType::float32;
+    case at::kBFloat16:
+      return DType::bfloat16;
+    case at::kHalf:
+      return DType::float16;
+    default:
+      TORCH_CHECK_NOT_IMPLEMENTED(false,
+                                  "lossops kernels take float64, float32, bfloat16 and "
+                                  "float16, got ",
+                                  name, " of ", type);
+  }
+}
+
+int64_t count(c10::IntArrayRef sizes) {
+  uint64_t product = 1;
+  const bool overflows = c10::safe_multiplies_u64(sizes, &product);
+  TORCH_CHECK(!overflows && product <= uint64_t(std::numeric_limits<int64_t>::max()),
+              "there are too many numbers in the shape ", sizes);
+  return static_cast<int64_t>(product);
+}
+
+void check_single(const Tensor& grad_output) {
+  TORCH_CHECK(grad_output.numel() == 1, "grad_output should be a single number, got shape ",
+              grad_output.sizes());
+}
+
+void check_reduction(std::string_view reduction) {
+  TORCH_CHECK(reduction == "mean" || reduction == "sum" || reduction == "none",
+              "reduction should be none, mean or sum, got '", std::string(reduction), "'");
+}
+
+void Operands::check(const Tensor& tensor, const char* name) const {
+  TORCH_CHECK(tensor.defined(), name, " should be a tensor, got none");
+  TORCH_CHECK(tensor.device() == device_, name, " should be on ", device_, " like the others, got ",
+              tensor.device());
+  TORCH_CHECK_NOT_IMPLEMENTED(tensor.layout() == at::kStrided, name,
+                              " should be a dense tensor, got layout ", tensor.layout());
+  if (tensor.numel() == 0) return;
+  const size_t needed = at::detail::computeStorageNbytes(
+      tensor.sizes(), tensor.strides(), tensor.itemsize(), tensor.storage_offset());
+  TORCH_CHECK(needed <= tensor.storage().nbytes(), name, " should lie within its memory: it needs ",
+              needed, " bytes, and its storage has ", tensor.storage().nbytes());
+}
+
+void Operands::add(const Tensor& tensor, const char* name, bool written) {
+  for (const Entry& other : given_) {
+    if (!written && !other.written) continue;
+    TORCH_CHECK(are_apart(tensor, *other.tensor), "unsupported operation: some elements of ", name,
+                " and of ", other.name,
+                ", of which one is written to, may refer to a single "
+                "memory location. Please clone() one of them before performing the operation.");
+  }
+  given_.push_back({&tensor, name, written});
+}
+
+void Operands::read(const Tensor& tensor, const char* name) {
+  check(tensor, name);
+  dtype_of(tensor.scalar_type(), name);
+  add(tensor, name, false);
+}
+
+void Operands::read_labels(const Tensor& tensor, const char* name) {
+  check(tensor, name);
+  const auto type = tensor.scalar_type();
+  TORCH_CHECK_NOT_IMPLEMENTED(type == at::kLong || type == at::kInt || type == at::kByte, name,
+                              " should be int64, int32 or uint8, got ", type);
+  add(tensor, name, false);
+}
+
+void Operands::write(const Tensor& tensor, const char* name) {
+  check(tensor, name);
+  dtype_of(tensor.scalar_type(), name);
+  TORCH_CHECK(tensor.numel() == 0 || are_apart(dims_of(tensor), tensor.itemsize()),
+              "unsupported operation: more than one element of ", name,
+              ", which is written to, may refer to a single memory location. Please clone() the "
+              "tensor before performing the operation.");
+  add(tensor, name, true);
+}
+
+void* Operands::keep(Tensor tensor) {
+  kept_.push_back(std::move(tensor));
+  return kept_.back().data_ptr();
+}
+
+}  // namespace lossops::ops
