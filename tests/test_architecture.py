@@ -63,9 +63,10 @@ def test_ops_know_engines_by_their_launch_functions_only():
 LAYERS = [
     "library", "overrides", "spread", "reference", "softmax_reference", "vectors_reference",
     "contract", "calls", "backends", "batching", "autograd", "checking", "plain",
-    "softmax_autograd", "linear_autograd", "checks", "softmax_checks", "composed", "vectors", "probabilities", "classification",
-    "divergences", "likelihoods", "linear", "margins", "pairs", "regions", "sequences",
-    "functional", "nn_composed", "nn_divergences", "nn", "patching", "scripting",
+    "softmax_autograd", "linear_autograd", "checks", "softmax_checks", "composed", "vectors",
+    "probabilities", "classification", "divergences", "likelihoods", "linear", "margins",
+    "pairs", "regions", "sequences", "functional", "nn_composed", "nn_divergences", "nn",
+    "patching", "scripting",
 ]  # fmt: skip
 READERS = {
     "elementwise_spec",
