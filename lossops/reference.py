@@ -279,17 +279,23 @@ def reduce(
 ) -> Tensor:
     """Reduces over everything but the first ``keep_dims`` dimensions."""
     if reduction == "none":
-        return loss
+        return _with_own_tangent(loss)
     if loss.dim() == keep_dims:
         total, count = loss, 1
     else:
         dims = tuple(range(keep_dims, loss.dim()))
         total, count = loss.sum(dims), math.prod(loss.shape[keep_dims:])
     if normalizer is not None:
-        return total / normalizer
-    if reduction == "sum":
-        return total
-    return total / count if count else total * math.nan
+        total = total / normalizer
+    elif reduction == "mean":
+        total = total / count if count else total * math.nan
+    return _with_own_tangent(total)
+
+
+def _with_own_tangent(loss: Tensor) -> Tensor:
+    """Of a tensor without dimensions a copy, whose tangent has its dtype: torch.func.jvp makes it
+    float64 where such a tensor is multiplied by a number of Python."""
+    return loss if loss.dim() else loss.to(loss.dtype, copy=True)
 
 
 def elementwise(

@@ -69,21 +69,33 @@ def poly(u: Tensor, epsilon: float) -> Tensor:
 # ---- Divergences: summands of p, log p, q, log q; P is the target, Q the input.
 
 
+def _nothing(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p == -math.inf) & (log_q == -math.inf)
+
+
 def kl(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
-    return times(p, log_p - log_q)
+    """By a p of 0 the derivative is -infinity, the limit, also where q is 0."""
+    return times(p, torch.where(_nothing(log_p, log_q), -math.inf, log_p - log_q))
 
 
 def reverse_kl(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
-    return times(q, log_q - log_p)
+    return kl(q, log_q, p, log_p)
 
 
 def jensen_shannon(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
-    """Where one is 0, the other's part is log 2 of it: so, too, in the limit where both are."""
-    none_p, none_q = p == 0, q == 0
-    log_m = torch.where(none_p & none_q, 1.0, 0.5 * (p + q)).log()
-    half = math.log(2)
-    p_term = torch.where(none_q, half * p, times(p, torch.where(none_q, 0.0, log_p - log_m)))
-    q_term = torch.where(none_p, half * q, times(q, torch.where(none_p, 0.0, log_q - log_m)))
+    """Of p over the mean m the logarithm is that of 1 + tanh(d / 2), d being log p - log q, also
+    where p and q are too small for a number; half of the other in the limit where both are 0."""
+    nothing = _nothing(log_p, log_q)
+
+    def log_over_mean(difference: Tensor) -> Tensor:
+        difference = torch.where(nothing, math.inf, difference)
+        close = difference.abs() < 1
+        small = torch.where(close, difference, 0.0)
+        large = torch.where(close, math.inf, difference)
+        far = math.log(2) + torch.nn.functional.logsigmoid(large)
+        return torch.where(close, torch.log1p(torch.tanh(0.5 * small)), far)
+
+    p_term, q_term = times(p, log_over_mean(log_p - log_q)), times(q, log_over_mean(log_q - log_p))
     return 0.5 * (p_term + q_term)
 
 

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def hinge(x: Tensor) -> Tensor:
+    """max(0, x), at 0 with the derivative 1: that of torch.clamp_min depends on torch's version."""
+    return torch.where(x < 0, 0, x)
+
+
 def cosine_embedding(vectors, label: Tensor, margin: float) -> Tensor:
     x1, x2 = vectors
     tiny = 1e-12  # torch's
@@ -18,7 +23,7 @@ def cosine_embedding(vectors, label: Tensor, margin: float) -> Tensor:
     cosine = (x1 * x2).sum(-1) / squares.sqrt()
     zero = torch.zeros((), dtype=cosine.dtype, device=cosine.device)
     together = torch.where(label == 1, 1 - cosine, zero)
-    return together + torch.where(label == -1, torch.clamp_min(cosine - margin, 0), zero)
+    return together + torch.where(label == -1, hinge(cosine - margin), zero)
 
 
 def triplets(distance, vectors, margin: float, swap: bool) -> Tensor:
@@ -27,7 +32,7 @@ def triplets(distance, vectors, margin: float, swap: bool) -> Tensor:
     near, far = distance(anchor, positive), distance(anchor, negative)
     if swap:
         far = torch.minimum(far, distance(positive, negative))
-    return torch.clamp_min(margin + near - far, 0)
+    return hinge(margin + near - far)
 
 
 def triplet_margin(vectors, label, margin: float, swap: float, epsilon: float, p=2.0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from types import SimpleNamespace
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as torch_functional
 from conftest import DEVICE, cpu_only, make, pair
+from test_drop_in import CASES
+from torch.autograd import forward_ad
 
 from lossops import functional, specs
 from lossops.softmax_specs import ROW_SPECS
+from lossops.specs import SPECS
 from lossops.vectors_specs import VECTOR_SPECS
 
 F32, F64, HALF = torch.float32, torch.float64, torch.float16
@@ -132,3 +136,53 @@ def test_lists_are_no_tensors(name):
     tensors = [torch.ones(1, 2, device=DEVICE)] * (LISTS[name] - 1)
     with pytest.raises(TypeError, match="should be a Tensor, got list"):
         getattr(functional, name)([[1.0, 2.0]], *tensors)
+
+
+def differentiable_losses():
+    """Each loss that has derivatives, in every way to call it, of several numbers and of one: the
+    function, and what it is differentiated by."""
+    for spec in SPECS:
+        for shape in ((4, 3), ()):
+            for kwargs in spec.samples:
+                yield spec.name, functools.partial(spec.function, **kwargs), pair(spec, *shape)
+    for spec in ROW_SPECS:
+        for sample in spec.samples:
+            x, y, kwargs = sample.tensors((3, 5), F32, device=DEVICE)
+            moving = (x, y) if sample.soft else (x,)
+            loss = functools.partial(spec.call(sample), *moving[2:], **kwargs)
+            given = () if sample.soft else (y,)
+            yield spec.name, _given(loss, *given), moving
+            if spec.name == "log_prob_of":
+                loss = lambda x, y, reduction, **k: functional.log_prob_of(x, y, **k)  # noqa: E731
+                loss = functools.partial(loss, **kwargs)
+            yield spec.name, _given(loss, *(t[0] for t in given)), [t[0] for t in moving]
+    for spec in VECTOR_SPECS:
+        for kwargs in spec.samples:
+            probs = kwargs.get("input_form") == "probs"
+            vectors, given = spec.tensors((3, 5), F32, device=DEVICE, probs=probs)
+            loss = functools.partial(spec.function, **kwargs)
+            yield spec.name, _given(loss, *given), vectors
+            if spec.given != "mask":
+                yield spec.name, _given(loss, *(t[0] for t in given)), [v[0] for v in vectors]
+    for name, case in CASES.items():
+        moving, loss = case()
+        yield name, loss, moving
+
+
+def _given(loss, *given):
+    return lambda *moving, **options: loss(*moving, *given, **options)
+
+
+@pytest.mark.parametrize("dtype", [F32, torch.bfloat16, HALF])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_a_tangent_has_the_dtype_of_its_loss(dtype, reduction):
+    for name, function, moving in differentiable_losses():
+        moving = tuple(tensor.to(dtype) for tensor in moving)
+        tangents = tuple(torch.randn_like(tensor) for tensor in moving)
+        loss = functools.partial(function, reduction=reduction)
+        value, tangent = torch.func.jvp(loss, moving, tangents)
+        with forward_ad.dual_level():
+            found = loss(*map(forward_ad.make_dual, moving, tangents))
+            also = forward_ad.unpack_dual(found).tangent
+        assert value.dtype == tangent.dtype == also.dtype, (name, value.shape)
+        torch.testing.assert_close(tangent, also, equal_nan=True, msg=name)

@@ -111,24 +111,70 @@ def sizes_of_terms(spec, kwargs, exact, grad_output, reduction):
     return sizes
 
 
-@pytest.mark.parametrize("backend", lossops.backends.backends_for(DEVICE.type))
+each_backend = pytest.mark.parametrize("backend", lossops.backends.backends_for(DEVICE.type))
+
+
+def open_at_zero_in_torch() -> bool:
+    """Whether the hinge of torch's losses has derivative 1 at 0, as up to 2.13, and not 0."""
+    zero = make.zeros((), requires_grad=True)
+    return torch.autograd.grad(zero.clamp_min(0), zero)[0].item() == 1
+
+
+@each_backend
 @pytest.mark.parametrize("margin", [0.0, 0.5, 1.0])
-def test_at_the_margin_as_torch(margin, backend):
-    """Just at it, and one unit in the last place to both sides; labels that are none, too."""
-    at = make.tensor([margin, -margin, 0.0, math.nextafter(margin, 2), math.nextafter(margin, -2)])
-    x = torch.cat((at, at, at)).double()
+def test_at_the_margin(margin, backend):
+    """Just at it the derivative is that of the side where there is a loss, in every version of
+    torch; one unit in the last place to both sides as torch's. Labels that are none, too."""
+    numbers = [margin, -margin, 0.0, math.nextafter(margin, 2), math.nextafter(margin, -2)]
+    at = make.tensor(numbers, dtype=torch.float64)
+    x = torch.cat((at, at, at))
     y = torch.cat((make.ones(5), -make.ones(5), make.full((5,), 0.25))).double()
-    for ours, theirs, others in (
-        (functional.hinge_embedding_loss, torch_functional.hinge_embedding_loss, ()),
-        (functional.margin_ranking_loss, torch_functional.margin_ranking_loss, (0.5 * x,)),
-    ):
+    zero = torch.zeros_like(x)
+    apart = torch.where(y == 1, zero, torch.where(margin - x >= 0, -1.0, zero))
+    for ours, theirs, others, left, convention in (
+        (
+            functional.hinge_embedding_loss, torch_functional.hinge_embedding_loss, (),
+            torch.where(y == 1, 1.0, margin - x), apart + torch.where(y == -1, zero, 1.0),
+        ),
+        (
+            functional.margin_ranking_loss, torch_functional.margin_ranking_loss, (0.5 * x,),
+            margin - (x - 0.5 * x) * y, torch.where(margin - (x - 0.5 * x) * y >= 0, -y, zero),
+        ),
+    ):  # fmt: skip
         with lossops.backend(backend):
-            found, expected = (
-                torch.autograd.grad(loss(own, *others, y, margin, reduction="sum"), own)[0]
-                for loss in (ours, theirs)
-                for own in [x.clone().requires_grad_()]
+            own = x.clone().requires_grad_()
+            found, again, expected = (
+                torch.autograd.grad(loss(own, *others, y, margin, reduction="sum"), own, **graph)[0]
+                for loss, graph in ((ours, {}), (ours, {"create_graph": True}), (theirs, {}))
             )
-        assert torch.equal(found, expected), (ours, found, expected)
+        assert torch.equal(found, convention), (ours, found, convention)
+        assert torch.equal(again, convention), (ours, again, convention)
+        same = (left != 0) | open_at_zero_in_torch()
+        assert torch.equal(found[same], expected[same]), (ours, found, expected)
+
+
+@each_backend
+def test_rows_of_vectors_at_the_margin(backend):
+    """The same of a cosine of 0, and of a triplet that is just far enough apart."""
+    x, right, apart = ([[0.0, 1.0]], [[1.0, 0.0]], [-1])
+    a, p, n = [[0.0]], [[1.0]], [[-2.0]]
+    for name, vectors, label, options, convention in (
+        ("cosine_embedding_loss", (x, right), apart, {"margin": 0.0}, [[1.0, 0.0]]),
+        ("triplet_margin_loss", (a, p, n), None, {"margin": 1.0, "eps": 0.0}, [[-2.0]]),
+    ):
+        first, *others = (make.tensor(v, dtype=torch.float64) for v in vectors)
+        others += [] if label is None else [make.tensor(label)]
+        first.requires_grad_()
+        with lossops.backend(backend):
+            for module in (functional, *([torch_functional] * open_at_zero_in_torch())):
+                loss = getattr(module, name)(first, *others, reduction="sum", **options)
+                assert loss == 0
+                for graph in (False, True):
+                    (grad,) = torch.autograd.grad(
+                        loss, first, create_graph=graph, retain_graph=True
+                    )
+                    expected = make.tensor(convention, dtype=torch.float64)
+                    torch.testing.assert_close(grad, expected, msg=f"{name} {graph}")
 
 
 @each_case

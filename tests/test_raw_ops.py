@@ -128,7 +128,7 @@ INF, NAN = math.inf, math.nan
 # None where there is nothing to be held to.
 SPECIAL = {
     ("kl_div", ()): [
-        (-INF, 0.0, 0.0, 0.0, None),
+        (-INF, 0.0, 0.0, 0.0, -INF),
         (-1.0, 0.0, 0.0, 0.0, -INF),
         (-INF, 0.5, INF, -0.5, INF),
         (0.0, 1.0, 0.0, -1.0, 1.0),

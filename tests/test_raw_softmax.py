@@ -635,6 +635,51 @@ def test_zero_probabilities(backend, dtypes):
             )
 
 
+# Of a class that has no probability in either: the derivatives by q and by p.
+AT_NOTHING = {
+    "kl": (0.0, -math.inf),
+    "reverse_kl": (-math.inf, 0.0),
+    "jensen_shannon": (0.5 * math.log(2), 0.5 * math.log(2)),
+    "l1_distribution": (0.0, 0.0),
+    "total_variation": (0.0, 0.0),
+    "soft_cross_entropy": (0.0, math.inf),
+}
+
+
+@each_same
+@pytest.mark.parametrize("loss", DIVERGENCES)
+def test_derivatives_by_probabilities_of_nothing(backend, loss, dtypes):
+    for classes in (3, 200):
+        rest = [0.0] * (classes - 2)
+        case = logits_case(
+            backend, [[0.5, 0.5, *rest]], [[0.25, 0.75, *rest]], loss, dtype=dtypes[0],
+            form="probs", target_form="probs",
+        )  # fmt: skip
+        case.grad_output = torch.ones_like(case.grad_output)
+        for found, right in zip(
+            case.backward([True, True], grad_lse=None, grad_entropy=None), AT_NOTHING[loss],
+            strict=True,
+        ):  # fmt: skip
+            hard(case, found[0, 2:], [right] * (classes - 2), rtol=4e-3)
+
+
+@each_same
+@pytest.mark.parametrize("loss", DIVERGENCES)
+def test_classes_that_underflow(backend, loss, dtypes):
+    """Too improbable for a number in both distributions, in one, or the least number there is."""
+    least = -103.5 if dtypes[0] == FLOAT32 else -745.0 if dtypes[0] == FLOAT64 else -100.0
+    rows = [[0.0, -1.0, 2 * least], [0.0, -1.0, 2 * least], [0.5, 0.0, least]]
+    others = [[0.0, 1.0, 3 * least], [0.0, 1.0, 0.5 * least], [1.0, 0.0, least]]
+    case = logits_case(backend, rows, others, loss, dtype=dtypes[0], target_form="logits")
+    value, *_ = case.forward([False] * 5)
+    rows_truth, by_input, by_target = case.truth(torch.ones_like(case.grad_output))
+    case.grad_output = torch.ones_like(case.grad_output)
+    found = case.backward([True, True], grad_lse=None, grad_entropy=None)
+    close = {"rtol": max(1e-5, 4 * torch.finfo(dtypes[0]).eps), "atol": 1e-6}
+    for got, true in zip((value, *found), (rows_truth.loss, by_input, by_target), strict=True):
+        torch.testing.assert_close(got, true.to(got.dtype), **close)
+
+
 @each_same
 def test_a_one_hot_target_has_a_gradient(backend, dtypes):
     """-w log q, also by the probabilities that are 0."""

@@ -3,6 +3,7 @@ through what else comes out of a call, and in place."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -34,6 +35,7 @@ from softmax_losses import (
     truth,
 )
 
+import lossops
 from lossops import functional
 
 
@@ -215,6 +217,85 @@ def test_third_order():
                                           create_graph=True)  # fmt: skip
         results.append(grad)
     torch.testing.assert_close(*results)
+
+
+INF = math.inf
+DIVERGENCES = {
+    "kl": functional.kl_divergence,
+    "reverse": functools.partial(functional.kl_divergence, reverse=True),
+    "js": functional.js_divergence,
+    "total variation": functional.total_variation,
+    "l1": functional.l1_distribution_loss,
+    "soft cross entropy": functional.soft_cross_entropy,
+}
+
+
+@each_dtype
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 4.0])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_classes_that_underflow_have_derivatives(name, temperature, dtype):
+    """Of the first and the second order, as in float64; and none is NaN."""
+    for input, target in (
+        ([100.0, 0.0, -100.0], [100.0, 1.0, -50.0]),
+        ([0.0, 5.0, -150.0], [1.0, 0.0, -160.0]),
+        ([0.0, 0.0, -1000.0], [0.0, 0.1, -1000.0]),
+        ([0.0, 1.0, -INF], [0.0, 2.0, -INF]),
+    ):
+        found = []
+        # Computed in float32 or better, a cooled logit is off by a unit in its last place.
+        cooled = max(abs(z) for z in input + target if math.isfinite(z)) / temperature
+        unit = torch.finfo(dtype).eps + cooled * min(torch.finfo(dtype).eps, 2.0**-23)
+        for wide in (dtype, torch.float64):
+            given = (make.tensor([row], dtype=dtype) for row in (input, target))
+            x, y = leaves(*(tensor.to(wide) for tensor in given))
+            loss = DIVERGENCES[name](x, y, temperature=temperature)
+            grads = torch.autograd.grad(loss, (x, y), retain_graph=True)
+            again = torch.autograd.grad(loss, (x, y), create_graph=True)
+            total = sum((g * (1 + i)).square().sum() for i, g in enumerate(again))
+            found.append((loss, *grads, *again, *torch.autograd.grad(total, (x, y))))
+        for got, right in zip(*found, strict=True):
+            assert not right.isnan().any()
+            off = 8 * unit * max(1.0, right.abs().max().item())
+            torch.testing.assert_close(got.double(), right, rtol=0, atol=off)
+
+
+@cpu_only  # a GPU may take denormal numbers for 0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_js_divergence_of_the_least_numbers(dtype):
+    """p log(2p/(p + q)) has no sum of two that is 0."""
+    least = math.ulp(0.0) if dtype == torch.float64 else 2.0**-149
+    p, q = (make.tensor([[1.0, k * least, least]], dtype=dtype) for k in (1, 3))
+    x, y = leaves(q, p)
+    loss = functional.js_divergence(x, y, input_form="probs", target_form="probs")
+    grads = torch.autograd.grad(loss, (x, y))
+    assert 0 <= loss.item() <= 8 * least
+    for grad, ratio in zip(grads, (1.5, 0.5), strict=True):
+        expected = make.tensor([[0.0, 0.5 * math.log(ratio), 0.0]], dtype=dtype)
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("form", ["logits", "log_probs", "probs"])
+@pytest.mark.parametrize("backend", lossops.backends.backends_for(DEVICE.type))
+def test_js_divergence_of_close_distributions(backend, form, dtype):
+    """With p = m (1 + s) and q = m (1 - s) it is m s² / 2 where s is small, and its derivative by
+    log q is -q s / 2: of terms that cancel, a difference of so many digits is left."""
+    eps = torch.finfo(dtype).eps
+    for distance in (1e-3, 1e-2, 0.1, 0.3, 0.5, 1.0, 2.0):
+        x = 2 * make.randn(4, 30, dtype=torch.float64)
+        y = (x + distance * make.randn(4, 30, dtype=torch.float64)).log_softmax(1)
+        x = x.log_softmax(1)
+        x, y = ((z.exp() if form == "probs" else z).to(dtype) for z in (x, y))
+        with lossops.backend(backend):
+            forms = {"input_form": form, "target_form": form}
+            found = functional.js_divergence(*leaves(x, y), reduction="none", **forms)
+        q, p = (z.double() if form == "probs" else z.double().exp() for z in (x, y))
+        if form == "logits":
+            q, p = q / q.sum(1, keepdim=True), p / p.sum(1, keepdim=True)
+        s = (p - q) / (p + q)
+        right = 0.5 * (p * torch.log1p(s) + q * torch.log1p(-s)).sum(1)
+        off = ((found - right).abs() / right).max().item()
+        assert off <= 8 * eps / min(distance, 1), (distance, off / eps)
 
 
 @each_softmax_case

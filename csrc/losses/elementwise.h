@@ -194,12 +194,13 @@ struct KlDiv {
   // its limit; torch has NaN.
   template <int order, class T>
   LOSSOPS_FN static Jet<T> at(T x, T y, const T*) {
-    const T d = log(y) - x;
+    const T log_y = log(y), d = log_y - x;
+    const auto none = y == T(0);
     Jet<T> f{};
-    f.value = select(y == T(0), select(x < T(0), T(0), x * T(0)), y * d);  // NaN * 0 is NaN
+    f.value = select(none, select(x < T(0), T(0), x * T(0)), y * d);  // NaN * 0 is NaN
     if constexpr (order >= 1) {
       f.dx = -y;
-      f.dy = d + T(1);
+      f.dy = select(none, select(x < T(0), log_y, d), d) + T(1);
     }
     if constexpr (order >= 2) {
       f.dxy = T(-1);

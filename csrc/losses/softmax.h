@@ -93,7 +93,8 @@ struct Kl {
   LOSSOPS_FN static DivergenceJet<T> at(T p, T log_p, T q, T log_q) {
     const T ratio = log_p - log_q;
     const T value = times(p, ratio);
-    return {value, -select(p == T(0), T(0), p / q), -p, ratio + T(1), value + p};
+    const auto none = p == T(0);  // by p the limit is -infinity, also where q is 0
+    return {value, -select(none, T(0), p / q), -p, select(none, log_p, ratio) + T(1), value + p};
   }
 };
 
@@ -108,21 +109,21 @@ struct ReverseKl {
   }
 };
 
-// The mean of KL(P || M) and KL(Q || M), M being the mean of P and Q.
+// The mean of KL(P || M) and KL(Q || M), M being the mean of P and Q. With s = |p - q| / (p + q),
+// the larger of the two is m (1 + s) and the smaller m (1 - s).
 struct JensenShannon {
   static constexpr const char* name = "jensen_shannon";
 
   template <class T>
   LOSSOPS_FN static DivergenceJet<T> at(T p, T log_p, T q, T log_q) {
-    const T log_m = log(T(0.5) * (p + q));
-    // Where p and q are close, the logarithms would cancel.
-    const auto close_p = abs(p - q) < T(0.5) * p;
-    const auto close_q = abs(p - q) < T(0.5) * q;
-    T p_m = select(close_p, -log1p(T(0.5) * (q - p) / p), log_p - log_m);
-    T q_m = select(close_q, -log1p(T(0.5) * (p - q) / q), log_q - log_m);
-    // Half of the other, where that is all of the mean: also in the limit of nothing at all.
-    p_m = select(q == T(0), T(0.693147180559945309417232121458) + (p - p), p_m);
-    q_m = select(p == T(0), T(0.693147180559945309417232121458) + (q - q), q_m);
+    const T distance = abs(p - q), sum = p + q;
+    // 1, as where only one is nothing, also where both are: either may have a logarithm still.
+    const T s = select(sum == T(0), T(1), distance / sum);
+    const T above = log1p_upto_one(s);
+    // Far from each other, 1 - s has lost its digits; close, the logarithms would cancel.
+    const T below = select(distance < T(1.0 / 3) * sum, -log1p_upto_half(s / (T(1) - s)),
+                           above - abs(log_p - log_q));
+    const T p_m = select(p < q, below, above), q_m = select(q < p, below, above);
     const T p_term = T(0.5) * times(p, p_m), q_term = T(0.5) * times(q, q_m);
     return {p_term + q_term, T(0.5) * q_m, q_term, T(0.5) * p_m, p_term};
   }

@@ -13,9 +13,11 @@ from lossops.triton.math import divide, log1p, power
 @triton.jit
 def kl_div(x, y, p0, p1):
     # y log(y) - y x is 0 where y is, the limit, also at x = -inf. NaN * 0 is NaN.
-    d = tl.log(y) - x
+    log_y = tl.log(y)
+    d = log_y - x
     value = tl.where(y == 0, tl.where(x < 0, 0.0, x * 0), y * d)
-    return value, -y, d + 1, 0.0, -1.0, divide(tl.full([], 1.0, y.dtype), y)
+    dy = tl.where((y == 0) & (x < 0), log_y, d) + 1
+    return value, -y, dy, 0.0, -1.0, divide(tl.full([], 1.0, y.dtype), y)
 
 
 @triton.jit

@@ -45,7 +45,8 @@ def times(x, y):
 def kl(p, log_p, q, log_q):
     ratio = log_p - log_q
     value = times(p, ratio)
-    return value, -tl.where(p == 0, 0.0, p / q), -p, ratio + 1, value + p
+    by_p = tl.where(p == 0, log_p, ratio) + 1  # of 0 the limit, -infinity, also where q is 0
+    return value, -tl.where(p == 0, 0.0, p / q), -p, by_p, value + p
 
 
 @triton.jit
@@ -56,16 +57,16 @@ def reverse_kl(p, log_p, q, log_q):
 
 @triton.jit
 def jensen_shannon(p, log_p, q, log_q):
-    # The mean of KL(P || M) and KL(Q || M), M being the mean of P and Q.
-    log_m = tl.log(0.5 * (p + q))
-    # Where p and q are close, the logarithms would cancel.
-    close_p = tl.abs(p - q) < 0.5 * p
-    close_q = tl.abs(p - q) < 0.5 * q
-    p_m = tl.where(close_p, -log1p(0.5 * (q - p) / p), log_p - log_m)
-    q_m = tl.where(close_q, -log1p(0.5 * (p - q) / q), log_q - log_m)
-    # Half of the other, where that is all of the mean: also in the limit of nothing at all.
-    p_m = tl.where(q == 0, 0.693147180559945309417232121458 + (p - p), p_m)
-    q_m = tl.where(p == 0, 0.693147180559945309417232121458 + (q - q), q_m)
+    # The mean of KL(P || M) and KL(Q || M), M being the mean of P and Q. With s as here, the larger
+    # of the two is m (1 + s) and the smaller m (1 - s).
+    distance, sum = tl.abs(p - q), p + q
+    # 1, as where only one is nothing, also where both are: either may have a logarithm still.
+    s = tl.where(sum == 0, 1.0, distance / sum)
+    above = log1p(s)
+    # Far from each other, 1 - s has lost its digits; close, the logarithms would cancel.
+    close = distance < 0.3333333333333333 * sum
+    below = tl.where(close, log1p(tl.where(close, -s, 0.0)), above - tl.abs(log_p - log_q))
+    p_m, q_m = tl.where(p < q, below, above), tl.where(q < p, below, above)
     p_term, q_term = 0.5 * times(p, p_m), 0.5 * times(q, q_m)
     return p_term + q_term, 0.5 * q_m, q_term, 0.5 * p_m, p_term
 
