@@ -1,35 +1,47 @@
 # make report   trains on real data, verifies, measures, draws: report/index.html
 # make test     all checks and tests, as the continuous integration runs them
+# make test-all the same, and a million calls of the fuzzer under sanitizers
+# make test-torch the same as test with other torch releases, each in a clone: build/torch-…
 # make build    the environment in .venv and the compiled kernels
 # make gpu      builds, tests, checks and measures on this machine's GPU: build/gpu
 # make format   formats Python and C++, writes the README's tables of losses, benchmarks/README.md
 # make clean    removes what was made, but for the environment
 #
 # Variables: PYTHON (to make .venv with; for make gpu: one that has torch with CUDA, which is used as
-# it is), MAX_JOBS, LOSSOPS_CUDA, PYTEST_ARGS, GPU_OUT (a folder), GPU_ARGS (such as --dry).
+# it is), MAX_JOBS, LOSSOPS_CUDA, PYTEST_ARGS, GPU_OUT (a folder), GPU_ARGS (such as --dry), TORCH (a
+# release in place of the pinned one), TORCH_VERSIONS (several, for make test-torch).
 
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2 --dist worksteal --timeout 1200
 GPU_OUT ?= build/gpu
+TORCH_VERSIONS ?= 2.10.0 2.14.1
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.lossops-installed
 OLDEST := $(VENV)/oldest-triton/.installed
 BUILT := build/.built
+SANITIZED := build/sanitized
+FUZZ_CALLS ?= 500000
 KERNELS := $(shell find csrc tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # Python 3.10 has no TOML parser of its own; pip has.
 define REQUIREMENTS
 from pip._vendor import tomli
+import os
 project = tomli.load(open("pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
-print(*extras["dev"], *extras["report"], sep="\n")
+wanted = [*extras["dev"], *extras["report"]]
+if os.environ.get("TORCH"):
+    pin = next(line for line in wanted if line.startswith("torch=="))
+    wanted[wanted.index(pin)] = "torch==" + os.environ["TORCH"]
+print(*wanted, sep="\n")
 endef
 export REQUIREMENTS
+export TORCH
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: report test gpu build format clean
+.PHONY: report test test-all test-torch gpu build format clean
 
 report: build
 	$(BIN)/python -m lossops report --out report
@@ -39,6 +51,21 @@ test: build
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# In a build of its own, whose runtime has to be there before Python.
+test-all: test
+	LOSSOPS_CUDA=0 LOSSOPS_SANITIZE=1 $(BIN)/python setup.py --quiet build \
+	  --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	seq 2 | LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 xargs -P 2 -I {} \
+	  $(BIN)/python -m tests.fuzz --path $(SANITIZED) --calls $(FUZZ_CALLS)
+
+# An extension fits the torch that it was built with.
+test-torch:
+	for version in $(TORCH_VERSIONS); do \
+	  rm -rf build/torch-$$version && git clone --quiet . build/torch-$$version && \
+	  $(MAKE) -C build/torch-$$version test TORCH=$$version || exit 1; \
+	done
 
 gpu:
 	@PYTHON="$(PYTHON)" bash benchmarks/gpu.sh "$(GPU_OUT)" $(GPU_ARGS)
