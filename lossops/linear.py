@@ -3,7 +3,7 @@ part of :mod:`lossops.functional`.
 
 Where a gradient is differentiated itself, under ``torch.func``'s transforms, and where the logits
 are few, the loss is what it says: ``cross_entropy(linear(x, weight), target)``. Else the rows are
-walked in chunks, by :mod:`lossops.linear_autograd`.
+walked in chunks, by :mod:`lossops.linear_autograd`. Either way logits are never in half precision.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from lossops import backends
 from lossops.autograd import transforms_active
-from lossops.checks import autocasts, require_tensors
+from lossops.checks import HALF_DTYPES, autocasts, require_tensors
 from lossops.classification import cross_entropy
 from lossops.library import accumulator
-from lossops.linear_autograd import Walk, chunked_cross_entropy
+from lossops.linear_autograd import Walk, chunked_cross_entropy, without_autocast
 from lossops.softmax_autograd import SoftmaxCall
 from lossops.softmax_checks import (
     check_class_weight,
@@ -54,9 +54,10 @@ def linear_cross_entropy(
     r"""Cross entropy of a linear layer's output: ``cross_entropy(x Aᵀ + b, target)``.
 
     The logits of a few rows exist at a time, never all of them: with a vocabulary of 128000 they
-    would be the largest tensor of a language model by far. The weight's gradient is accumulated in
-    float32. Derivatives of any order and ``torch.func``'s transforms are right, but make all
-    logits; so are logits of up to 256 KiB made at once.
+    would be the largest tensor of a language model by far. Logits are float32 also where the layer
+    is in half precision, or under autocast, and so is the sum that the weight's gradient is.
+    Derivatives of any order and ``torch.func``'s transforms are right, but make all logits, of half
+    precision from a float32 copy of the layer; up to 256 KiB of others are made at once, too.
 
     Args:
         input: x, of shape (H) or (N, H).
@@ -111,8 +112,8 @@ def linear_cross_entropy(
     whole = moving or transforms_active() or backends.resolve(input) == "reference"
     whole = whole or linear_weight.dim() > 2 or not input.is_floating_point()
     if whole or (options is None and _are_few(shape, input)):
-        logits = _all_logits(input, linear_weight, linear_bias, shape)
-        return cross_entropy(logits, target, weight, reduction=reduction, **extras)
+        layer = (input, linear_weight, linear_bias)
+        return _at_once(layer, shape, target, weight, reduction=reduction, **extras)
     rows = input if input.dim() == 2 else input.unsqueeze(0)
     if input.dim() == 1:
         if reduction == "sample":
@@ -120,7 +121,7 @@ def linear_cross_entropy(
         if target.shape != (1,) or target.is_floating_point():
             target = target.unsqueeze(0)
         shape = (1, *shape)
-    dtype = _dtype_of_logits(input, linear_weight, linear_bias)
+    dtype = _dtype_of_products(input, linear_weight, linear_bias)
     stand_in = torch.empty((), dtype=dtype, device=input.device).expand(shape)  # for the logits
     check_target("linear_cross_entropy", stand_in, target)
     soft = target.shape == shape
@@ -139,9 +140,9 @@ def linear_cross_entropy(
     return loss.squeeze(0) if input.dim() == 1 and reduction == "none" else loss
 
 
-def _dtype_of_logits(*tensors: Tensor | None) -> torch.dtype:
-    """What torch's linear gives; it refuses tensors of several dtypes, but for those that autocast
-    makes one."""
+def _dtype_of_products(*tensors: Tensor | None) -> torch.dtype:
+    """What torch's linear multiplies in; it refuses tensors of several dtypes, but for those that
+    autocast makes one."""
     dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
     if autocasts(tensors[0].device.type):  # which leaves float64 alone
         narrow = torch.get_autocast_dtype(tensors[0].device.type)
@@ -155,10 +156,10 @@ def _dtype_of_logits(*tensors: Tensor | None) -> torch.dtype:
 
 
 def _are_few(shape: tuple, input: Tensor) -> bool:
-    """Whether all logits may be made at once. Not in float16, where the gradients of a mean, which
-    the walk scales at last, would be rounded to 0; and not in a program to be exported, which would
-    be bound to few or to many."""
-    if input.dtype == torch.float16 or autocasts(input.device.type):
+    """Whether all logits may be made at once. Not in half precision, where they would be made from
+    a wider copy of the weight; and not in a program to be exported, which would be bound to few or
+    to many."""
+    if input.dtype in HALF_DTYPES or autocasts(input.device.type):
         return False
     if torch.compiler.is_exporting():
         return False
@@ -214,6 +215,19 @@ def _logits_shape(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
     return (*input.shape[:-1], *classes)
 
 
+def _at_once(layer, shape, target, weight, **options) -> Tensor:
+    """The loss of all logits, which are in float32 where the layer is in half precision."""
+    device, dtype = layer[0].device.type, _dtype_of_products(*layer)
+    if dtype in HALF_DTYPES:
+        layer = (None if tensor is None else tensor.float() for tensor in layer)
+    loss = cross_entropy(_all_logits(*layer, shape), target, weight, **options)
+    if dtype not in HALF_DTYPES or autocasts(device):
+        return loss
+    soft = target.is_floating_point()
+    return loss.to(torch.promote_types(dtype, target.dtype) if soft else dtype)
+
+
+@without_autocast
 def _all_logits(input, linear_weight, linear_bias, shape) -> Tensor:
     if linear_weight.dim() == 2:
         return torch.nn.functional.linear(input, linear_weight, linear_bias)

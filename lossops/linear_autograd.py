@@ -2,8 +2,9 @@
 
 The rows are walked in chunks: a chunk's logits are multiplied out, the row kernel puts their
 gradient in their place, and two more products carry it to the layer's input and weight. What stays
-is of the size of those. ``torch.compile`` sees a walk as one op. Derivatives of gradients come from
-the formulas in :mod:`lossops.softmax_reference`, over all logits.
+is of the size of those. Logits of half precision are not rounded to it: they are in float32, as is
+their gradient, but for CUDA's products. ``torch.compile`` sees a walk as one op. Derivatives of
+gradients come from the formulas in :mod:`lossops.softmax_reference`, over all logits.
 """
 
 from __future__ import annotations
@@ -22,71 +23,87 @@ from lossops.autograd import distinct, is_transformed, merge
 from lossops.library import accumulator
 from lossops.softmax_autograd import SoftmaxCall
 
-# A chunk is an eighth of the rows, at least so many, and its logits no more bytes than these: a
-# product of fewer rows is slow, and each chunk reads and writes the weight's gradient once; larger
-# logits would be what is to be avoided.
+# A chunk is an eighth of the rows, or where logits are wider than the layer, a sixteenth; at least
+# so many, and no more than have logits of so many bytes in the layer's dtype: a product of fewer
+# rows is slow, and each chunk reads and writes the weight's gradient once; larger logits would be
+# what is to be avoided.
 _CHUNKS, _FEWEST_ROWS, _MOST_BYTES = 8, 128, 1 << 28
 
-# The weight's gradient is made of so many classes at a time, at least so many, where half precision
-# is multiplied out in float32.
+# Half precision is multiplied in pieces of the classes, at least so many: there is no copy in
+# another dtype of anything as large as the weight or a chunk's logits.
 _PIECES, _FEWEST_CLASSES = 16, 128
 
 _WALK = (
     "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, "
     "Tensor? class_weight, str backend, str target_form, float[] params, int ignore_index, "
-    "ScalarType logits_dtype, ScalarType out_dtype, int rows"
+    "ScalarType dtype, ScalarType out_dtype, int rows"
 )
 
 
 def _rows_at_once(chosen: int, rows: int, classes: int, dtype: torch.dtype) -> int:
     most = _MOST_BYTES // max(1, classes * dtype.itemsize)
-    return chosen or max(_FEWEST_ROWS, min(most, math.ceil(rows / _CHUNKS)))
+    chunks = _CHUNKS * accumulator(dtype).itemsize // dtype.itemsize
+    return chosen or max(_FEWEST_ROWS, min(most, math.ceil(rows / chunks)))
 
 
 class _Chunks:
-    """The layer's tensors, and the gradients as they are added up, chunk by chunk."""
+    """The layer's tensors, of ``dtype`` or to be made so, and the gradients as they are added up,
+    chunk by chunk."""
 
     def __init__(self, input, linear_weight, linear_bias, dtype, rows, mask):
-        self.input, self.dtype, wide = input, dtype, accumulator(dtype)
-        self.matrix = linear_weight.to(dtype)
-        self.bias = None if linear_bias is None else linear_bias.to(dtype)
-        self.rows = _rows_at_once(rows, input.shape[0], linear_weight.shape[0], dtype)
+        self.input, self.wide = input, accumulator(dtype)
+        # Unrounded products of half precision: CUDA has them, elsewhere the factors are widened.
+        self.unrounded = dtype != self.wide and input.is_cuda and torch.version.hip is None
+        self.dtype = dtype if self.unrounded else self.wide  # of the factors
+        self.matrix = linear_weight.to(dtype) if self.unrounded else linear_weight
+        self.bias = None if linear_bias is None else linear_bias.to(self.wide)
+        classes = linear_weight.shape[0]
+        self.rows = _rows_at_once(rows, input.shape[0], classes, dtype)
+        whole = self.matrix.dtype == self.wide
+        self.step = max(_FEWEST_CLASSES, classes if whole else math.ceil(classes / _PIECES))
         self.by_input = torch.empty_like(input) if mask[0] else None
-        self.by_weight = torch.zeros_like(linear_weight, dtype=wide) if mask[1] else None
-        self.by_bias = torch.zeros_like(linear_bias, dtype=wide) if mask[2] else None
+        self.by_weight = torch.zeros_like(linear_weight, dtype=self.wide) if mask[1] else None
+        self.by_bias = torch.zeros_like(linear_bias, dtype=self.wide) if mask[2] else None
 
     def __iter__(self):
         for begin in range(0, self.input.shape[0], self.rows):
             yield slice(begin, begin + self.rows)
 
+    def pieces(self):
+        for begin in range(0, max(1, self.matrix.shape[0]), self.step):
+            yield slice(begin, begin + self.step)
+
     def logits(self, chunk: slice) -> Tensor:
         x = self.input[chunk].to(self.dtype)
-        return torch.nn.functional.linear(x, self.matrix, self.bias)
+        if self.matrix.dtype == self.wide:
+            return torch.nn.functional.linear(x, self.matrix, self.bias)
+        if self.unrounded:
+            logits = torch.mm(x, self.matrix.t(), out_dtype=self.wide)
+        else:
+            logits = x.new_empty(x.shape[0], self.matrix.shape[0])
+            for piece in self.pieces():
+                torch.mm(x, self.matrix[piece].to(self.wide).t(), out=logits[:, piece])
+        return logits if self.bias is None else logits.add_(self.bias)
 
     def add(self, by_logits: Tensor, chunk: slice) -> None:
+        x, by_x = self.input[chunk].to(self.dtype), None
+        for piece in self.pieces():
+            factor = by_logits[:, piece].to(self.dtype)
+            if self.by_input is not None:
+                by_x = self._added(by_x, factor, self.matrix[piece].to(self.dtype))
+            if self.by_weight is not None:
+                self._added(self.by_weight[piece], factor.t(), x)
         if self.by_input is not None:
-            self.by_input[chunk] = by_logits @ self.matrix
-        if self.by_weight is not None:
-            self._add_by_weight(by_logits, self.input[chunk].to(self.dtype))
+            self.by_input[chunk] = by_x
         if self.by_bias is not None:
-            self.by_bias += by_logits.sum(0, dtype=self.by_bias.dtype)
+            self.by_bias += by_logits.sum(0, dtype=self.wide)
 
-    def _add_by_weight(self, by_logits: Tensor, x: Tensor) -> None:
-        sums, wide = self.by_weight, self.by_weight.dtype
-        if by_logits.dtype == wide:
-            torch.addmm(sums, by_logits.t(), x, out=sums)
-            return
-        # Unrounded products of half precision: CUDA has them, elsewhere it is widened before.
-        given = by_logits.is_cuda and torch.version.hip is None
-        x = x if given else x.to(wide)
-        step = max(_FEWEST_CLASSES, math.ceil(sums.shape[0] / _PIECES))
-        for begin in range(0, sums.shape[0], step):
-            piece = slice(begin, begin + step)
-            factor = by_logits[:, piece].t()
-            if given:
-                sums[piece] += torch.mm(factor, x, out_dtype=wide)
-            else:
-                torch.addmm(sums[piece], factor.to(wide), x, out=sums[piece])
+    def _added(self, sums: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+        """The sums, to which a product is added in place."""
+        if self.unrounded:
+            product = torch.mm(a, b, out_dtype=self.wide)
+            return product if sums is None else sums.add_(product)
+        return a @ b if sums is None else torch.addmm(sums, a, b, out=sums)
 
     @property
     def gradients(self) -> tuple[Tensor | None, ...]:
@@ -98,30 +115,30 @@ def _of_rows(target_form, params, ignore_index, reduction) -> tuple:
     return "cross_entropy", 1, "logits", target_form, params, ignore_index, False, reduction, 0
 
 
-def _as_given(walk):
-    """The walk, with products in the dtype of the logits, also in a backward under autocast."""
+def without_autocast(function):
+    """The function, with products in the dtype of their factors, also in a backward."""
 
-    @functools.wraps(walk)
-    def walk_as_given(*arguments):
+    @functools.wraps(function)
+    def as_given(*arguments):
         device = arguments[0].device.type
         if not (device != "meta" and torch.is_autocast_enabled(device)):
-            return walk(*arguments)
+            return function(*arguments)
         with torch.autocast(device, enabled=False):
-            return walk(*arguments)
+            return function(*arguments)
 
-    return walk_as_given
+    return as_given
 
 
-@_as_given
+@without_autocast
 def _sum(
     input, linear_weight, linear_bias, target, class_weight, backend, target_form, params,
-    ignore_index, logits_dtype, out_dtype, rows, output_mask,
+    ignore_index, dtype, out_dtype, rows, output_mask,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The sum of the losses, unrounded, and its gradients that are wanted, by weight and bias
     unrounded too."""
-    ops, wide = backends.kernel_ops(backend), accumulator(logits_dtype)
+    ops, wide = backends.kernel_ops(backend), accumulator(dtype)
     call = (*_of_rows(target_form, params, ignore_index, "sum"), wide)
-    chunks = _Chunks(input, linear_weight, linear_bias, logits_dtype, rows, output_mask)
+    chunks = _Chunks(input, linear_weight, linear_bias, dtype, rows, output_mask)
     value = torch.zeros((), dtype=wide, device=input.device)
     for chunk in chunks:
         logits, read = chunks.logits(chunk), (target[chunk], class_weight, None)
@@ -134,15 +151,15 @@ def _sum(
     return value, *chunks.gradients
 
 
-@_as_given
+@without_autocast
 def _losses(
     input, linear_weight, linear_bias, target, class_weight, backend, target_form, params,
-    ignore_index, logits_dtype, out_dtype, rows,
+    ignore_index, dtype, out_dtype, rows,
 ) -> Tensor:  # fmt: skip
     """The loss of every row."""
     ops = backends.kernel_ops(backend)
     call = (*_of_rows(target_form, params, ignore_index, "none"), out_dtype, (False,) * 5)
-    chunks = _Chunks(input, linear_weight, linear_bias, logits_dtype, rows, (False,) * 3)
+    chunks = _Chunks(input, linear_weight, linear_bias, dtype, rows, (False,) * 3)
     values = input.new_empty(input.shape[0], dtype=out_dtype)
     for chunk in chunks:
         read = (target[chunk], class_weight, None)
@@ -150,15 +167,15 @@ def _losses(
     return values
 
 
-@_as_given
+@without_autocast
 def _losses_backward(
     grad_output, input, linear_weight, linear_bias, target, class_weight, backend, target_form,
-    params, ignore_index, logits_dtype, out_dtype, rows, output_mask,
+    params, ignore_index, dtype, out_dtype, rows, output_mask,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The gradients of the losses of the rows, by weight and bias unrounded."""
     ops = backends.kernel_ops(backend)
     call = (*_of_rows(target_form, params, ignore_index, "none"), (True, False))
-    chunks = _Chunks(input, linear_weight, linear_bias, logits_dtype, rows, output_mask)
+    chunks = _Chunks(input, linear_weight, linear_bias, dtype, rows, output_mask)
     chunks.rows = math.ceil(chunks.rows / 2)  # as logits and their gradient are both there
     for chunk in chunks:
         logits, read = chunks.logits(chunk), (target[chunk], class_weight, None)
@@ -249,7 +266,7 @@ class Walk:
     """What the chunks are walked with, besides tensors."""
 
     call: SoftmaxCall
-    dtype: torch.dtype  # of the logits
+    dtype: torch.dtype  # that the layer is multiplied in; of half precision logits are float32
     rows: int  # at once; 0: as many as are good
 
     @property
@@ -358,6 +375,7 @@ def chunked_cross_entropy(
     return walk.value((*layer, target, weight), divisor, (False,) * 3)[0]
 
 
+@without_autocast
 def _differentiable_gradients(
     grad_output, input, linear_weight, linear_bias, target, weight, normalizer, walk, mask
 ) -> list:
@@ -365,9 +383,8 @@ def _differentiable_gradients(
     tensors = (input, linear_weight, linear_bias)
 
     def loss(*moving):
-        merged = merge(tensors, mask, moving)  # under autocast, wider than the logits
-        logits = torch.nn.functional.linear(*(t if t is None else t.to(walk.dtype) for t in merged))
-        call = walk.call
+        call, wide, merged = walk.call, accumulator(walk.dtype), merge(tensors, mask, moving)
+        logits = torch.nn.functional.linear(*(t if t is None else t.to(wide) for t in merged))
         rows = reference.softmax(logits, target, weight, normalizer, *call.op_args, call.out_dtype)
         return rows[0]
 

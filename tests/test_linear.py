@@ -22,6 +22,7 @@ from conftest import (
 from test_drop_in import labels
 from torch.utils.flop_counter import FlopCounterMode
 
+import lossops
 from lossops import functional, linear, linear_autograd, nn
 from lossops.report.measure import peak_bytes
 
@@ -65,17 +66,60 @@ def test_chunks(walked, rows, reduction, soft):
     torch.testing.assert_close(value, right)
 
 
+def in_other_ways(loss, x, a, b, target):
+    """The loss and its gradients in every way that there is to them."""
+    moving = (x, a, b)
+
+    def total(*moving):
+        return loss(*moving, target).sum()
+
+    def gradients(value, **options):
+        return (value.detach(), *torch.autograd.grad(value.sum(), moving, **options))
+
+    yield "eager", gradients(loss(*moving, target))
+    yield "create_graph", gradients(loss(*moving, target), create_graph=True)
+    yield "torch.func", (loss(*moving, target), *torch.func.grad(total, (0, 1, 2))(*moving))
+    torch._dynamo.reset()
+    yield "compiled", gradients(torch.compile(loss, fullgraph=True)(*moving, target))
+    with torch.no_grad():
+        yield "no_grad", (loss(*moving, target),)
+    with lossops.backend("reference"):
+        yield "reference", gradients(loss(*moving, target))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_multiplied_out_in_pieces_of_classes(walked, dtype):
-    rows, classes = 50, 3 * linear_autograd._FEWEST_CLASSES + 7
-    x, a = (make.randn(n, 8).to(dtype).requires_grad_() for n in (rows, classes))
-    target = labels(rows, classes=classes)
-    functional.linear_cross_entropy(x, a, target, reduction="sum").backward()
-    logits = torch_functional.linear(x, a).detach().double().requires_grad_()
-    functional.cross_entropy(logits, target, reduction="sum").backward()
-    expected = logits.grad.t() @ x.detach().double()
-    size = logits.grad.abs().t() @ x.detach().double().abs()
-    assert ((a.grad.double() - expected).abs() <= 2 * torch.finfo(dtype).eps * size + 1e-6).all()
+def test_half_precision_has_logits_in_float32(dtype, reduction, autocast):
+    """Of few rows and of several chunks, with classes in pieces: what is off is off by the rounding
+    of results. Logits rounded to their dtype would have errors of whole numbers."""
+    classes = 3 * linear_autograd._FEWEST_CLASSES + 7
+    for rows in (5, 2 * linear_autograd._FEWEST_ROWS + 9):
+        layer = [make.randn(rows, 48), make.randn(classes, 48), make.randn(classes)]
+        layer = [(8 * t).to(dtype).to(torch.float32 if autocast else dtype) for t in layer]
+        target = labels(rows, classes=classes)
+
+        def loss(x, a, b, target):
+            with torch.autocast(DEVICE.type, dtype, enabled=autocast):
+                return functional.linear_cross_entropy(
+                    x, a, target, linear_bias=b, reduction=reduction, temperature=50.0
+                )
+
+        exact = [t.double().requires_grad_() for t in layer]
+        value = functional.cross_entropy(
+            torch_functional.linear(*exact), target, reduction=reduction, temperature=50.0
+        )
+        right = (value, *torch.autograd.grad(value.sum(), exact))
+        moving = [t.requires_grad_() for t in layer]
+        out = torch.float32 if autocast else dtype
+        # On a GPU the gradient of the logits is rounded for its products.
+        eps = torch.finfo(dtype if DEVICE.type != "cpu" else out).eps
+        eps = eps if out == dtype or DEVICE.type != "cpu" else 2e-5
+        for way, found in in_other_ways(loss, *moving, target):
+            for got, true in zip(found, right, strict=False):
+                assert got.dtype == out, way
+                off = (got.double() - true).abs().max()
+                assert off <= 1.5 * eps * true.abs().max(), (way, rows, off)
 
 
 def test_all_ignored_has_no_gradient():
@@ -198,8 +242,8 @@ def test_few_logits_are_made_at_once():
     assert not walks(few, a, labels(512, classes=128))
     assert walks(many, a, labels(513, classes=128))
     assert walks(few.double(), a.double(), labels(512, classes=128))
-    assert not walks(few.bfloat16(), a.bfloat16(), labels(512, classes=128))
-    # A walk scales the gradients at last, which float16 needs.
+    # A walk widens half precision piece by piece.
+    assert walks(few.bfloat16(), a.bfloat16(), labels(512, classes=128))
     assert walks(few.half(), a.half(), labels(512, classes=128))
     assert walks(few, a, labels(512, classes=128), options=SimpleNamespace(batch_chunk_size=7))
     with torch.autocast(DEVICE.type, torch.bfloat16):
