@@ -155,6 +155,34 @@ def test_as_right_as_torch(kind, options, classes, reduction, dtype):
         assert scaled_ulps(value, true, 1.0) <= 1.0 + worst + allowed(dtype)
 
 
+@needs_kernels  # the reference is plain torch
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rows_lie", ["apart", "side by side"])
+@pytest.mark.parametrize("classes", [1000, 3000, 20_000, 100_000])
+def test_sums_over_a_row_are_as_right_as_torchs(classes, rows_lie, dtype):
+    """Of so many terms, added up in pairs or in several sums."""
+    rows = 8 * max(1, 20_000 // classes)
+    p, q = make.randn(2, rows, classes, dtype=torch.float64).softmax(2).to(dtype)
+    if rows_lie == "side by side":
+        p, q = (t.t().contiguous().t() for t in (p, q))
+    terms = (p - q).abs()
+    exact = make.tensor([math.fsum(row) for row in terms.tolist()], dtype=torch.float64)
+    forms = {"input_form": "probs", "target_form": "probs", "reduction": "none"}
+    theirs = scaled_ulps(terms.sum(1), exact)
+    for loss, factor in (
+        (functional.l1_distribution_loss, 1.0), (functional.total_variation, 0.5)
+    ):  # fmt: skip
+        assert scaled_ulps(loss(q, p, **forms), factor * exact) <= theirs + 1
+        leaf = q.clone().requires_grad_()
+        value = loss(leaf, p, **forms).detach()  # with a gradient
+        assert scaled_ulps(value, factor * exact) <= theirs + 1
+    if dtype == torch.float32:
+        logits, label = p.log(), torch.zeros(rows, dtype=torch.long, device=DEVICE)
+        _, lse = functional.cross_entropy(10 + logits, label, reduction="none", return_lse=True)
+        exact = (10 + logits).double().logsumexp(1)
+        assert scaled_ulps(lse, exact) <= scaled_ulps((10 + logits).logsumexp(1), exact) + 1
+
+
 @each_dtype
 def test_vocabulary_of_a_language_model(dtype):
     input = (3 * make.randn(5, 128256)).to(dtype)

@@ -1,6 +1,8 @@
 // The online softmax over the blocks of a tile: shared by the kernels of the family.
 #pragma once
 
+#include <bit>
+
 #include "cpu/softmax_tile.h"
 
 namespace lossops {
@@ -61,6 +63,54 @@ struct RunningSums {
     const V equals = V(static_cast<double>(classes - 1)) + (others - others);  // a NaN stays one
     others = select(largest == V(-kInfinity), equals, others);
   }
+};
+
+struct Merge {
+  template <class Sums>
+  void operator()(Sums& sums, const Sums& more) const {
+    sums.add(more);
+  }
+};
+
+// What the blocks of a row come to, for each vector of lanes. They are merged in pairs, as a tree:
+// with the number of blocks, rounding errors grow as its height does.
+template <class Sums, int kVectors>
+class Tree {
+ public:
+  explicit Tree(int slot = 0) : slot_(slot) {}  // of the thread's memory, for this type
+
+  Sums& operator[](int64_t v) { return totals_[v]; }
+  const Sums& operator[](int64_t v) const { return totals_[v]; }
+  void fill(const Sums& sums) { totals_.fill(sums); }
+
+  // Takes block `b` of so many; they come in order. merge(a, b) adds b to a. Not inlined: it would
+  // take registers from the loop over the block.
+  template <class F = Merge>
+  [[gnu::noinline]] void add(int64_t v, int64_t b, int64_t blocks, const Sums& block,
+                             const F& merge = {}) {
+    if (blocks == 1) return totals_[v] = block, void();
+    const int height = std::bit_width(uint64_t(blocks));
+    // Where bit l of the number of blocks is 1, level l has what 2^l of them come to.
+    Sums* const level = scratch<Sums>(slot_, kVectors * height) + v * height;
+    const Sums* sums = &block;
+    int l = 0;
+    const auto add_to_level = [&] {
+      merge(level[l], *sums);
+      sums = &level[l];
+    };
+    for (; b >> l & 1; ++l) add_to_level();
+    level[l] = *sums;
+    sums = &level[l];
+    if (b + 1 < blocks) return;
+    for (++l; blocks >> l; ++l) {
+      if (blocks >> l & 1) add_to_level();
+    }
+    totals_[v] = *sums;
+  }
+
+ private:
+  int slot_;
+  std::array<Sums, kVectors> totals_;
 };
 
 // Whether the numbers of all lanes are finite.
