@@ -1,5 +1,6 @@
 # make report   trains on real data, verifies, measures, draws: report/index.html
 # make test     all checks and tests, as the continuous integration runs them
+# make test-all the same, and a million calls of the fuzzer under sanitizers
 # make build    the environment in .venv and the compiled kernels
 # make gpu      builds, tests, checks and measures on this machine's GPU: build/gpu
 # make format   formats Python and C++, writes the README's tables of losses, benchmarks/README.md
@@ -16,6 +17,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.lossops-installed
 BUILT := build/.built
+SANITIZED := build/sanitized
+FUZZ_CALLS ?= 500000
 KERNELS := $(shell find csrc tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # Python 3.10 has no TOML parser of its own; pip has.
@@ -28,7 +31,7 @@ endef
 export REQUIREMENTS
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: report test gpu build format clean
+.PHONY: report test test-all gpu build format clean
 
 report: build
 	$(BIN)/python -m lossops report --out report
@@ -38,6 +41,14 @@ test: build
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# In a build of its own, whose runtime has to be there before Python.
+test-all: test
+	LOSSOPS_CUDA=0 LOSSOPS_SANITIZE=1 $(BIN)/python setup.py --quiet build \
+	  --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	seq 2 | LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 xargs -P 2 -I {} \
+	  $(BIN)/python -m tests.fuzz --path $(SANITIZED) --calls $(FUZZ_CALLS)
 
 gpu:
 	@PYTHON="$(PYTHON)" bash benchmarks/gpu.sh "$(GPU_OUT)" $(GPU_ARGS)

@@ -8,6 +8,7 @@ Environment variables:
     TORCH_CUDA_ARCH_LIST  as torch reads it; default 8.0;9.0;10.0+PTX, as far as nvcc knows them
     MAX_JOBS              parallel compilations; default: one per core
     CXX                   the C++ compiler; default g++ or c++
+    LOSSOPS_SANITIZE      1: with AddressSanitizer and UBSan, as `make test-all` wants it
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ CUDA_OP_SOURCES = (
     "csrc/ops/vectors_cuda.cpp",
 )
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0")
+SANITIZERS = (
+    " -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined "
+    "-fno-sanitize=vptr,null,object-size,pointer-overflow"  # which double what is to be compiled
+)
 WARNINGS = (
     "-Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter -Wno-maybe-uninitialized "
     "-Wno-uninitialized -Wno-psabi"  # of variables in the headers of vector intrinsics
@@ -199,6 +204,8 @@ class NinjaBuild(build_ext):
         libraries = ["c10", "torch_cpu", "torch", "torch_python"]
         flags = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", WARNINGS]
         openmp = "" if sys.platform == "darwin" else "-fopenmp"
+        if os.environ.get("LOSSOPS_SANITIZE") == "1":
+            openmp += SANITIZERS
         sources = {s: capability_flags(s) for s in CPU_SOURCES}
         if x86:
             sources |= {s: capability_flags(s) + f for s, f in X86_SOURCES.items()}

@@ -1,5 +1,6 @@
 // The raw ops on CPU tensors, computed by the CUDA kernels on the device of device.h. What a
 // problem does not name, kernels may not touch; what it wants, they must write.
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "cuda/elementwise.h"
