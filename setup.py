@@ -68,8 +68,8 @@ CUDA_OP_SOURCES = (
 )
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0")
 SANITIZERS = (
-    " -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr "
-    "-fno-sanitize-recover=undefined"
+    " -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined "
+    "-fno-sanitize=vptr,null,object-size,pointer-overflow"  # which double what is to be compiled
 )
 WARNINGS = (
     "-Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter -Wno-maybe-uninitialized "

@@ -170,7 +170,7 @@ def _elementwise_double_backward(
 # ---- The softmax ops.
 
 
-def _check_softmax(
+def check_softmax(
     input, target, class_weight, normalizer, loss, dim, form, target_form, params, ignore_index,
     one_if_none, reduction, keep_dims,
 ) -> tuple:  # fmt: skip
@@ -217,7 +217,7 @@ def _check_softmax(
 def _softmax_values(input, target, *call) -> Callable[[], tuple]:
     """Checks a call that gives the loss and, as its mask says, what there is per row."""
     *call, out_dtype, extras = call
-    shape = _check_softmax(input, target, *call)
+    shape = check_softmax(input, target, *call)
     _, normalizer, loss, dim, form, target_form, *_, reduction, _ = call
     check_dtype("out_dtype", out_dtype)
     require(
@@ -256,7 +256,7 @@ def _softmax_forward_(input, target, *call):
 
 
 def _check_upstream(grad_output, grad_lse, grad_entropy, input, target, call) -> None:
-    shape = _check_softmax(input, target, *call)
+    shape = check_softmax(input, target, *call)
     _, normalizer, loss, dim, form, target_form, *_, reduction, _ = call
     upstream = {"grad_output": grad_output, "grad_lse": grad_lse, "grad_entropy": grad_entropy}
     check_tensors(input.device, **upstream)

@@ -21,6 +21,15 @@ from lossops import backends, library
 from lossops import softmax_reference as reference
 from lossops.autograd import distinct, formula_gradients, is_transformed, merge
 from lossops.backends import settled
+from lossops.calls import check_softmax
+from lossops.contract import (
+    check_dtype,
+    check_mask,
+    check_memory,
+    check_shape,
+    check_tensors,
+    require,
+)
 from lossops.library import accumulator
 from lossops.softmax_autograd import SoftmaxCall
 
@@ -246,19 +255,60 @@ def _differentiate_losses(ctx, grad_output):
     return *_rounded(grads, read[:3]), *[None] * 9
 
 
+def _check_walk(
+    input, linear_weight, linear_bias, target, class_weight, backend, target_form, params,
+    ignore_index, dtype, out_dtype, rows, output_mask=(False,) * 3,
+) -> None:  # fmt: skip
+    """What the raw ops of the rows would refuse, of which there may be none, or do not see."""
+    layer = (input, linear_weight, linear_bias)
+    check_tensors(input.device, input=input, linear_weight=linear_weight, linear_bias=linear_bias)
+    require(input.dim() == linear_weight.dim() == 2, lambda: "input and weight should be matrices")
+    check_shape("input", input, (input.shape[0], linear_weight.shape[1]), "rows of the weight")
+    if linear_bias is not None:
+        check_shape("linear_bias", linear_bias, linear_weight.shape[:1], "the classes")
+    check_dtype("dtype", dtype)
+    check_dtype("out_dtype", out_dtype)
+    rows_and_classes = input.shape[0], linear_weight.shape[0]
+    logits = input.new_empty((), dtype=accumulator(dtype)).expand(rows_and_classes)
+    rows_call = _of_rows(target_form, params, ignore_index, "sum")
+    check_softmax(logits, target, class_weight, None, *rows_call)
+    check_mask(output_mask, layer)
+    require(rows >= 0, lambda: f"rows should not be negative, got {rows}")
+    require(backend in ("native", "triton"), lambda: f"there are no kernels of {backend!r}")
+
+
+def _checked(kernel, *first: str, has_memory: bool = True):
+    """A kernel behind the checks; ``first`` are the arguments before those of the walk."""
+
+    @functools.wraps(kernel)
+    def checked(*arguments):
+        upstream, walk = arguments[: len(first)], arguments[len(first) :]
+        _check_walk(*walk)
+        for name, tensor in zip(first, upstream, strict=True):
+            check_tensors(walk[0].device, **{name: tensor})
+            check_shape(name, tensor, walk[0].shape[:1], "the rows")
+        if has_memory:
+            check_memory([("a tensor", tensor, False) for tensor in arguments])
+        return kernel(*arguments)
+
+    return checked
+
+
+_without_data = functools.partial(_checked, has_memory=False)
+
 library.compose(
     "linear_cross_entropy_sum",
     f"({_WALK}, bool[3] output_mask) -> (Tensor, Tensor?, Tensor?, Tensor?)",
-    _sum, _fake_sum, _sum_backward, _keep_sum,
+    _checked(_sum), _without_data(_fake_sum), _sum_backward, _keep_sum,
 )  # fmt: skip
 library.compose(
-    "linear_cross_entropy_losses", f"({_WALK}) -> Tensor", _losses, _fake_losses,
-    _differentiate_losses, _keep_losses,
+    "linear_cross_entropy_losses", f"({_WALK}) -> Tensor", _checked(_losses),
+    _without_data(_fake_losses), _differentiate_losses, _keep_losses,
 )  # fmt: skip
 library.compose(
     "linear_cross_entropy_losses_backward",
     f"(Tensor grad_output, {_WALK}, bool[3] output_mask) -> (Tensor?, Tensor?, Tensor?)",
-    _losses_backward, _fake_losses_backward,
+    _checked(_losses_backward, "grad_output"), _without_data(_fake_losses_backward, "grad_output"),
 )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def test_other_dtypes_are_refused(backend, op):
 @each_op
 def test_other_devices_layouts_and_missing_memory_are_refused(backend, op):
     valid = Valid(backend, op)
-    for _, tensor, call in valid.each_tensor():
+    for name, tensor, call in valid.each_tensor():
         one_of_many = len(tensors_of(list(valid.arguments.values()))) > 1
         if one_of_many:
             with pytest.raises(REFUSALS):
@@ -105,7 +105,9 @@ def test_other_devices_layouts_and_missing_memory_are_refused(backend, op):
         if tensor.dim() and not op.startswith("vectors"):
             with pytest.raises(REFUSALS):
                 call(tensor.contiguous().to_sparse())
-        if backend.device.type == "cpu":
+        # The CUDA kernels on the CPU are called twice, with a copy of what is written.
+        copied = name == next(iter(valid.arguments)) and not has_autograd_kernels(backend)
+        if backend.device.type == "cpu" and not (op in IN_PLACE and copied):
             for size in (0, tensor.untyped_storage().nbytes() - 1):
                 hollow = tensor.clone(memory_format=torch.contiguous_format)
                 hollow.untyped_storage().resize_(min(size, hollow.untyped_storage().nbytes() - 1))
@@ -232,17 +234,13 @@ def test_what_is_differentiated_is_not_written_to(backend, op):
             call(leaf)
 
 
+@cpu_only
 @each_op
-def test_without_data_the_same_is_taken_and_promised(op):
-    """More dimensions than a problem of the kernels has among them."""
+def test_without_data_the_same_is_promised(op):
+    """Over more dimensions than a problem of the kernels has, too."""
     draw = Draw(str(random.getrandbits(60)))
-    for _ in range(40):
+    for _ in range(60):
         arguments = arguments_of(op, draw)
-        if draw.chance(0.5):
-            for name in ("input", "target"):
-                value = arguments.get(name)
-                if isinstance(value, Tensor) and value.dim() > 1:
-                    break
         promised = getattr(torch.ops.lossops, op)(*map(on_meta, arguments.values()))
         found = getattr(torch.ops.lossops, op)(*arguments.values())
         for real, fake in zip(all_of(found), all_of(promised), strict=True):
@@ -250,6 +248,33 @@ def test_without_data_the_same_is_taken_and_promised(op):
             if real is not None:
                 assert (real.shape, real.dtype) == (fake.shape, fake.dtype)
                 assert steps(real) == steps(fake)
+
+
+@cpu_only
+@each_op
+def test_without_data_the_same_is_refused(op):
+    for _ in range(5):
+        given = arguments_of(op, Draw(str(random.getrandbits(60))))
+        arguments = {name: on_meta(value) for name, value in given.items()}
+        call = getattr(torch.ops.lossops, op)
+        call(*arguments.values())
+        for name, value in arguments.items():
+            if isinstance(value, Tensor):
+                other = torch.empty(value.shape, dtype=torch.complex64, device="meta")
+            elif isinstance(value, list):
+                other = [*value, *(value[-1:] or [torch.ones(3, device="meta")])]
+                if op == "elementwise_rescale_":
+                    continue
+            elif isinstance(value, str):
+                other = "another"
+            elif isinstance(value, torch.dtype):
+                other = torch.int32
+            elif name in ("dim", "keep_dims"):
+                other = 99
+            else:
+                continue
+            with pytest.raises(REFUSALS):
+                call(*(arguments | {name: other}).values())
 
 
 def test_nine_dimensions_of_any_layout(backend):

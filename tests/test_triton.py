@@ -27,6 +27,7 @@ each_loss = pytest.mark.parametrize("loss", [row.kernel for row in SPECS])
 # Which tests, in parts that several processes can share.
 INTERPRETED = {
     "kernels": ("triton_kernels", "triton"),
+    "contract": ("raw_contract", "triton"),
     "elementwise": ("raw_ops", "triton"),
     "vectors": ("raw_vectors", "triton"),
     "divergences": ("raw_softmax", "triton and test_divergences"),

@@ -216,10 +216,10 @@ def takes_any_numbers(call: Call) -> bool:
     if not call.raw:
         return False
     given = call.arguments
-    if "target_form" in given:
+    if "form" in given:
         return given["form"] == "logits" and given["target_form"] in ("labels", "logits")
-    loss = given.get("loss")
-    return loss is None or loss in EVERYWHERE
+    loss = given.get("loss", "mse" if "rescale" in call.name else "")
+    return loss in EVERYWHERE
 
 
 def by_reference(call: Call, arguments: dict, outputs) -> Iterator[truth.Result]:

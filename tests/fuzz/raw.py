@@ -16,7 +16,10 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 def raw_call(draw: Draw, namespace: str) -> Call:
-    name, arguments = draw.of(elementwise, elementwise, softmax, softmax, softmax, vectors)(draw)
+    families = [elementwise] * 4 + [softmax] * 6 + [vectors] * 3
+    if namespace == "lossops":
+        families.append(linear)
+    name, arguments = draw.of(*families)(draw)
     op = getattr(getattr(torch.ops, namespace), name).default
     return Call(f"torch.ops.{namespace}.{name}", op, in_order(name, arguments))
 
@@ -270,3 +273,31 @@ def vectors(draw: Draw):
     shape = one_or(draw, (rows,)) if reduction == "none" else ()
     grad_output = draw.operand(draw.normal(shape).to(draw.of(*FLOATS)))
     return "vectors_backward", arguments | {"grad_output": grad_output, "output_mask": wanted}
+
+
+def linear(draw: Draw):
+    """The ops that a linear layer and its cross entropy are one of."""
+    rows, features, classes = draw.of(0, draw.size(), draw.size(300)), draw.size(9), draw.size()
+    dtype = draw.of(*FLOATS)
+    soft = draw.chance(0.3)
+    target = draw.integers(0, classes, (rows,))
+    if soft:
+        target = draw.normal((rows, classes)).softmax(1).to(dtype)
+    bias = draw.normal((classes,)).to(dtype) if draw.chance(0.5) else None
+    weight = draw.uniform((classes,), 0.25, 2.0).to(dtype) if draw.chance(0.3) else None
+    arguments = {
+        "input": draw.operand(draw.normal((rows, features)).to(dtype)),
+        "linear_weight": draw.operand(draw.normal((classes, features)).to(dtype)),
+        "linear_bias": bias, "target": draw.operand(target), "class_weight": weight,
+        "backend": "native", "target_form": "probs" if soft else "labels",
+        "params": [1.0, 0.0, draw.of(0.0, 0.1), 0.0, 0.0, 0.0], "ignore_index": -100,
+        "logits_dtype": dtype, "out_dtype": dtype, "rows": draw.of(0, 0, 1, 7, 100),
+    }  # fmt: skip
+    wanted = mask(draw, True, True, bias is not None)
+    name = draw.of("sum", "losses", "losses_backward")
+    if name == "sum":
+        arguments |= {"output_mask": wanted}
+    elif name == "losses_backward":
+        grad_output = draw.operand(draw.normal((rows,)).to(dtype))
+        arguments |= {"grad_output": grad_output, "output_mask": wanted}
+    return f"linear_cross_entropy_{name}", arguments

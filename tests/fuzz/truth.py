@@ -29,9 +29,10 @@ def results(name: str, before: dict, outputs, after: dict) -> Iterator[Result]:
         for was, grad in zip(given["grads"], after["grads"], strict=True):
             yield Result("gradient", grad, was * given["grad_output"].reshape(()))
         return
-    yield from {"elementwise": elementwise, "softmax": softmax, "vectors": vectors}[family](
-        op, given, outputs, after
-    )
+    families = {
+        "elementwise": elementwise, "softmax": softmax, "vectors": vectors, "linear": linear,
+    }  # fmt: skip
+    yield from families[family](op, given, outputs, after)
 
 
 def wide(value):
@@ -196,3 +197,22 @@ def vectors(op: str, given: dict, outputs, after: dict) -> Iterator[Result]:
         yield from named("xyz", outputs[1:], gradients(value, None, leaves, mask))
     else:
         yield from named("xyz", outputs, gradients(value, given["grad_output"], leaves, mask))
+
+
+def linear(op: str, given: dict, outputs, after: dict) -> Iterator[Result]:
+    layer = [leaf(given[name]) for name in ("input", "linear_weight", "linear_bias")]
+    if given["logits_dtype"] != FLOAT64:
+        return  # of rounded logits
+    rows = softmax_reference.softmax(
+        torch.nn.functional.linear(*layer), given["target"], given["class_weight"], None,
+        "cross_entropy", 1, "logits", given["target_form"], given["params"],
+        given["ignore_index"], False, "none", 0, FLOAT64,
+    ).loss  # fmt: skip
+    names, mask = ("input", "weight", "bias"), given.get("output_mask")
+    if op.endswith("losses"):
+        yield Result("losses", outputs, rows)
+    elif op.endswith("sum"):
+        yield Result("sum", outputs[0], rows.sum(), rows.detach().abs().sum())
+        yield from named(names, outputs[1:], gradients(rows.sum(), None, layer, mask))
+    else:
+        yield from named(names, outputs, gradients(rows, given["grad_output"], layer, mask))
