@@ -17,19 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lossops import backends, library
+from lossops import backends, contract, library
 from lossops import softmax_reference as reference
 from lossops.autograd import distinct, formula_gradients, is_transformed, merge
 from lossops.backends import settled
 from lossops.calls import check_softmax
-from lossops.contract import (
-    check_dtype,
-    check_mask,
-    check_memory,
-    check_shape,
-    check_tensors,
-    require,
-)
 from lossops.library import accumulator
 from lossops.softmax_autograd import SoftmaxCall
 
@@ -261,20 +253,28 @@ def _check_walk(
 ) -> None:  # fmt: skip
     """What the raw ops of the rows would refuse, of which there may be none, or do not see."""
     layer = (input, linear_weight, linear_bias)
-    check_tensors(input.device, input=input, linear_weight=linear_weight, linear_bias=linear_bias)
-    require(input.dim() == linear_weight.dim() == 2, lambda: "input and weight should be matrices")
-    check_shape("input", input, (input.shape[0], linear_weight.shape[1]), "rows of the weight")
+    contract.check_tensors(
+        input.device, input=input, linear_weight=linear_weight, linear_bias=linear_bias
+    )
+    contract.require(
+        input.dim() == linear_weight.dim() == 2, lambda: "input and weight should be matrices"
+    )
+    contract.check_shape(
+        "input", input, (input.shape[0], linear_weight.shape[1]), "rows of the weight"
+    )
     if linear_bias is not None:
-        check_shape("linear_bias", linear_bias, linear_weight.shape[:1], "the classes")
-    check_dtype("dtype", dtype)
-    check_dtype("out_dtype", out_dtype)
+        contract.check_shape("linear_bias", linear_bias, linear_weight.shape[:1], "the classes")
+    contract.check_dtype("dtype", dtype)
+    contract.check_dtype("out_dtype", out_dtype)
     rows_and_classes = input.shape[0], linear_weight.shape[0]
     logits = input.new_empty((), dtype=accumulator(dtype)).expand(rows_and_classes)
     rows_call = _of_rows(target_form, params, ignore_index, "sum")
     check_softmax(logits, target, class_weight, None, *rows_call)
-    check_mask(output_mask, layer)
-    require(rows >= 0, lambda: f"rows should not be negative, got {rows}")
-    require(backend in ("native", "triton"), lambda: f"there are no kernels of {backend!r}")
+    contract.check_mask(output_mask, layer)
+    contract.require(rows >= 0, lambda: f"rows should not be negative, got {rows}")
+    contract.require(
+        backend in ("native", "triton"), lambda: f"there are no kernels of {backend!r}"
+    )
 
 
 def _checked(kernel, *first: str, has_memory: bool = True):
@@ -285,10 +285,10 @@ def _checked(kernel, *first: str, has_memory: bool = True):
         upstream, walk = arguments[: len(first)], arguments[len(first) :]
         _check_walk(*walk)
         for name, tensor in zip(first, upstream, strict=True):
-            check_tensors(walk[0].device, **{name: tensor})
-            check_shape(name, tensor, walk[0].shape[:1], "the rows")
+            contract.check_tensors(walk[0].device, **{name: tensor})
+            contract.check_shape(name, tensor, walk[0].shape[:1], "the rows")
         if has_memory:
-            check_memory([("a tensor", tensor, False) for tensor in arguments])
+            contract.check_memory([("a tensor", tensor, False) for tensor in arguments])
         return kernel(*arguments)
 
     return checked
