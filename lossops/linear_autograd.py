@@ -252,7 +252,6 @@ def _check_walk(
     ignore_index, dtype, out_dtype, rows, output_mask=(False,) * 3,
 ) -> None:  # fmt: skip
     """What the raw ops of the rows would refuse, of which there may be none, or do not see."""
-    layer = (input, linear_weight, linear_bias)
     contract.check_tensors(
         input.device, input=input, linear_weight=linear_weight, linear_bias=linear_bias
     )
@@ -270,7 +269,7 @@ def _check_walk(
     logits = input.new_empty((), dtype=accumulator(dtype)).expand(rows_and_classes)
     rows_call = _of_rows(target_form, params, ignore_index, "sum")
     check_softmax(logits, target, class_weight, None, *rows_call)
-    contract.check_mask(output_mask, layer)
+    contract.check_mask(output_mask, (input, linear_weight, linear_bias))
     contract.require(rows >= 0, lambda: f"rows should not be negative, got {rows}")
     contract.require(
         backend in ("native", "triton"), lambda: f"there are no kernels of {backend!r}"
