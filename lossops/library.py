@@ -9,7 +9,9 @@ broadcast by the caller (stride 0 is fine), and floating dtypes that may differ.
 the number of leading dimensions a reduction keeps: 0 for a scalar, 1 for one number per sample.
 ``reduction`` is "none", "mean" or "sum"; with "none", ``keep_dims`` is ignored. ``normalizer``
 (0-d, or of the kept dimensions' shape) replaces the mean's denominator. ``output_mask`` says which
-of the outputs are wanted; the others are None.
+of the outputs are wanted; the others are None. Those of forward passes are Tensor? in the schemas,
+as programs compiled ahead of time need it, and others Tensor, as the vmap behind
+``torch.autograd.grad(is_grads_batched=True)`` does.
 
 With L_i = w_i f(x_i, y_i) and s the reduction's factor (1, 1/n or 1/normalizer):
 
@@ -133,7 +135,7 @@ SCHEMAS = {
     ),
     "elementwise_backward": (
         "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor? normalizer, "
-        f"{_CALL}, bool[3] output_mask) -> (Tensor?, Tensor?, Tensor?)"
+        f"{_CALL}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
     ),
     "elementwise_backward_": (
         "(Tensor(a!)[] grads, Tensor grad_output, Tensor input, Tensor target, Tensor? weight, "
@@ -144,7 +146,7 @@ SCHEMAS = {
         "(Tensor? grad_output, Tensor input, Tensor target, Tensor? weight, Tensor? normalizer, "
         "Tensor? tangent_input, Tensor? tangent_target, Tensor? tangent_weight, "
         f"{_CALL}, ScalarType out_dtype, bool[4] output_mask) "
-        "-> (Tensor?, Tensor?, Tensor?, Tensor?)"
+        "-> (Tensor, Tensor, Tensor, Tensor)"
     ),
     "softmax_forward": (
         f"(Tensor input, {_ROWS_READ}, {_ROWS}, ScalarType out_dtype, bool[5] output_mask) "
@@ -156,7 +158,7 @@ SCHEMAS = {
     ),
     "softmax_backward": (
         "(Tensor? grad_output, Tensor? grad_lse, Tensor? grad_entropy, "
-        f"Tensor input, {_ROWS_READ}, {_ROWS}, bool[2] output_mask) -> (Tensor?, Tensor?)"
+        f"Tensor input, {_ROWS_READ}, {_ROWS}, bool[2] output_mask) -> (Tensor, Tensor)"
     ),
     "softmax_backward_": (
         f"(Tensor(a!)[] grads, Tensor grad_output, Tensor input, {_ROWS_READ}, {_ROWS}, "
@@ -167,7 +169,7 @@ SCHEMAS = {
         "-> (Tensor, Tensor?, Tensor?, Tensor?)"
     ),
     "vectors_backward": (
-        f"(Tensor grad_output, {_VECTORS_READ}, bool[3] output_mask) -> (Tensor?, Tensor?, Tensor?)"
+        f"(Tensor grad_output, {_VECTORS_READ}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
     ),
 }
 

@@ -306,7 +306,7 @@ library.compose(
 )  # fmt: skip
 library.compose(
     "linear_cross_entropy_losses_backward",
-    f"(Tensor grad_output, {_WALK}, bool[3] output_mask) -> (Tensor?, Tensor?, Tensor?)",
+    f"(Tensor grad_output, {_WALK}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
     _checked(_losses_backward, "grad_output"), _without_data(_fake_losses_backward, "grad_output"),
 )  # fmt: skip
 

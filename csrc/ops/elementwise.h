@@ -133,7 +133,7 @@ std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor> elementwise_f
 }
 
 template <class Engine>
-std::tuple<OptionalTensor, OptionalTensor, OptionalTensor> elementwise_backward(
+std::tuple<Tensor, Tensor, Tensor> elementwise_backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& target,
     const OptionalTensor& weight, const OptionalTensor& normalizer, c10::string_view loss,
     c10::ArrayRef<double> params, c10::string_view reduction, int64_t keep_dims,
@@ -145,7 +145,7 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor> elementwise_backward(
   layout.read_broadcast(problem.grad_output, grad_output, "grad_output");
   const Gradients grads = add_gradients(layout, problem, call, output_mask.data());
   run(layout, problem, [&] { Engine::backward(problem, input, /*skip_if_one=*/false); });
-  return {optional(grads[0]), optional(grads[1]), optional(grads[2])};
+  return {grads[0], grads[1], grads[2]};
 }
 
 template <class Engine>
@@ -180,15 +180,13 @@ void elementwise_rescale_(at::TensorList grads, const Tensor& grad_output) {
 }
 
 template <class Engine>
-std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>
-elementwise_double_backward(const OptionalTensor& grad_output, const Tensor& input,
-                            const Tensor& target, const OptionalTensor& weight,
-                            const OptionalTensor& normalizer, const OptionalTensor& tangent_input,
-                            const OptionalTensor& tangent_target,
-                            const OptionalTensor& tangent_weight, c10::string_view loss,
-                            c10::ArrayRef<double> params, c10::string_view reduction,
-                            int64_t keep_dims, at::ScalarType out_dtype,
-                            std::array<bool, 4> output_mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_double_backward(
+    const OptionalTensor& grad_output, const Tensor& input, const Tensor& target,
+    const OptionalTensor& weight, const OptionalTensor& normalizer,
+    const OptionalTensor& tangent_input, const OptionalTensor& tangent_target,
+    const OptionalTensor& tangent_weight, c10::string_view loss, c10::ArrayRef<double> params,
+    c10::string_view reduction, int64_t keep_dims, at::ScalarType out_dtype,
+    std::array<bool, 4> output_mask) {
   const ElementwiseCall call{input, target, weight, normalizer, loss, params, reduction, keep_dims};
   ElementwiseProblem problem = start_problem(call);
   Layout layout(problem, call);
@@ -211,7 +209,7 @@ elementwise_double_backward(const OptionalTensor& grad_output, const Tensor& inp
   if (output_mask[0]) derivative = add_loss(layout, problem, call, out_dtype);
   const Gradients grads = add_gradients(layout, problem, call, output_mask.data() + 1);
   run(layout, problem, [&] { Engine::double_backward(problem, input); });
-  return {optional(derivative), optional(grads[0]), optional(grads[1]), optional(grads[2])};
+  return {derivative, grads[0], grads[1], grads[2]};
 }
 
 // Registers the ops for a device: TORCH_LIBRARY_IMPL(lossops, CPU, m) { register_ops<…>(m); }

@@ -15,7 +15,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Params = c10::ArrayRef<double>;
-using Three = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Four = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
 using Forward = Four(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
@@ -92,9 +92,9 @@ struct FusedElementwise : torch::autograd::Function<FusedElementwise> {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const OptionalTensor weight = optional(inputs[2]), normalizer = optional(inputs[3]);
     if (!grads) {
-      return place(defined_results<0, 3>(op.call(grad_output, inputs[0], inputs[1], weight,
-                                                 normalizer, state.loss, state.params,
-                                                 state.reduction, state.keep_dims, state.mask)));
+      return place(
+          as_array(op.call(grad_output, inputs[0], inputs[1], weight, normalizer, state.loss,
+                           state.params, state.reduction, state.keep_dims, state.mask)));
     }
     scale(*grads, grad_output, [&](at::TensorList present) {
       in_place.call(present, grad_output, inputs[0], inputs[1], weight, normalizer, state.loss,

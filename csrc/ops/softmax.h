@@ -149,7 +149,7 @@ RowResults softmax_forward_(Tensor& input, const Tensor& target, const OptionalT
 }
 
 template <class Engine>
-std::tuple<OptionalTensor, OptionalTensor> softmax_backward(
+std::tuple<Tensor, Tensor> softmax_backward(
     const OptionalTensor& grad_output, const OptionalTensor& grad_lse,
     const OptionalTensor& grad_entropy, const Tensor& input, const Tensor& target,
     const OptionalTensor& class_weight, const OptionalTensor& normalizer, c10::string_view loss,
@@ -171,7 +171,7 @@ std::tuple<OptionalTensor, OptionalTensor> softmax_backward(
   TORCH_CHECK(any, "softmax_backward needs a gradient of the loss, of lse or of the entropy");
   if (!task.empty()) Engine::backward(problem, input, false);
   task.finish();
-  return {optional(grad_input), optional(grad_target)};
+  return {grad_input, grad_target};
 }
 
 template <class Engine>

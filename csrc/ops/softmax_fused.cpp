@@ -18,7 +18,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Params = c10::ArrayRef<double>;
-using Two = std::tuple<OptionalTensor, OptionalTensor>;
+using Two = std::tuple<Tensor, Tensor>;
 using Seven = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor,
                          OptionalTensor, OptionalTensor>;
 
@@ -103,7 +103,7 @@ struct FusedSoftmax : torch::autograd::Function<FusedSoftmax> {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const OptionalTensor class_weight = optional(inputs[2]), normalizer = optional(inputs[3]);
     if (!grads) {
-      return place(defined_results<0, 2>(
+      return place(as_array(
           op.call(grad_output, {}, {}, inputs[0], inputs[1], class_weight, normalizer, state.loss,
                   state.dim, state.form, state.target_form, state.params, state.ignore_index,
                   state.one_if_none, state.reduction, state.keep_dims, state.mask)));

@@ -26,4 +26,10 @@ std::array<Tensor, count> defined_results(const std::tuple<Results...>& results)
   }(std::make_index_sequence<count>());
 }
 
+// The results of an op that are all tensors, undefined where they are not wanted.
+template <class... Results>
+std::array<Tensor, sizeof...(Results)> as_array(const std::tuple<Results...>& results) {
+  return std::apply([](const Results&... result) { return std::array{result...}; }, results);
+}
+
 }  // namespace lossops::ops

@@ -72,7 +72,7 @@ std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor> vectors_forwa
 }
 
 template <class Engine>
-std::tuple<OptionalTensor, OptionalTensor, OptionalTensor> vectors_backward(
+std::tuple<Tensor, Tensor, Tensor> vectors_backward(
     const Tensor& grad_output, at::TensorList vectors, const OptionalTensor& label,
     const OptionalTensor& row_weight, c10::string_view loss, c10::ArrayRef<double> params,
     c10::string_view reduction, std::array<bool, kMaxVectors> output_mask) {
@@ -81,7 +81,7 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor> vectors_backward(
   task.add_grad_output(grad_output);
   const auto grads = task.add_gradients(output_mask);
   if (!task.empty()) Engine::run(task.problem, task.first(), /*check_labels=*/false);
-  return {optional(grads[0]), optional(grads[1]), optional(grads[2])};
+  return {grads[0], grads[1], grads[2]};
 }
 
 // Registers the ops for a device.

@@ -19,7 +19,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Params = c10::ArrayRef<double>;
 using Mask = std::array<bool, kMaxVectors>;
-using Three = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Four = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
 using Forward = Four(at::TensorList, const OptionalTensor&, const OptionalTensor&, c10::string_view,
@@ -95,10 +95,10 @@ struct FusedVectors : torch::autograd::Function<FusedVectors> {
     }
     const at::AutoDispatchBelowADInplaceOrView guard;
     if (!grads) {
-      return place(defined_results<0, kMaxVectors>(
-          op.call(grad_output, at::TensorList(inputs.data(), state.vectors),
-                  optional(inputs[kMaxVectors]), optional(inputs[kMaxVectors + 1]), state.loss,
-                  state.params, state.reduction, state.mask)));
+      return place(
+          as_array(op.call(grad_output, at::TensorList(inputs.data(), state.vectors),
+                           optional(inputs[kMaxVectors]), optional(inputs[kMaxVectors + 1]),
+                           state.loss, state.params, state.reduction, state.mask)));
     }
     scale(*grads, grad_output, [](at::TensorList) {});  // float16 is not kept
     return place(*grads);
