@@ -171,24 +171,21 @@ def _is_for_torch(tensor: Tensor) -> bool:
     # subclasses that are no wrappers as arguments of a custom op.
     wrapper = torch.utils._python_dispatch.is_traceable_wrapper_subclass
     return (
-        torch.compiler.is_compiling()
+        torch.compiler.is_dynamo_compiling()
         and not isinstance(tensor, torch.nn.Parameter)
         and not wrapper(tensor)
     )
 
 
 class KernelOps:
-    """The raw ops of one kernel backend, looked up once, with their hyperparameters as numbers or,
-    where there is such an overload, as a tensor. Those of the elementwise family are named without
-    it."""
+    """The raw ops of one kernel backend, looked up once, which take hyperparameters as numbers or
+    as a tensor. Those of the elementwise family are named without it."""
 
     def __init__(self, namespace: str, tensor_params: bool = False):
         for name in library.SCHEMAS:
-            packet = getattr(getattr(torch.ops, namespace), name)
-            overload = "tensor_params" if tensor_params else "default"
-            setattr(
-                self, name.removeprefix("elementwise_"), getattr(packet, overload, packet.default)
-            )
+            ops, twin = getattr(torch.ops, namespace), f"{name}_tensor_params"
+            op = getattr(ops, twin if tensor_params and hasattr(ops, twin) else name)
+            setattr(self, name.removeprefix("elementwise_"), op.default)
 
 
 _kernel_ops = {

@@ -101,7 +101,7 @@ and z the vectors of a row, and ``params`` in brackets:
 ``vectors_backward``
     the gradients for ``grad_output``, of the shape of the loss.
 
-Every op with ``params`` has an overload ``tensor_params`` that takes them as a tensor on the CPU.
+Every op with ``params`` has a twin, ``…_tensor_params``, that takes them as a tensor on the CPU.
 ``torch.compile`` makes a symbol of a number that changes from call to call, and a list of numbers
 would bind a graph to their values.
 """
@@ -222,7 +222,7 @@ def define(namespace: str) -> torch.library.Library:
 
 
 def _define(library: torch.library.Library, name: str, schema: str) -> None:
-    """Declares an op, and its overload where it has hyperparameters."""
+    """Declares an op, and its twin where it has hyperparameters."""
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     if _PARAMS not in schema:
         return
@@ -238,18 +238,18 @@ def _define(library: torch.library.Library, name: str, schema: str) -> None:
             )
         return packet.default(*args[:position], params.tolist(), *args[position + 1 :])
 
-    overload = schema.replace(_PARAMS, "Tensor params")
-    library.define(f"{name}.tensor_params{overload}", tags=(torch.Tag.pt2_compliant_tag,))
-    library.impl(f"{name}.tensor_params", kernel, "CompositeExplicitAutograd")
+    twin = f"{name}_tensor_params"
+    library.define(
+        twin + schema.replace(_PARAMS, "Tensor params"), tags=(torch.Tag.pt2_compliant_tag,)
+    )
+    library.impl(twin, kernel, "CompositeExplicitAutograd")
 
 
 def register_fake(library: torch.library.Library, name: str, fake) -> None:
-    """Says what an op, in all its forms, gives on tensors without data."""
-    full = f"{library.ns}::{name}"
-    for overload in getattr(getattr(torch.ops, library.ns), name).overloads():
-        torch.library.register_fake(
-            full if overload == "default" else f"{full}.{overload}", fake, lib=library
-        )
+    """Says what an op, and its twin, gives on tensors without data."""
+    for form in (name, f"{name}_tensor_params"):
+        if hasattr(getattr(torch.ops, library.ns), form):
+            torch.library.register_fake(f"{library.ns}::{form}", fake, lib=library)
 
 
 def implement(namespace: str, name: str, device: str, kernel) -> None:

@@ -398,15 +398,13 @@ class _Eagerly:
 
 
 class _AsOps:
-    def __init__(self, overload: str):
-        self.sum = getattr(torch.ops.lossops.linear_cross_entropy_sum, overload)
-        self.losses = getattr(torch.ops.lossops.linear_cross_entropy_losses, overload)
-        self.losses_backward = getattr(
-            torch.ops.lossops.linear_cross_entropy_losses_backward, overload
-        )
+    def __init__(self, form: str):
+        for walk in ("sum", "losses", "losses_backward"):
+            op = getattr(torch.ops.lossops, f"linear_cross_entropy_{walk}{form}")
+            setattr(self, walk, op.default)
 
 
-_WITH_NUMBERS, _WITH_TENSOR = _AsOps("default"), _AsOps("tensor_params")
+_WITH_NUMBERS, _WITH_TENSOR = _AsOps(""), _AsOps("_tensor_params")
 
 
 def _scaled(grad: Tensor, scale: Tensor) -> Tensor:

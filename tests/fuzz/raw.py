@@ -291,7 +291,7 @@ def linear(draw: Draw):
         "linear_bias": bias, "target": draw.operand(target), "class_weight": weight,
         "backend": "native", "target_form": "probs" if soft else "labels",
         "params": [1.0, 0.0, draw.of(0.0, 0.1), 0.0, 0.0, 0.0], "ignore_index": -100,
-        "logits_dtype": dtype, "out_dtype": dtype, "rows": draw.of(0, 0, 1, 7, 100),
+        "dtype": dtype, "out_dtype": dtype, "rows": draw.of(0, 0, 1, 7, 100),
     }  # fmt: skip
     wanted = mask(draw, True, True, bias is not None)
     name = draw.of("sum", "losses", "losses_backward")

@@ -201,7 +201,7 @@ def vectors(op: str, given: dict, outputs, after: dict) -> Iterator[Result]:
 
 def linear(op: str, given: dict, outputs, after: dict) -> Iterator[Result]:
     layer = [leaf(given[name]) for name in ("input", "linear_weight", "linear_bias")]
-    if given["logits_dtype"] != FLOAT64:
+    if given["dtype"] != FLOAT64:
         return  # of rounded logits
     rows = softmax_reference.softmax(
         torch.nn.functional.linear(*layer), given["target"], given["class_weight"], None,
