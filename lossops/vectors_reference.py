@@ -48,9 +48,9 @@ def triplet_margin_l1(vectors, label, margin: float, swap: float, epsilon: float
 
 def multi_margin(vectors, label: Tensor, margin: float, squared: bool = False) -> Tensor:
     (x,) = vectors
-    classes = x.shape[-1]
+    classes, label = x.shape[-1], label.long()  # in uint8, 291 classes would be 35
     inside = (label >= 0) & (label < classes)
-    index = torch.where(inside, label, 0).long().unsqueeze(-1)
+    index = torch.where(inside, label, 0).unsqueeze(-1)
     z = torch.relu(x + (margin - x.gather(-1, index))).scatter(-1, index, 0.0)
     loss = (z.square() if squared else z).sum(-1) / classes
     return torch.where(inside, loss, torch.nan)

@@ -157,6 +157,8 @@ def compare_runs(call: Call, arguments: dict, outputs) -> None:
 
 
 def bits_of(tensor: Tensor) -> Tensor:
+    if tensor.numel() == 0:
+        return torch.empty(0)
     dense = tensor.detach().clone(memory_format=torch.contiguous_format)
     return dense.reshape(-1).view(torch.uint8)
 
