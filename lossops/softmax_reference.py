@@ -92,7 +92,8 @@ def jensen_shannon(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor
         close = difference.abs() < 1
         small = torch.where(close, difference, 0.0)
         large = torch.where(close, math.inf, difference)
-        far = math.log(2) + torch.nn.functional.logsigmoid(large)
+        # log sigmoid, of which DTensor has no derivative
+        far = math.log(2) + large.clamp(max=0) - torch.log1p(torch.exp(-large.abs()))
         return torch.where(close, torch.log1p(torch.tanh(0.5 * small)), far)
 
     p_term, q_term = times(p, log_over_mean(log_p - log_q)), times(q, log_over_mean(log_q - log_p))

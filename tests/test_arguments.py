@@ -121,7 +121,9 @@ class TestLinear:
             found = F.linear_cross_entropy(x.bfloat16(), w, y)
             expected = self.in_torch(x.bfloat16(), w, y)
         assert found.dtype == expected.dtype
-        torch.testing.assert_close(found, expected)
+        # Logits are float32, and so are their factors where a CPU has no such product of others.
+        exact = self.in_torch(x.bfloat16().float(), w, y)
+        torch.testing.assert_close(found, exact)
 
     def test_one_row_and_its_label(self):
         x, w, y = self.tensors()
