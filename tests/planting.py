@@ -1,6 +1,13 @@
 """Planted bugs: copies of the CUDA sources with one thing changed, which an examination in a
-process of its own must find."""
+process of its own must find.
 
+``planted.json`` lists the bugs that were found, each with a digest of the changed sources and of
+its examination. A bug is planted again when either changes, and always with LOSSOPS_TEST_ALL=1.
+"""
+
+import ast
+import fcntl
+import json
 import os
 import re
 import shutil
@@ -10,7 +17,10 @@ from pathlib import Path
 
 from cuda_on_cpu import build
 
+from lossops.report.kernel_cache import digest, included
+
 ROOT = Path(__file__).parents[1]
+FOUND = Path(__file__).with_name("planted.json")
 
 # How to leave out what an examination does not need: file, pattern, replacement.
 FEWER_ELEMENTWISE = [
@@ -27,12 +37,61 @@ FEWER_SOFTMAX = [
 ]  # fmt: skip
 
 
+def check_that_it_is_found(
+    bug: str, change, finding: str, folder: Path, seed: int, module: str, function="examine",
+    fewer=(), others=(), **environment: str,
+) -> None:  # fmt: skip
+    """Plants a bug, and asserts that a function of a test module fails with a message that matches
+    ``finding``."""
+    csrc = copy(folder, *change, fewer)
+    state = _state(csrc, others, module, [function, finding, *map(str, environment.items())])
+    name = f"{module}: {bug}"
+    if os.environ.get("LOSSOPS_TEST_ALL") != "1" and _found().get(name) == state:
+        return
+    library = build.kernels(folder / "build", csrc, others)
+    run = examine(library, seed, module, function, **environment)
+    assert run.returncode != 0
+    last = run.stderr[-1500:]
+    assert re.search(finding, last), last
+    with open(ROOT / "build" / "planted.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = dict(sorted((_found() | {name: state}).items()))
+        FOUND.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _found() -> dict[str, str]:
+    return json.loads(FOUND.read_text()) if FOUND.exists() else {}
+
+
+def _state(csrc: Path, others, module: str, texts: list[str]) -> str:
+    """A digest of what decides whether a bug is found: the sources that are compiled, the device
+    that runs them, and the examination."""
+    compiled = [path for path in (csrc / "cuda").glob("*.cu") if path.name not in others]
+    files = [path for source in compiled for path in included(source, csrc)]
+    tests = Path(__file__).parent
+    files += [*tests.glob("raw_*.py"), tests / "test_raw_vectors.py", tests / "interpreter.py"]
+    files += [p for p in Path(build.__file__).parent.iterdir() if p.suffix in (".cpp", ".h", ".py")]
+    text = (tests / f"{module}.py").read_text()
+    own = [
+        ast.get_source_segment(text, node)
+        for node in ast.parse(text).body
+        if not (isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
+        and not (isinstance(node, ast.Assign) and ast.unparse(node).startswith("PLANTED"))
+    ]
+    return digest([*texts, *own], files)
+
+
 def plant(folder: Path, file: str, old: str, new: str, fewer, others=()) -> Path:
     """The kernels of a copy of the sources with a piece replaced.
 
     ``others`` are sources that need not be compiled again: what was compiled of the originals
     will do.
     """
+    return build.kernels(folder / "build", copy(folder, file, old, new, fewer), others)
+
+
+def copy(folder: Path, file: str, old: str, new: str, fewer) -> Path:
+    """A copy of the sources with a piece replaced."""
     csrc = folder / "csrc"
     shutil.copytree(ROOT / "csrc", csrc)
     for name, pattern, replacement in fewer:
@@ -44,7 +103,7 @@ def plant(folder: Path, file: str, old: str, new: str, fewer, others=()) -> Path
     text = path.read_text()
     assert text.count(old) >= 1, f"{file} no longer contains {old!r}"
     path.write_text(text.replace(old, new, 1))
-    return build.kernels(folder / "build", csrc, others)
+    return csrc
 
 
 def untouched(file: str) -> list[str]:

@@ -381,8 +381,8 @@ def test_results_are_kept_until_a_source_changes(edited, monkeypatch, tmp_path):
         return {"rows": [number]}
 
     def results():
-        cache = kernel_cache.Cache("engine", "a compiler", files=[source])
-        return cache.results({"one": (1,), "two": (2,)}, work, ThreadPoolExecutor)
+        tasks = {name: kernel_cache.Task((i,), [source]) for i, name in enumerate("ab", 1)}
+        return kernel_cache.Cache("a compiler").results(tasks, work, ThreadPoolExecutor)
 
     assert results() == [{"rows": [1]}, {"rows": [2]}]
     if edited == "later":

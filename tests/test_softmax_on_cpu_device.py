@@ -3,7 +3,6 @@ that matters to them, and the proof that what they could do wrong would be found
 
 import os
 import random
-import re
 
 import cuda_on_cpu
 import planting
@@ -266,18 +265,10 @@ PLANTED = {
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(bug, tmp_path, seed):
-    file, old, new, finding, *kind = PLANTED[bug]
-    library = planting.plant(
-        tmp_path,
-        file,
-        old,
-        new,
-        planting.FEWER_SOFTMAX,
-        {*planting.untouched(file), "softmax_thread_double.cu", "vectors.cu", "label_lists.cu"},
-    )
-    run = planting.examine(
-        library, seed, "test_softmax_on_cpu_device", "examine", **DEVICES[(*kind, "usual")[0]]
-    )
-    assert run.returncode != 0
-    last = run.stderr[-1500:]
-    assert re.search(finding, last), last
+    *change, finding, kind = PLANTED[bug] if len(PLANTED[bug]) == 5 else (*PLANTED[bug], "usual")
+    others = "softmax_thread_double.cu", "vectors.cu", "label_lists.cu"
+    planting.check_that_it_is_found(
+        bug, change, finding, tmp_path, seed, "test_softmax_on_cpu_device",
+        fewer=planting.FEWER_SOFTMAX, others={*planting.untouched(change[0]), *others},
+        **DEVICES[kind],
+    )  # fmt: skip

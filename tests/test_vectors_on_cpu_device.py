@@ -4,7 +4,6 @@ and bugs planted in them, which the contract's tests must find."""
 from __future__ import annotations
 
 import random
-import re
 
 import cuda_on_cpu
 import planting
@@ -116,17 +115,17 @@ PLANTED_IN_LISTS = {
 }  # fmt: skip
 
 
-def is_found(folder, seed, examination, file, fewer, old, new, finding):
-    library = planting.plant(folder, file, old, new, fewer, planting.untouched(file))
-    run = planting.examine(library, seed, "test_vectors_on_cpu_device", examination)
-    assert run.returncode != 0
-    assert re.search(finding, run.stderr[-1500:]), run.stderr[-1500:]
+def check_that_it_is_found(bug, file, old, new, finding, *where, **examination):
+    planting.check_that_it_is_found(
+        bug, (file, old, new), finding, *where, "test_vectors_on_cpu_device",
+        others=planting.untouched(file), **examination,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("bug", PLANTED_IN_LISTS)
 def test_a_bug_planted_in_lists_is_found(bug, tmp_path, seed):
-    change = PLANTED_IN_LISTS[bug]
-    is_found(tmp_path, seed, "examine_lists", "label_lists.cu", FEWER_TYPES, *change)
+    where = "label_lists.cu", *PLANTED_IN_LISTS[bug], tmp_path, seed
+    check_that_it_is_found(bug, *where, function="examine_lists", fewer=FEWER_TYPES)
 
 
 def test_lists_that_are_right_pass(seed):
@@ -137,4 +136,4 @@ def test_lists_that_are_right_pass(seed):
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(bug, tmp_path, seed):
-    is_found(tmp_path, seed, "examine", "vectors.cu", FEWER, *PLANTED[bug])
+    check_that_it_is_found(bug, "vectors.cu", *PLANTED[bug], tmp_path, seed, fewer=FEWER)

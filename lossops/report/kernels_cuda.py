@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lossops.report import machine_code
-from lossops.report.kernel_cache import CHECKOUT, Cache, Progress, silence
+from lossops.report.kernel_cache import CHECKOUT, Cache, Progress, Task, included, silence
 from lossops.report.kernel_rows import READERS, CompileError, row
 from lossops.specs import SPECS, Spec
 
@@ -69,10 +69,14 @@ def survey(
     Raises:
         CompileError: a source does not compile.
     """
-    tasks = {f"{s.stem} for sm_{a}": (s, a) for s in sources() for a in architectures}
-    files = [path for path in CSRC.rglob("*") if path.suffix in (".h", ".cuh", ".cu")]
-    cache = Cache("cuda", compiler(), *FLAGS, files=[*files, *READERS, Path(__file__)])
-    return cache.results(tasks, compile, ThreadPoolExecutor, progress)
+    tasks = {
+        f"{source.stem} for sm_{a}": Task(
+            (source, a), [*included(source, CSRC), *READERS, Path(__file__)]
+        )
+        for source in sources()
+        for a in architectures
+    }
+    return Cache(compiler(), *FLAGS).results(tasks, compile, ThreadPoolExecutor, progress)
 
 
 def compile(source: Path, architecture: str, options: Sequence[str] = ()) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from lossops.report import kernels_softmax, kernels_vectors, machine_code
-from lossops.report.kernel_cache import Cache, Progress, silence
+from lossops.report.kernel_cache import Cache, Progress, Task, imported, silence
 from lossops.report.kernel_rows import READERS, row
 from lossops.specs import SPECS, Spec, spec
 
@@ -65,15 +65,23 @@ def survey(
 ) -> list[dict[str, Any]]:
     """What :func:`compile` returns, for some losses and architectures."""
     tasks = {
-        f"{name or 'rescale'} for sm_{a}": (a, name, pairs)
+        f"{name or 'rescale'} for sm_{a}": Task((a, name, pairs), _files(name))
         for a in architectures
         for name in (*(spec.name for spec in wanted), *over_rows, None)
     }
-    package = Path(__file__).parents[1]
-    files = [*package.glob("triton/*.py"), *package.glob("*spec*.py"), *READERS, Path(__file__)]
-    files += [Path(kernels_softmax.__file__), Path(kernels_vectors.__file__)]
-    cache = Cache(compiler(), str(pairs), files=files)
-    return cache.results(tasks, compile, _processes, progress)
+    return Cache(compiler(), str(pairs)).results(tasks, compile, _processes, progress)
+
+
+@functools.cache
+def _files(loss: str | None) -> list[Path]:
+    """What the compiled kernels of a loss depend on."""
+    family, launched = "elementwise", Path(__file__)
+    if loss in kernels_softmax.LOSSES:
+        family, launched = "softmax", Path(kernels_softmax.__file__)
+    elif loss in kernels_vectors.LOSSES:
+        family, launched = "vectors", Path(kernels_vectors.__file__)
+    kernels = imported(f"lossops.triton.{family}", "lossops.triton")
+    return [*kernels, *READERS, Path(__file__), launched]
 
 
 @contextlib.contextmanager
