@@ -14,6 +14,7 @@ import cuda_on_cpu
 import interpreter
 import pytest
 import raw_ops as contract
+import sampling
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -69,7 +70,13 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtyp
 each_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
 
 
+# Parameters that decide where a test runs: what is skipped in one place is not tested in another.
+PLACES = frozenset({"backend", "gpu", "anywhere"})
+
+
 def pytest_configure():
+    # Before the processes of xdist are started: all choose the same.
+    os.environ.setdefault("LOSSOPS_TEST_SAMPLE", str(secrets.randbits(31)))
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("LOSSOPS_TEST_DEVICE=cuda, and there is no GPU")
     if BACKEND != "reference":
@@ -79,7 +86,8 @@ def pytest_configure():
 
 
 def pytest_report_header():
-    return f"lossops: {BACKEND} on {DEVICE}"
+    seed = os.environ["LOSSOPS_TEST_SAMPLE"]
+    return f"lossops: {BACKEND} on {DEVICE}; parameters sampled with LOSSOPS_TEST_SAMPLE={seed}"
 
 
 # Those that compile or interpret kernels: begun first, so that no process is left with one of them
@@ -95,7 +103,12 @@ LONG_FILES = (
 )
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(trylast=True)  # what -k leaves
+def pytest_collection_modifyitems(config, items):
+    if os.environ.get("LOSSOPS_TEST_ALL") != "1":
+        chosen = sampling.sample(items, os.environ["LOSSOPS_TEST_SAMPLE"], PLACES)
+        config.hook.pytest_deselected(items=[*set(items).difference(chosen)])
+        items[:] = chosen
     for item in items:
         if item.path.name in HOST_FILES:
             item.add_marker(cpu_only)

@@ -50,7 +50,7 @@ def suite(task: Task) -> None:
     if workers:  # which would otherwise all start a thread per core
         variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
     if not task.dry:
-        variables[SWITCH] = "cuda"
+        variables |= {SWITCH: "cuda", "LOSSOPS_TEST_ALL": "1"}
         if not knows_switch(ROOT / "tests"):
             raise FailedError(f"the tests know no {SWITCH}: they would not run on the device")
     with tempfile.TemporaryDirectory() as folder:
