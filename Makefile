@@ -1,6 +1,6 @@
 # make report   trains on real data, verifies, measures, draws: report/index.html
 # make test     all checks and tests, as the continuous integration runs them
-# make test-all the same, and a million calls of the fuzzer under sanitizers
+# make test-all with nothing sampled or kept, and a million calls of the fuzzer under sanitizers
 # make test-torch the same as test with other torch releases, each in a clone: build/torch-…
 # make build    the environment in .venv and the compiled kernels
 # make gpu      builds, tests, checks and measures on this machine's GPU: build/gpu
@@ -23,7 +23,7 @@ OLDEST := $(VENV)/oldest-triton/.installed
 BUILT := build/.built
 SANITIZED := build/sanitized
 FUZZ_CALLS ?= 500000
-KERNELS := $(shell find csrc tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+KERNELS := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # Python 3.10 has no TOML parser of its own; pip has.
 define REQUIREMENTS
@@ -53,8 +53,9 @@ test: build
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # In a build of its own, whose runtime has to be there before Python.
+test-all: export LOSSOPS_TEST_ALL := 1
 test-all: test
-	LOSSOPS_CUDA=0 LOSSOPS_SANITIZE=1 $(BIN)/python setup.py --quiet build \
+	LOSSOPS_CUDA=0 LOSSOPS_ISA=native LOSSOPS_SANITIZE=1 $(BIN)/python setup.py --quiet build \
 	  --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	seq 2 | LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 xargs -P 2 -I {} \

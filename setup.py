@@ -8,6 +8,7 @@ Environment variables:
     TORCH_CUDA_ARCH_LIST  as torch reads it; default 8.0;9.0;10.0+PTX, as far as nvcc knows them
     MAX_JOBS              parallel compilations; default: one per core
     CXX                   the C++ compiler; default g++ or c++
+    LOSSOPS_ISA           all (default) | native: the instruction sets of the CPU kernels
     LOSSOPS_SANITIZE      1: with AddressSanitizer and UBSan, as `make test-all` wants it
 """
 
@@ -45,22 +46,16 @@ CPU_SOURCES = (
     "csrc/cpu/elementwise.cpp",
     "csrc/cpu/softmax.cpp",
     "csrc/cpu/vectors.cpp",
-    # Before the other instruction sets: the linker keeps the first copy of an inline function, and
-    # these run on every machine.
-    "csrc/cpu/elementwise_default.cpp",
-    "csrc/cpu/softmax_default.cpp",
-    "csrc/cpu/vectors_default.cpp",
 )
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"-mavx512f -mavx512bw -mavx512vl -mavx512dq {AVX2}"
-X86_SOURCES = {
-    "csrc/cpu/elementwise_avx2.cpp": AVX2,
-    "csrc/cpu/elementwise_avx512.cpp": AVX512,
-    "csrc/cpu/softmax_avx2.cpp": AVX2,
-    "csrc/cpu/softmax_avx512.cpp": AVX512,
-    "csrc/cpu/vectors_avx2.cpp": AVX2,
-    "csrc/cpu/vectors_avx512.cpp": AVX512,
-}
+# From wide to narrow, with the flags of each. The default runs on every machine.
+INSTRUCTION_SETS = {"AVX512": AVX512, "AVX2": AVX2, "DEFAULT": ""}
+KERNEL_SOURCES = (
+    "csrc/cpu/elementwise_kernels.cpp",
+    "csrc/cpu/softmax_kernels.cpp",
+    "csrc/cpu/vectors_kernels.cpp",
+)
 CUDA_OP_SOURCES = (
     "csrc/ops/elementwise_cuda.cpp",
     "csrc/ops/softmax_cuda.cpp",
@@ -95,13 +90,17 @@ def escaped(path) -> str:
     return re.sub(r"([$: ])", r"$\1", str(path))
 
 
-def capability_flags(source: str) -> str:
-    """The flags that make a source file the kernels of one instruction set."""
-    name = re.search(r"_(default|avx2|avx512)\.cpp$", source)
-    if not name:
-        return ""
-    capability = name[1].upper()
-    return f"-DCPU_CAPABILITY={capability} -DCPU_CAPABILITY_{capability} "
+def instruction_sets(torch) -> dict[str, str]:
+    """The instruction sets to compile for, with their flags."""
+    wish = os.environ.get("LOSSOPS_ISA", "all")
+    if wish not in ("all", "native"):
+        raise SystemExit(f"LOSSOPS_ISA should be all or native, got {wish!r}")
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return {"DEFAULT": ""}
+    if wish == "all":
+        return INSTRUCTION_SETS
+    name = torch.backends.cpu.get_cpu_capability()
+    return {name: INSTRUCTION_SETS[name]}
 
 
 @dataclass
@@ -198,17 +197,18 @@ class NinjaBuild(build_ext):
             "LOSSOPS_TORCH_VERSION": f'"{torch.__version__}"',
             "_GLIBCXX_USE_CXX11_ABI": int(torch.compiled_with_cxx11_abi()),
         }
-        x86 = platform.machine() in ("x86_64", "AMD64")
-        if x86:
-            defines["LOSSOPS_X86_64"] = 1
+        sets = instruction_sets(torch)
+        defines["LOSSOPS_INSTRUCTION_SETS"] = ", ".join(sets)
         libraries = ["c10", "torch_cpu", "torch", "torch_python"]
         flags = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", WARNINGS]
         openmp = "" if sys.platform == "darwin" else "-fopenmp"
         if os.environ.get("LOSSOPS_SANITIZE") == "1":
             openmp += SANITIZERS
-        sources = {s: capability_flags(s) for s in CPU_SOURCES}
-        if x86:
-            sources |= {s: capability_flags(s) + f for s, f in X86_SOURCES.items()}
+        objects = {f"{s.replace('/', '_')}.o": (s, "") for s in CPU_SOURCES}
+        # The linker keeps the first copy of an inline function: that which runs everywhere.
+        for name, set_flags in reversed(sets.items()):
+            extra = f"-DCPU_CAPABILITY={name} -DCPU_CAPABILITY_{name} {set_flags}"
+            objects |= {f"{s.replace('/', '_')}.{name}.o": (s, extra) for s in KERNEL_SOURCES}
         cuda_sources: list[Path] = []
         nvcc, nvcc_flags = "nvcc", ""
         if cuda:
@@ -217,7 +217,7 @@ class NinjaBuild(build_ext):
             defines["LOSSOPS_WITH_CUDA"] = 1
             defines["LOSSOPS_CUDA_VERSION"] = f'"{".".join(map(str, cuda.version))}"'
             defines["LOSSOPS_CUDA_ARCH"] = f'"{" ".join(cuda.archs)}"'
-            sources |= dict.fromkeys(CUDA_OP_SOURCES, "")
+            objects |= {f"{s.replace('/', '_')}.o": (s, "") for s in CUDA_OP_SOURCES}
             cuda_sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
             nvcc_flags = " ".join(
                 [
@@ -256,16 +256,15 @@ class NinjaBuild(build_ext):
             + " -o $out",
             "  description = link $out",
         ]
-        # The linker takes them in their order; ninja begins with those that take the longest.
-        objects = [source.replace("/", "_") + ".o" for source in sources]
-        named = list(zip(objects, sources.items(), strict=True))
-        for output, (source, extra) in sorted(named, key=lambda n: "_default.cpp" not in n[1][0]):
+        # ninja begins with those that take the longest; the linker keeps to their order here.
+        kernels_first = sorted(objects.items(), key=lambda item: item[1][0] not in KERNEL_SOURCES)
+        for output, (source, extra) in kernels_first:
             lines += [f"build {output}: cxx {escaped(ROOT / source)}", f"  extra = {extra}"]
+        names = [*objects, *(f"cuda_{source.name}.o" for source in cuda_sources)]
         for source in cuda_sources:
-            objects.append(f"cuda_{source.name}.o")
-            lines.append(f"build {objects[-1]}: nvcc {escaped(source)}")
+            lines.append(f"build cuda_{source.name}.o: nvcc {escaped(source)}")
         output = escaped(target)
-        lines += [f"build {output}: link {' '.join(objects)}", f"default {output}", ""]
+        lines += [f"build {output}: link {' '.join(names)}", f"default {output}", ""]
         (build / "build.ninja").write_text("\n".join(lines))
         self.run_ninja(build)
 

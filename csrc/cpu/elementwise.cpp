@@ -18,18 +18,9 @@ namespace {
 constexpr int64_t kPiece = 16 * 1024;
 constexpr int64_t kGrain = 32 * 1024;  // below this many elements, one thread
 
-// As torch chooses for its own kernels, ATEN_CPU_CAPABILITY included.
-const ElementwiseKernels& choose_kernels() {
-#if defined(LOSSOPS_X86_64)
-  const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return elementwise_kernels_avx512();
-  if (capability == "AVX2") return elementwise_kernels_avx2();
-#endif
-  return elementwise_kernels_default();
-}
-
 const ElementwiseKernels& kernels() {
-  static const ElementwiseKernels& chosen = choose_kernels();
+  static const ElementwiseKernels& chosen = with_instruction_set(
+      []<InstructionSet set>() -> const auto& { return elementwise_kernels<set>(); });
   return chosen;
 }
 
@@ -115,8 +106,18 @@ void elementwise_rescale(void* data, DType dtype, int64_t numel, const void* fac
   });
 }
 
+InstructionSet widest_instruction_set() {
+  const std::string name = at::get_cpu_capability();
+  if (name == "AVX512") return InstructionSet::AVX512;
+  return name == "AVX2" ? InstructionSet::AVX2 : InstructionSet::DEFAULT;
+}
+
 const char* instruction_set() {
-  return kernels().name;
+  return with_instruction_set([]<InstructionSet set>() {
+    return set == InstructionSet::AVX512 ? "avx512"
+           : set == InstructionSet::AVX2 ? "avx2"
+                                         : "default";
+  });
 }
 
 }  // namespace lossops::cpu

@@ -5,12 +5,11 @@
 #include <cstdint>
 
 #include "common/problem.h"
+#include "cpu/instruction_sets.h"
 
 namespace lossops::cpu {
 
 struct ElementwiseKernels {
-  const char* name;
-
   // [begin, end) lies within one group, or covers whole groups. sums[j] becomes the unscaled sum
   // over the part of the j-th of them that lies in the range.
   void (*forward)(const ElementwiseProblem&, int64_t begin, int64_t end, double* sums);
@@ -21,9 +20,7 @@ struct ElementwiseKernels {
   void (*rescale)(void* data, DType, int64_t n, double factor);
 };
 
-// The first is always there; the others where the build is for x86-64.
-const ElementwiseKernels& elementwise_kernels_default();
-const ElementwiseKernels& elementwise_kernels_avx2();
-const ElementwiseKernels& elementwise_kernels_avx512();
+template <InstructionSet>
+const ElementwiseKernels& elementwise_kernels();
 
 }  // namespace lossops::cpu

@@ -1,11 +1,9 @@
 #include "cpu/softmax.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 
 #include <algorithm>
 #include <atomic>
-#include <string>
 #include <vector>
 
 #include "cpu/numbers.h"
@@ -18,17 +16,9 @@ namespace {
 // results are the same bit for bit whatever the number of threads.
 constexpr int64_t kPiece = 32 * 1024;
 
-const SoftmaxKernels& choose_kernels() {
-#if defined(LOSSOPS_X86_64)
-  const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return softmax_kernels_avx512();
-  if (capability == "AVX2") return softmax_kernels_avx2();
-#endif
-  return softmax_kernels_default();
-}
-
 const SoftmaxKernels& kernels() {
-  static const SoftmaxKernels& chosen = choose_kernels();
+  static const SoftmaxKernels& chosen = with_instruction_set(
+      []<InstructionSet set>() -> const auto& { return softmax_kernels<set>(); });
   return chosen;
 }
 

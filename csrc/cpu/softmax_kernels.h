@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "common/softmax_problem.h"
+#include "cpu/instruction_sets.h"
 
 namespace lossops::cpu {
 
@@ -61,9 +62,7 @@ struct SoftmaxKernels {
   void (*run)(const SoftmaxProblem&, int64_t begin, int64_t end, double* sums, Threads threads);
 };
 
-// The first is always there; the others where the build is for x86-64.
-const SoftmaxKernels& softmax_kernels_default();
-const SoftmaxKernels& softmax_kernels_avx2();
-const SoftmaxKernels& softmax_kernels_avx512();
+template <InstructionSet>
+const SoftmaxKernels& softmax_kernels();
 
 }  // namespace lossops::cpu

@@ -1,11 +1,9 @@
 #include "cpu/vectors.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 
 #include <algorithm>
 #include <atomic>
-#include <string>
 #include <vector>
 
 #include "cpu/numbers.h"
@@ -15,15 +13,6 @@ namespace lossops::cpu {
 namespace {
 
 constexpr int64_t kPiece = 32 * 1024;  // elements that a thread takes at a time
-
-const VectorsKernels& choose_kernels() {
-#if defined(LOSSOPS_X86_64)
-  const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return vectors_kernels_avx512();
-  if (capability == "AVX2") return vectors_kernels_avx2();
-#endif
-  return vectors_kernels_default();
-}
 
 // Whether f is true for one of the labels of a row. Asks for all, without a branch.
 template <class F>
@@ -47,7 +36,8 @@ bool any_label(const RowLabels& labels, int64_t r, int64_t n, const F& f) {
 }  // namespace
 
 void vectors_run(const VectorsProblem& problem) {
-  static const VectorsKernels& kernels = choose_kernels();
+  static const VectorsKernels& kernels = with_instruction_set(
+      []<InstructionSet set>() -> const auto& { return vectors_kernels<set>(); });
   const int64_t rows = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, problem.length));
   at::parallel_for(0, problem.rows, rows,
                    [&](int64_t begin, int64_t end) { kernels.run(problem, begin, end); });

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "common/vectors_problem.h"
+#include "cpu/instruction_sets.h"
 
 namespace lossops::cpu {
 
@@ -19,9 +20,7 @@ struct VectorsKernels {
   void (*run)(const VectorsProblem&, int64_t begin, int64_t end);
 };
 
-// The first is always there; the others where the build is for x86-64.
-const VectorsKernels& vectors_kernels_default();
-const VectorsKernels& vectors_kernels_avx2();
-const VectorsKernels& vectors_kernels_avx512();
+template <InstructionSet>
+const VectorsKernels& vectors_kernels();
 
 }  // namespace lossops::cpu

@@ -1,4 +1,4 @@
-// The vector kernels. Included by one source file per instruction set.
+// The vector kernels. Compiled once for each instruction set.
 #include <algorithm>
 #include <cmath>
 
@@ -179,13 +179,13 @@ void run(const VectorsProblem& problem, int64_t begin, int64_t end) {
 
 namespace cpu {
 
-#define LOSSOPS_CONCAT_(a, b) a##b
-#define LOSSOPS_CONCAT(a, b) LOSSOPS_CONCAT_(a, b)
-
-const VectorsKernels& LOSSOPS_CONCAT(vectors_kernels_, LOSSOPS_ISA)() {
+template <InstructionSet>
+const VectorsKernels& vectors_kernels() {
   static constexpr VectorsKernels kernels{run};
   return kernels;
 }
+
+template const VectorsKernels& vectors_kernels<InstructionSet::CPU_CAPABILITY>();
 
 }  // namespace cpu
 }  // namespace lossops

@@ -1,4 +1,4 @@
-// The elementwise kernels. Included by one source file per instruction set.
+// The elementwise kernels. Compiled once for each instruction set.
 #include <array>
 #include <cmath>
 #include <type_traits>
@@ -404,14 +404,13 @@ void rescale(void* data, DType dtype, int64_t n, double factor) {
 
 namespace cpu {
 
-#define LOSSOPS_CONCAT_(a, b) a##b
-#define LOSSOPS_CONCAT(a, b) LOSSOPS_CONCAT_(a, b)
-
-const ElementwiseKernels& LOSSOPS_CONCAT(elementwise_kernels_, LOSSOPS_ISA)() {
-  static constexpr ElementwiseKernels kernels{LOSSOPS_ISA_NAME, forward, backward, double_backward,
-                                              rescale};
+template <InstructionSet>
+const ElementwiseKernels& elementwise_kernels() {
+  static constexpr ElementwiseKernels kernels{forward, backward, double_backward, rescale};
   return kernels;
 }
+
+template const ElementwiseKernels& elementwise_kernels<InstructionSet::CPU_CAPABILITY>();
 
 }  // namespace cpu
 }  // namespace lossops

@@ -1,4 +1,4 @@
-// The softmax kernels. Included by one source file per instruction set.
+// The softmax kernels. Compiled once for each instruction set.
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -45,13 +45,13 @@ void run(const SoftmaxProblem& problem, int64_t begin, int64_t end, double* sums
 
 namespace cpu {
 
-#define LOSSOPS_CONCAT_(a, b) a##b
-#define LOSSOPS_CONCAT(a, b) LOSSOPS_CONCAT_(a, b)
-
-const SoftmaxKernels& LOSSOPS_CONCAT(softmax_kernels_, LOSSOPS_ISA)() {
+template <InstructionSet>
+const SoftmaxKernels& softmax_kernels() {
   static constexpr SoftmaxKernels kernels{run};
   return kernels;
 }
+
+template const SoftmaxKernels& softmax_kernels<InstructionSet::CPU_CAPABILITY>();
 
 }  // namespace cpu
 }  // namespace lossops

@@ -1,4 +1,0 @@
-// Compiled for one instruction set, which setup.py names: CPU_CAPABILITY=AVX512.
-#define LOSSOPS_ISA avx512
-#define LOSSOPS_ISA_NAME "avx512"
-#include "cpu/elementwise_kernels.inc"

@@ -1,3 +1,0 @@
-// Compiled for one instruction set, which setup.py names: CPU_CAPABILITY=DEFAULT.
-#define LOSSOPS_ISA default
-#include "cpu/softmax_kernels.inc"
