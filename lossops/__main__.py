@@ -15,9 +15,9 @@ from lossops.report.occupancy import ARCHITECTURES, MULTIPROCESSORS
 from lossops.report.others_verify import OTHERS
 from lossops.report.progress import progress
 from lossops.report.tables import Table, show
-from lossops.softmax_specs import ROW_SPECS
-from lossops.specs import SPECS
-from lossops.vectors_specs import VECTOR_SPECS
+from lossops.specs.elementwise import SPECS
+from lossops.specs.softmax import ROW_SPECS
+from lossops.specs.vectors import VECTOR_SPECS
 
 _RESULTS = Path("benchmarks/results")
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import lossops
-from lossops import reference
 from lossops.__main__ import main
+from lossops.elementwise import reference
 from lossops.report import accuracy, bench_tables, claims, page, targets, values
 from lossops.report import verify as verification
 from lossops.report.tables import Table, number, to_html, to_text, verdict
 from lossops.report.truth import exact, judges_float64
-from lossops.softmax_specs import row_spec
-from lossops.specs import SPECS, spec
+from lossops.specs.elementwise import SPECS, spec
+from lossops.specs.softmax import row_spec
 
 COMMANDS = ("info", "verify", "bench", "kernels", "plot", "report")
 CHEAP = "mse_loss"

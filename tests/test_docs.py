@@ -12,20 +12,13 @@ from pathlib import Path
 import pytest
 
 import lossops
-from lossops import (
-    functional,
-    likelihoods,
-    linear,
-    margins,
-    nn,
-    nn_composed,
-    pairs,
-    regions,
-    sequences,
-    softmax_specs,
-    specs,
-)
-from lossops.vectors_specs import VECTOR_SPECS
+from lossops import functional, nn, nn_composed, sequences
+from lossops.elementwise import likelihoods, margins
+from lossops.linear import cross_entropy as linear
+from lossops.specs import elementwise as specs
+from lossops.specs import softmax as softmax_specs
+from lossops.specs.vectors import VECTOR_SPECS
+from lossops.vectors import pairs, regions
 
 ROOT = Path(__file__).parent.parent
 MODULES = [

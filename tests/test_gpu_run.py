@@ -37,11 +37,11 @@ from benchmarks.gpu import (
     visits,
 )
 from benchmarks.gpu import machine as gpu_machine
-from lossops import library
+from lossops.core import library
 from lossops.report import machine
 from lossops.report.tables import NOTHING, Table, to_text
-from lossops.softmax_specs import ROW_SPECS, Sample
-from lossops.specs import SPECS
+from lossops.specs.elementwise import SPECS
+from lossops.specs.softmax import ROW_SPECS, Sample
 
 ROOT = Path(__file__).parents[1]
 PARTS = ["build", "tests_native", "tests_triton", "sanitizer", "measure"]

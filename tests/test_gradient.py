@@ -28,7 +28,9 @@ from conftest import (
 from test_value import truth, ulps
 
 import lossops
-from lossops import functional, reference, specs
+from lossops import functional
+from lossops.elementwise import reference
+from lossops.specs import elementwise as specs
 
 # What binary_cross_entropy does on the CPU to refuse what is no probability.
 LOOK = {"binary_cross_entropy": ("aten::sum", "aten::_local_scalar_dense")}

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from test_value import size_of_terms, truth
 
 import lossops
-from lossops import reference, specs
-from lossops.softmax_specs import ROW_SPECS
+from lossops.elementwise import reference
+from lossops.specs import elementwise as specs
+from lossops.specs.softmax import ROW_SPECS
 
 ORDINARY = settings(
     max_examples=100,

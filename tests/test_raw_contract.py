@@ -17,7 +17,7 @@ from raw_ops import FLOAT32, Case
 from raw_softmax import Case as RowsCase
 from torch import Tensor
 
-from lossops.library import SCHEMAS
+from lossops.core.library import SCHEMAS
 
 REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError)
 NO_NUMBERS = (torch.int64, torch.int16, torch.uint8, torch.bool, torch.complex64)

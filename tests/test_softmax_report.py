@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lossops
-from lossops import functional, softmax_reference
+from lossops import functional
 from lossops.__main__ import main
 from lossops.report import (
     classification_claims,
@@ -27,7 +27,8 @@ from lossops.report.softmax_accuracy import RowErrors, Trial
 from lossops.report.softmax_steps import Rows, cases, contenders
 from lossops.report.softmax_truth import exact
 from lossops.report.tables import to_text
-from lossops.softmax_specs import ROW_SPECS, Sample, row_spec
+from lossops.softmax import reference as softmax_reference
+from lossops.specs.softmax import ROW_SPECS, Sample, row_spec
 
 CHEAP = "nll_loss"
 each_row = pytest.mark.parametrize("spec", ROW_SPECS, ids=lambda row: row.name)

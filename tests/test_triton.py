@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 from lossops.report import kernels, kernels_triton, kernels_vectors
 from lossops.report.occupancy import ARCHITECTURES
-from lossops.specs import SPECS, spec
+from lossops.specs.elementwise import SPECS, spec
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)

@@ -25,12 +25,12 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402, F401, the interpreter wants it beside a jit function
 
 import lossops  # noqa: E402
-import lossops.triton  # noqa: E402
-from lossops import reference  # noqa: E402
+import lossops.core.triton  # noqa: E402
+from lossops.elementwise import reference  # noqa: E402
 
 lossops.triton.load()
-from lossops.triton import elementwise  # noqa: E402
-from lossops.triton.elementwise_kernels import LOSSES, Loss  # noqa: E402
+from lossops.elementwise.triton import ops as elementwise  # noqa: E402
+from lossops.elementwise.triton.kernels import LOSSES, Loss  # noqa: E402
 
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = torch.device("cpu") if INTERPRETED else torch.device("cuda", 0)

@@ -9,7 +9,7 @@ from conftest import cpu_only
 from lossops import functional
 from lossops.report import bench_all, targets, vectors_bench, vectors_verify, verify_all
 from lossops.report.tables import to_text
-from lossops.vectors_specs import VECTOR_SPECS, vector_spec
+from lossops.specs.vectors import VECTOR_SPECS, vector_spec
 
 pytestmark = cpu_only
 each_spec = pytest.mark.parametrize("spec", VECTOR_SPECS, ids=lambda row: row.name)

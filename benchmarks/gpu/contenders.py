@@ -15,10 +15,10 @@ from torch import Tensor
 
 import lossops
 from benchmarks.gpu import peer_losses
-from lossops import backends
+from lossops.core import backends
 from lossops.report.contenders import written_in_torch
 from lossops.report.softmax_steps import Case
-from lossops.specs import Spec
+from lossops.specs.elementwise import Spec
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 OURS = ("native", "triton")

@@ -45,8 +45,8 @@ from benchmarks.gpu.visits import (
 from lossops.report.measure import available_bytes, peak_bytes
 from lossops.report.softmax_steps import Rows
 from lossops.report.steps import Tensors
-from lossops.softmax_specs import ROW_SPECS
-from lossops.specs import SPECS
+from lossops.specs.elementwise import SPECS
+from lossops.specs.softmax import ROW_SPECS
 
 COPY, ADD = "copy", "add"  # what the contenders' bandwidth is compared with
 GRAD_OUTPUT = 0.7310  # of a scaled step: anything but 1

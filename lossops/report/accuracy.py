@@ -17,7 +17,7 @@ from lossops.report import optional
 from lossops.report.contenders import written_in_torch
 from lossops.report.truth import Truth, exact
 from lossops.report.values import adversarial
-from lossops.specs import Spec
+from lossops.specs.elementwise import Spec
 
 ALLOWED_ALONE = 8.0  # ulp, where torch has no such loss to compare with
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lossops.report.verify import devices
-from lossops.specs import SPECS, Spec
+from lossops.specs.elementwise import SPECS, Spec
 
 Row = dict[str, Any]
 PARTS = ("step", "half", "tiny", "memory", "accuracy")

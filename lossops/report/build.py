@@ -23,9 +23,9 @@ from lossops.report import (
 from lossops.report.others_verify import OTHERS
 from lossops.report.progress import progress
 from lossops.report.tables import Table, show
-from lossops.softmax_specs import ROW_SPECS
-from lossops.specs import REGRESSION, SPECS
-from lossops.vectors_specs import VECTOR_SPECS
+from lossops.specs.elementwise import REGRESSION, SPECS
+from lossops.specs.softmax import ROW_SPECS
+from lossops.specs.vectors import VECTOR_SPECS
 
 Say = Callable[[Table], None]
 FAMILIES = (SPECS, ROW_SPECS, VECTOR_SPECS, OTHERS)

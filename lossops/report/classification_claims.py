@@ -14,7 +14,7 @@ from lossops import functional
 from lossops.report.claims import Finding, _mean_and_error, _steps
 from lossops.report.classifying import EVERY, GOALS, RATES, SHARED, WRONG
 from lossops.report.tables import Table, number
-from lossops.softmax_specs import ROW_SPECS
+from lossops.specs.softmax import ROW_SPECS
 
 Row = dict[str, Any]
 ROBUST = 0.03  # of the test set: a robust loss may lose less than that to wrong labels

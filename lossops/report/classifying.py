@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lossops.report import optional
 from lossops.report.measure import one_thread
-from lossops.softmax_specs import row_spec
+from lossops.specs.softmax import row_spec
 
 SEEDS = 8
 STEPS = 600

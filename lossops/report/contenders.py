@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lossops import reference
-from lossops.specs import Spec
+from lossops.elementwise import reference
+from lossops.specs.elementwise import Spec
 
 Loss = Callable[..., Tensor]
 

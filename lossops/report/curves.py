@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossops.specs import REGRESSION, Spec, spec
+from lossops.specs.elementwise import REGRESSION, Spec, spec
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ def included(source: Path, folder: Path) -> set[Path]:
     return found
 
 
-def imported(module: str, within: str) -> set[Path]:
-    """The files of a Python module and of all modules of a package that it imports."""
+def imported(module: str, part: str) -> set[Path]:
+    """The files of a module of lossops and of all that it imports with a part in their names."""
     root, found, new = Path(lossops.__file__).parents[1], {}, {module}
     while new:
         name = new.pop()
@@ -55,10 +55,11 @@ def imported(module: str, within: str) -> set[Path]:
             found[name] = None
             continue
         found[name] = path
-        for of, names in re.findall(r"^ *from (\S+) import \(?([^)\n]*)", path.read_text(), re.M):
-            if of == within or of.startswith(f"{within}."):
-                new |= {of, *(f"{of}.{one.strip()}" for one in names.split(",") if one.strip())}
-        new -= found.keys()
+        for of, names in re.findall(
+            r"^ *from (lossops\.\S+) import \(?([^)\n]*)", path.read_text(), re.M
+        ):
+            new |= {of, *(f"{of}.{one.strip()}" for one in names.split(",") if one.strip())}
+        new = {name for name in new if part in name} - found.keys()
     return {path for path in found.values() if path}
 
 

@@ -10,9 +10,9 @@ from lossops.report import kernels_cuda, kernels_triton, kernels_vectors
 from lossops.report.kernel_cache import Progress, silence
 from lossops.report.kernel_rows import CompileError, Row
 from lossops.report.occupancy import ARCHITECTURES
-from lossops.softmax_specs import RowSpec
-from lossops.specs import SPECS, Spec
-from lossops.vectors_specs import VectorSpec
+from lossops.specs.elementwise import SPECS, Spec
+from lossops.specs.softmax import RowSpec
+from lossops.specs.vectors import VectorSpec
 
 ENGINES = {"cuda": kernels_cuda, "triton": kernels_triton}
 

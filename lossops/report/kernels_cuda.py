@@ -15,7 +15,7 @@ from typing import Any
 from lossops.report import machine_code
 from lossops.report.kernel_cache import CHECKOUT, Cache, Progress, Task, included, silence
 from lossops.report.kernel_rows import READERS, CompileError, row
-from lossops.specs import SPECS, Spec
+from lossops.specs.elementwise import SPECS, Spec
 
 CSRC = CHECKOUT / "csrc"
 FLAGS = ("-std=c++20", "-O3", "-Xptxas=-v")  # as setup.py has them, and a report
@@ -54,7 +54,7 @@ def missing() -> str | None:
 
 def sources() -> list[Path]:
     """The files to compile, the longest first: others are done beside it."""
-    return sorted((CSRC / "cuda").glob("*.cu"), key=lambda path: -path.stat().st_size)
+    return sorted((CSRC / "cuda").rglob("*.cu"), key=lambda path: -path.stat().st_size)
 
 
 def survey(
@@ -70,7 +70,7 @@ def survey(
         CompileError: a source does not compile.
     """
     tasks = {
-        f"{source.stem} for sm_{a}": Task(
+        f"{source.parent.name} {source.stem} for sm_{a}": Task(
             (source, a), [*included(source, CSRC), *READERS, Path(__file__)]
         )
         for source in sources()
@@ -101,7 +101,7 @@ def compile(source: Path, architecture: str, options: Sequence[str] = ()) -> dic
         compiled = machine_code.Compiled(run.stdout, ptx.read_text(), cubin.read_bytes())
     found = machine_code.kernels([compiled])
     names = _demangled([kernel.symbol for kernel in found])
-    files = [source, *sorted((CSRC / "cuda").glob("*.cuh"))]
+    files = [source, *sorted((CSRC / "cuda").rglob("*.cuh"))]
     enums = _enums("\n".join(file.read_text(encoding="utf-8") for file in files))
     return {
         "rows": [

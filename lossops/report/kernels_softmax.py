@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lossops.softmax_reference import DIVERGENCES, LABEL_LOSSES
+from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
 
 FLOAT64, FLOAT32, BFLOAT16 = torch.float64, torch.float32, torch.bfloat16
 LOSSES = (*LABEL_LOSSES, *DIVERGENCES)

@@ -24,7 +24,7 @@ import torch
 from lossops.report import kernels_softmax, kernels_vectors, machine_code
 from lossops.report.kernel_cache import Cache, Progress, Task, imported, silence
 from lossops.report.kernel_rows import READERS, row
-from lossops.specs import SPECS, Spec, spec
+from lossops.specs.elementwise import SPECS, Spec, spec
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
 BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
@@ -80,7 +80,7 @@ def _files(loss: str | None) -> list[Path]:
         family, launched = "softmax", Path(kernels_softmax.__file__)
     elif loss in kernels_vectors.LOSSES:
         family, launched = "vectors", Path(kernels_vectors.__file__)
-    kernels = imported(f"lossops.triton.{family}", "lossops.triton")
+    kernels = imported(f"lossops.{family}.triton.ops", ".triton")
     return [*kernels, *READERS, Path(__file__), launched]
 
 
@@ -153,7 +153,10 @@ def compile(architecture: str, loss: str | None, pairs: Sequence[Pair] = PAIRS) 
     stands for all. To be called in a process that was set up for it."""
     import triton
 
-    from lossops.triton import elementwise, label_lists, softmax, vectors
+    from lossops.elementwise.triton import ops as elementwise
+    from lossops.softmax.triton import ops as softmax
+    from lossops.vectors.triton import label_lists
+    from lossops.vectors.triton import ops as vectors
 
     triton.runtime.driver.set_active(_Driver(architecture))
     if loss in kernels_softmax.LOSSES:

@@ -14,7 +14,8 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from lossops import backends, functional
+from lossops import functional
+from lossops.core import backends
 from lossops.report.tables import Table, verdict
 from lossops.report.verify import devices
 

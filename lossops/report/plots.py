@@ -12,7 +12,7 @@ import torch
 
 from lossops.report import optional
 from lossops.report.curves import Curve, plain
-from lossops.specs import SPECS
+from lossops.specs.elementwise import SPECS
 
 # Okabe and Ito's palette, which the colour-blind can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#999999")

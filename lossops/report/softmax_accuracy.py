@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lossops.report import optional
 from lossops.report.softmax_truth import RowTruth, exact
-from lossops.softmax_specs import RowSpec, Sample
+from lossops.specs.softmax import RowSpec, Sample
 
 HUGE = 128_256  # classes: a vocabulary of today
 SHAPES = ((200, 10), (32, 1000), (2, HUGE))

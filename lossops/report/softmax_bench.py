@@ -8,7 +8,7 @@ from typing import Any
 from lossops.report.bench import _in_process
 from lossops.report.softmax_steps import cases
 from lossops.report.verify import devices
-from lossops.softmax_specs import ROW_SPECS, RowSpec
+from lossops.specs.softmax import ROW_SPECS, RowSpec
 
 Row = dict[str, Any]
 PARTS = ("step", "half", "tiny", "memory")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lossops.softmax_specs import RowSpec, Sample
+from lossops.specs.softmax import RowSpec, Sample
 
 Edge = Callable[[RowSpec, str], str]  # of a loss, on a device: what is wrong there, or nothing
 

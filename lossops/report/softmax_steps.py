@@ -12,7 +12,7 @@ from torch import Tensor
 import lossops
 from lossops.report.measure import Step
 from lossops.report.steps import COMPILE, EAGER, FLOOR, LOSSOPS, TRITON, _on_triton
-from lossops.softmax_specs import ROW_SPECS, RowSpec, Sample, row_spec
+from lossops.specs.softmax import ROW_SPECS, RowSpec, Sample, row_spec
 
 VOCABULARY, WIDE, LANGUAGE = (512, 32_000), (4096, 1000), (64, 128_256)
 PICTURES = (8, 21, 512, 512)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lossops.report import optional
-from lossops.softmax_specs import RowSpec, Sample
+from lossops.specs.softmax import RowSpec, Sample
 
 Array = Any  # of numpy
 

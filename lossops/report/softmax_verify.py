@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import lossops
-from lossops import backends
+from lossops.core import backends
 from lossops.report import softmax_edges
 from lossops.report.accuracy import DTYPES
 from lossops.report.measure import one_thread
 from lossops.report.softmax_accuracy import HUGE, SHAPES, RowErrors, Trial, trials
 from lossops.report.tables import Table, number, verdict
 from lossops.report.verify import _NAMESPACES, OpRecorder, _where, devices
-from lossops.softmax_specs import ROW_SPECS, RowSpec, Sample
+from lossops.specs.softmax import ROW_SPECS, RowSpec, Sample
 
 _REDUCTION_ALLOWED = 4.0  # eps, whatever the number of rows
 _CHECKS = ("ran", "gradcheck", "gradgradcheck", "as_torch", "edges")

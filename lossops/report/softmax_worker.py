@@ -30,7 +30,7 @@ from lossops.report.softmax_steps import (
     contenders,
 )
 from lossops.report.steps import LOSSOPS
-from lossops.softmax_specs import Sample, row_spec
+from lossops.specs.softmax import Sample, row_spec
 
 Row = dict[str, Any]
 _POOL = 1 << 30  # bytes of memory that is kept warm

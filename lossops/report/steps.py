@@ -10,7 +10,7 @@ from torch import Tensor
 import lossops
 from lossops.report.contenders import written_in_torch
 from lossops.report.measure import Step
-from lossops.specs import Spec
+from lossops.specs.elementwise import Spec
 
 FLOOR, LOSSOPS, TRITON, EAGER, COMPILE = "floor", "lossops", "triton", "eager", "compile"
 

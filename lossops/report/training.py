@@ -17,7 +17,7 @@ from torch import Tensor
 from lossops.report import optional
 from lossops.report.curves import plain
 from lossops.report.measure import one_thread
-from lossops.specs import REGRESSION, Spec
+from lossops.specs.elementwise import REGRESSION, Spec
 
 SEEDS = 20
 STEPS = 500

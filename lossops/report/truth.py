@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossops import reference
+from lossops.elementwise import reference
 from lossops.report import optional
 
 

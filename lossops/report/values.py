@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lossops.specs import Spec
+from lossops.specs.elementwise import Spec
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 CHUNK = 1 << 18

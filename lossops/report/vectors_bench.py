@@ -30,7 +30,7 @@ from lossops.report.steps import COMPILE, EAGER, FLOOR, LOSSOPS, TRITON, _on_tri
 from lossops.report.tables import Table, number
 from lossops.report.targets import Target, ratio
 from lossops.report.verify import devices
-from lossops.vectors_specs import VECTOR_SPECS, VectorSpec, vector_spec
+from lossops.specs.vectors import VECTOR_SPECS, VectorSpec, vector_spec
 
 Row = dict[str, Any]
 PARTS = ("step", "tiny", "memory")

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import lossops
-from lossops import backends
+from lossops.core import backends
 from lossops.report import softmax_verify
 from lossops.report.accuracy import DTYPES
 from lossops.report.measure import one_thread
 from lossops.report.tables import Table, number, verdict
 from lossops.report.verify import _NAMESPACES, OpRecorder, _where, devices
-from lossops.vectors_reference import multi_margin
-from lossops.vectors_specs import VECTOR_SPECS, VectorSpec
+from lossops.specs.vectors import VECTOR_SPECS, VectorSpec
+from lossops.vectors.reference import multi_margin
 
 SHAPES = ((60, 10), (20, 1000), (3, 20_000))
 # In float64 torch is its own truth: its norm of 20,000 numbers is 5 to 20 units off.

@@ -13,12 +13,13 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossops
-from lossops import backends, library, reference
+from lossops.core import backends, library
+from lossops.elementwise import reference
 from lossops.report import accuracy
 from lossops.report.accuracy import DTYPES, Errors, within
 from lossops.report.tables import NOTHING, Table, number, verdict
 from lossops.report.truth import exact
-from lossops.specs import SPECS, Spec
+from lossops.specs.elementwise import SPECS, Spec
 
 COUNT, FULL_COUNT = 20_000, 10_000_000
 _NAMESPACES = {"native": library.NATIVE, "triton": library.TRITON}

@@ -25,7 +25,7 @@ from lossops.report.measure import (
     peak_bytes,
 )
 from lossops.report.steps import LOSSOPS, Tensors, contenders
-from lossops.specs import Spec, spec
+from lossops.specs.elementwise import Spec, spec
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lossops import calls
+from lossops.core import library as calls
 
 from . import build
 
