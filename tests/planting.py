@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cuda_on_cpu import build
 
-from lossops.report.kernel_cache import digest, included
+from benchmarks.kernels.cache import digest, included
 
 ROOT = Path(__file__).parents[1]
 FOUND = Path(__file__).with_name("planted.json")

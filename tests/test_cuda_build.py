@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from lossops.report import kernel_cache, kernels, kernels_cuda
-from lossops.report.occupancy import ARCHITECTURES, MULTIPROCESSORS, blocks_at_once
+from benchmarks.kernels import cache as kernel_cache
+from benchmarks.kernels import cuda as kernels_cuda
+from benchmarks.kernels import survey as kernels
+from benchmarks.kernels.occupancy import ARCHITECTURES, MULTIPROCESSORS, blocks_at_once
 from lossops.specs.elementwise import SPECS
 from lossops.vectors.ops import VECTOR_SIGNATURES
 

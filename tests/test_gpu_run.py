@@ -38,10 +38,10 @@ from benchmarks.gpu import (
 )
 from benchmarks.gpu import machine as gpu_machine
 from lossops.core import library
-from lossops.report import machine
-from lossops.report.tables import NOTHING, Table, to_text
 from lossops.specs.elementwise import SPECS
 from lossops.specs.softmax import ROW_SPECS, Sample
+from lossops.verify import machine
+from lossops.verify.tables import NOTHING, Table, to_text
 
 ROOT = Path(__file__).parents[1]
 PARTS = ["build", "tests_native", "tests_triton", "sanitizer", "measure"]

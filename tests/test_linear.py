@@ -26,7 +26,7 @@ import lossops
 from lossops import functional, nn
 from lossops.linear import chunks as linear_autograd
 from lossops.linear import cross_entropy as linear
-from lossops.report.measure import peak_bytes
+from lossops.verify.measure import peak_bytes
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
-"""The polynomials of cpu/common/simd.h, over all floats, with the instruction sets that this machine
-has."""
+"""The polynomials of cpu/common/simd.h over all floats, by each instruction set of this machine."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import torch
 
-from lossops.report.softmax_steps import PICTURES, Case, Rows
-from lossops.report.steps import Tensors
+from benchmarks.bench.softmax_steps import PICTURES, Case, Rows
+from benchmarks.bench.steps import Tensors
 from lossops.specs.elementwise import SPECS, Spec
 from lossops.specs.softmax import Sample
 
