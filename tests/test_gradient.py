@@ -29,6 +29,7 @@ from test_value import truth, ulps
 
 import lossops
 from lossops import functional
+from lossops.core import backends
 from lossops.elementwise import reference
 from lossops.specs import elementwise as specs
 
@@ -113,7 +114,7 @@ def sizes_of_terms(spec, kwargs, exact, grad_output, reduction):
     return sizes
 
 
-each_backend = pytest.mark.parametrize("backend", lossops.backends.backends_for(DEVICE.type))
+each_backend = pytest.mark.parametrize("backend", backends.backends_for(DEVICE.type))
 
 
 def open_at_zero_in_torch() -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import lossops
 from benchmarks.bench.steps import COMPILE, EAGER, FLOOR, LOSSOPS, TRITON, _on_triton
+from lossops.core import backends
 from lossops.specs.softmax import ROW_SPECS, RowSpec, Sample, row_spec
 from lossops.verify.measure import Step
 
@@ -114,7 +114,7 @@ def contenders(case: Case, rows: Rows, compiled: bool = True) -> dict[str, Step]
         LOSSOPS: rows.train(case.spec.call(case.sample)),
         EAGER: rows.train(in_torch),
     }
-    if "triton" in lossops.backends.backends_for(rows.input.device.type):
+    if "triton" in backends.backends_for(rows.input.device.type):
         steps[TRITON] = _on_triton(steps[LOSSOPS])
     if compiled:
         torch.compiler.reset()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import lossops
+from lossops.core import backends
 from lossops.specs.elementwise import Spec
 from lossops.verify.contenders import written_in_torch
 from lossops.verify.measure import Step
@@ -53,7 +54,7 @@ def contenders(spec: Spec, tensors: Tensors, compiled: bool = True) -> dict[str,
         LOSSOPS: tensors.train(spec.function, **spec.defaults),
         EAGER: tensors.train(in_torch),
     }
-    if "triton" in lossops.backends.backends_for(tensors.input.device.type):
+    if "triton" in backends.backends_for(tensors.input.device.type):
         steps[TRITON] = _on_triton(steps[LOSSOPS])
     if compiled:
         torch.compiler.reset()

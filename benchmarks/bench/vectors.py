@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-import lossops
 from benchmarks.bench.elementwise import _in_process
 from benchmarks.bench.steps import COMPILE, EAGER, FLOOR, LOSSOPS, TRITON, _on_triton
 from benchmarks.bench.tables import _ratio, calls
 from benchmarks.bench.targets import Target, ratio
+from lossops.core import backends
 from lossops.specs.vectors import VECTOR_SPECS, VectorSpec, vector_spec
 from lossops.verify.elementwise import devices
 from lossops.verify.measure import (
@@ -109,7 +109,7 @@ class Steps:
             LOSSOPS: self.train(self.spec.function),
             EAGER: self.train(in_torch),
         }
-        if "triton" in lossops.backends.backends_for(self.vectors[0].device.type):
+        if "triton" in backends.backends_for(self.vectors[0].device.type):
             steps[TRITON] = _on_triton(steps[LOSSOPS])
         if compiled and self.spec.compiles:
             torch.compiler.reset()

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from lossops.core.spread import gathered
 from lossops.core.transforms import transforms_active
 
-# As in lossops.backends: one count for the whole process, which torch.compile can guard.
+# As in lossops.core.backends: one count for the whole process, which torch.compile can guard.
 _open = int(os.environ.get("LOSSOPS_LABEL_CHECKS", "0") not in ("", "0"))
 _lock = threading.Lock()
 

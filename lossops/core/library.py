@@ -61,12 +61,12 @@ _libraries = [torch.library.Library(namespace, "DEF") for namespace in (NATIVE, 
 # Of each op: its check and its schema. The check takes the arguments of a call, raises for what
 # breaks the contract, and returns a function that makes the results, whose contents a kernel would
 # compute.
-_DECLARED: dict[str, tuple[Callable, str]] = {}
+DECLARED: dict[str, tuple[Callable, str]] = {}
 
 
 def declare(name: str, check: Callable, schema: str) -> None:
     """Declares an op for every backend."""
-    _DECLARED[name] = check, schema
+    DECLARED[name] = check, schema
     for library in _libraries[:2]:
         _declare_in(library, name)
     for ops in KERNEL_OPS.values():
@@ -76,13 +76,13 @@ def declare(name: str, check: Callable, schema: str) -> None:
 def declare_all(namespace: str) -> None:
     """Declares the ops of all families in another namespace."""
     library = torch.library.Library(namespace, "DEF")
-    for name in _DECLARED:
+    for name in DECLARED:
         _declare_in(library, name)
     _libraries.append(library)
 
 
 def _declare_in(library: torch.library.Library, name: str) -> None:
-    check, schema = _DECLARED[name]
+    check, schema = DECLARED[name]
     _define(library, name, schema)
     register_fake(library, name, lambda *args: check(*args)())
 
@@ -121,7 +121,7 @@ def register_fake(library: torch.library.Library, name: str, fake) -> None:
 def implement(namespace: str, name: str, device: str, kernel: Callable) -> None:
     """Registers a Python function as the kernel of an op on a device type. It is called with
     arguments that keep the contract."""
-    check, _ = _DECLARED[name]
+    check, _ = DECLARED[name]
     schema = getattr(getattr(torch.ops, namespace), name).default._schema.arguments
     known = [(argument.name, argument.is_write) for argument in schema]
 

@@ -28,7 +28,13 @@ from torch.autograd import Function
 
 from lossops.core.backends import kernel_ops, native_extension, settled
 from lossops.core.library import KernelOps
-from lossops.core.transforms import distinct, is_transformed, merge, transforms_active
+from lossops.core.transforms import (
+    distinct,
+    is_functionalized,
+    is_transformed,
+    merge,
+    transforms_active,
+)
 from lossops.elementwise import batching as _batching  # noqa: F401  (registers the vmap rules)
 from lossops.elementwise import reference
 
@@ -315,7 +321,7 @@ def elementwise(
     transformed = transforms_active()
     # torch.compile does not see the derivative rules of a Function inside torch.func's transforms;
     # plain formulas it differentiates, and fuses, itself. Functionalization knows no Function.
-    plain = transformed and (torch.compiler.is_compiling() or reference.is_functionalized())
+    plain = transformed and (torch.compiler.is_compiling() or is_functionalized())
     if call.backend == "reference" or plain:
         return reference.elementwise(
             input, target, weight, normalizer, *call.op_args, call.out_dtype

@@ -4,10 +4,7 @@
 broadcast by the caller (stride 0 is fine), and floating dtypes that may differ. ``keep_dims`` is
 the number of leading dimensions a reduction keeps: 0 for a scalar, 1 for one number per sample.
 ``reduction`` is "none", "mean" or "sum"; with "none", ``keep_dims`` is ignored. ``normalizer``
-(0-d, or of the kept dimensions' shape) replaces the mean's denominator. ``output_mask`` says which
-of the outputs are wanted; the others are None. Those of forward passes are Tensor? in the schemas,
-as programs compiled ahead of time need it, and others Tensor, as the vmap behind
-``torch.autograd.grad(is_grads_batched=True)`` does.
+(0-d, or of the kept dimensions' shape) replaces the mean's denominator.
 
 With L_i = w_i f(x_i, y_i) and s the reduction's factor (1, 1/n or 1/normalizer):
 

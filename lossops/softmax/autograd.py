@@ -151,7 +151,7 @@ class FusedSoftmax(Function):
             return *grads, None, None, None
         present = [grad for grad in grads if grad is not None]
         if any(grad.dtype == torch.float16 for grad in present):
-            # As in lossops.autograd: scaling afterwards would lose a float16 gradient's digits.
+            # As in the elementwise family: scaling afterwards would lose a float16 gradient's digits.
             ops.softmax_backward_(present, grad_output, *inputs, *op_args, mask)
         else:
             ops.elementwise_rescale_(present, grad_output)
@@ -160,7 +160,7 @@ class FusedSoftmax(Function):
 
 def _compiled_gradients(ctx, cotangents, call, mask) -> tuple:
     """Without mutation, so that the compiler may fuse the scaling into what comes next."""
-    # As in lossops.autograd: compiled autograd finds no gradients here, and what has taken the
+    # As in the elementwise family: compiled autograd finds no gradients here, and what has taken the
     # place of the logits it has to leave to eager execution.
     if call.in_place and len(ctx.saved_tensors) == 4:
         raise RuntimeError("not to be traced: the gradient is not among what was saved")

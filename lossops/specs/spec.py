@@ -26,7 +26,7 @@ class Spec:
     """What is known of an elementwise loss."""
 
     name: str  # in lossops.functional
-    kernel: str  # its name in the kernels and in lossops.reference
+    kernel: str  # its name in the kernels and in lossops.elementwise.reference
     module: type[torch.nn.Module]
     formula: str  # with d = x - y
     samples: tuple[dict[str, float], ...] = ({},)  # hyperparameters to test with; defaults first

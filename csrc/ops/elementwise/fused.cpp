@@ -38,7 +38,7 @@ struct State : torch::CustomClassHolder {
   ReadyGradients<3> grads;
 };
 
-// lossops.autograd's differentiable backward. Never freed: the interpreter may be gone by then.
+// lossops.elementwise.autograd's differentiable backward. Never freed: the interpreter may be gone by then.
 pybind11::handle differentiable_backward;
 
 variable_list place(const std::array<Tensor, 3>& grads) {
