@@ -44,7 +44,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: report test test-all test-torch gpu build format clean
 
 report: build
-	$(BIN)/python -m lossops report --out report
+	$(BIN)/python -m benchmarks report --out report
 
 test: build
 	$(BIN)/ruff check .

@@ -32,34 +32,34 @@ ROOT = Path(__file__).parent.resolve()
 CPU_SOURCES = (
     "csrc/ops/module.cpp",
     "csrc/ops/autograd.cpp",
-    "csrc/ops/elementwise_fused.cpp",
-    "csrc/ops/softmax_fused.cpp",
-    "csrc/ops/vectors_fused.cpp",
+    "csrc/ops/elementwise/fused.cpp",
+    "csrc/ops/softmax/fused.cpp",
+    "csrc/ops/vectors/fused.cpp",
     "csrc/ops/large.cpp",
     "csrc/ops/contract.cpp",
-    "csrc/ops/elementwise.cpp",
-    "csrc/ops/elementwise_cpu.cpp",
-    "csrc/ops/softmax.cpp",
-    "csrc/ops/softmax_cpu.cpp",
-    "csrc/ops/vectors.cpp",
-    "csrc/ops/vectors_cpu.cpp",
-    "csrc/cpu/elementwise.cpp",
-    "csrc/cpu/softmax.cpp",
-    "csrc/cpu/vectors.cpp",
+    "csrc/ops/elementwise/checks.cpp",
+    "csrc/ops/elementwise/cpu.cpp",
+    "csrc/ops/softmax/checks.cpp",
+    "csrc/ops/softmax/cpu.cpp",
+    "csrc/ops/vectors/checks.cpp",
+    "csrc/ops/vectors/cpu.cpp",
+    "csrc/cpu/elementwise/engine.cpp",
+    "csrc/cpu/softmax/engine.cpp",
+    "csrc/cpu/vectors/engine.cpp",
 )
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"-mavx512f -mavx512bw -mavx512vl -mavx512dq {AVX2}"
 # From wide to narrow, with the flags of each. The default runs on every machine.
 INSTRUCTION_SETS = {"AVX512": AVX512, "AVX2": AVX2, "DEFAULT": ""}
 KERNEL_SOURCES = (
-    "csrc/cpu/elementwise_kernels.cpp",
-    "csrc/cpu/softmax_kernels.cpp",
-    "csrc/cpu/vectors_kernels.cpp",
+    "csrc/cpu/elementwise/kernels.cpp",
+    "csrc/cpu/softmax/kernels.cpp",
+    "csrc/cpu/vectors/kernels.cpp",
 )
 CUDA_OP_SOURCES = (
-    "csrc/ops/elementwise_cuda.cpp",
-    "csrc/ops/softmax_cuda.cpp",
-    "csrc/ops/vectors_cuda.cpp",
+    "csrc/ops/elementwise/cuda.cpp",
+    "csrc/ops/softmax/cuda.cpp",
+    "csrc/ops/vectors/cuda.cpp",
 )
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0")
 # Without what makes the kernels take many times as long to compile: checks in line, and some kinds.
@@ -220,7 +220,7 @@ class NinjaBuild(build_ext):
             defines["LOSSOPS_CUDA_VERSION"] = f'"{".".join(map(str, cuda.version))}"'
             defines["LOSSOPS_CUDA_ARCH"] = f'"{" ".join(cuda.archs)}"'
             objects |= {f"{s.replace('/', '_')}.o": (s, "") for s in CUDA_OP_SOURCES}
-            cuda_sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+            cuda_sources = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
             nvcc_flags = " ".join(
                 [
                     "-std=c++20 -O3 -Xcompiler -fPIC,-fvisibility=hidden",
@@ -262,9 +262,10 @@ class NinjaBuild(build_ext):
         kernels_first = sorted(objects.items(), key=lambda item: item[1][0] not in KERNEL_SOURCES)
         for output, (source, extra) in kernels_first:
             lines += [f"build {output}: cxx {escaped(ROOT / source)}", f"  extra = {extra}"]
-        names = [*objects, *(f"cuda_{source.name}.o" for source in cuda_sources)]
+        names = [*objects]
         for source in cuda_sources:
-            lines.append(f"build cuda_{source.name}.o: nvcc {escaped(source)}")
+            names.append(f"cuda_{source.parent.name}_{source.name}.o")
+            lines.append(f"build {names[-1]}: nvcc {escaped(source)}")
         output = escaped(target)
         lines += [f"build {output}: link {' '.join(names)}", f"default {output}", ""]
         (build / "build.ninja").write_text("\n".join(lines))

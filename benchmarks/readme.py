@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench import others as others_bench
+from benchmarks.bench import softmax_tables
+from benchmarks.bench import vectors as vectors_bench
+from benchmarks.bench.targets import ratio
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.tables import to_markdown
-from lossops.report import others_bench, softmax_tables, vectors_bench
-from lossops.report.tables import NOTHING, Table, number, verdict
-from lossops.report.targets import ratio
+from lossops.verify.tables import NOTHING, Table, number, verdict
 
 Result = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
@@ -27,7 +29,7 @@ No figure here is typed. Goals that were missed stand beside those that were met
 make gpu                                      # a GPU: builds, tests, checks, measures
 bash benchmarks/gpu.sh OUT_DIR --help         # the same with another Python, in parts
 python -m benchmarks.gpu.finish --store FILE  # keeps a result.json that another machine wrote
-python -m lossops bench --save                # the CPU
+python -m benchmarks bench --save                # the CPU
 make format                                   # writes this page
 ```
 """

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lossops import softmax_specs, specs
-from lossops.vectors_specs import VECTOR_SPECS
+from lossops.specs import elementwise as specs
+from lossops.specs import softmax as softmax_specs
+from lossops.specs.vectors import VECTOR_SPECS
 
 README = Path(__file__).parent.parent / "README.md"
 

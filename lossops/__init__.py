@@ -10,8 +10,8 @@ tensor([-0.2500, -0.5000])
 
 from lossops import functional, nn
 from lossops import scripting as _scripting  # noqa: F401  (prepares what torch.jit.script compiles)
-from lossops.backends import backend
-from lossops.checking import label_checks
+from lossops.core.backends import backend
+from lossops.core.labels import label_checks
 from lossops.info import info
 from lossops.patching import use_in_torch, use_in_torch_always
 

@@ -15,56 +15,56 @@ weights are not fused: they come of the formulas in plain torch.
 ``"sample"``  one number per sample of the batch: the mean over all dimensions but the first,
               a tensor of shape (B,)
 
-and for :func:`kl_div` also "batchmean". The losses of differences stand here, those of single
-probabilities and logits in :mod:`lossops.probabilities`, those over rows in
-:mod:`lossops.classification` (of a label) and :mod:`lossops.divergences` (of two distributions).
+and for :func:`kl_div` also "batchmean".
 """
 
 from __future__ import annotations
 
-import math
-
-from torch import Tensor
-
-from lossops.checks import (
-    elementwise_loss,
-    integer_or_complex,
-    l1_in_torch,
-    legacy_reduction,
-    number,
+from lossops.elementwise.likelihoods import gaussian_nll_loss, poisson_nll_loss
+from lossops.elementwise.margins import (
+    hinge_embedding_loss,
+    margin_ranking_loss,
+    multilabel_soft_margin_loss,
+    soft_margin_loss,
 )
-from lossops.classification import cross_entropy, focal_loss, log_prob_of, nll_loss, poly_loss
-from lossops.divergences import (
+from lossops.elementwise.probabilities import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    kl_div,
+    sigmoid_focal_loss,
+)
+from lossops.elementwise.regression import (
+    charbonnier_loss,
+    huber_loss,
+    l1_loss,
+    log_cosh_loss,
+    mse_loss,
+    quantile_loss,
+    smooth_l1_loss,
+)
+from lossops.linear.cross_entropy import linear_cross_entropy
+from lossops.sequences import ctc_loss
+from lossops.softmax.classification import (
+    cross_entropy,
+    focal_loss,
+    log_prob_of,
+    nll_loss,
+    poly_loss,
+)
+from lossops.softmax.divergences import (
     js_divergence,
     kl_divergence,
     l1_distribution_loss,
     soft_cross_entropy,
     total_variation,
 )
-from lossops.likelihoods import gaussian_nll_loss, poisson_nll_loss
-from lossops.linear import linear_cross_entropy
-from lossops.margins import (
-    hinge_embedding_loss,
-    margin_ranking_loss,
-    multi_margin_loss,
-    multilabel_margin_loss,
-    multilabel_soft_margin_loss,
-    soft_margin_loss,
-)
-from lossops.overrides import handle, overridden
-from lossops.pairs import (
+from lossops.vectors.hinges import multi_margin_loss, multilabel_margin_loss
+from lossops.vectors.pairs import (
     cosine_embedding_loss,
     triplet_margin_loss,
     triplet_margin_with_distance_loss,
 )
-from lossops.probabilities import (
-    binary_cross_entropy,
-    binary_cross_entropy_with_logits,
-    kl_div,
-    sigmoid_focal_loss,
-)
-from lossops.regions import dice_loss, tversky_loss
-from lossops.sequences import ctc_loss
+from lossops.vectors.regions import dice_loss, tversky_loss
 
 __all__ = [
     "binary_cross_entropy",
@@ -104,333 +104,3 @@ __all__ = [
     "triplet_margin_with_distance_loss",
     "tversky_loss",
 ]
-
-
-def mse_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-) -> Tensor:
-    r"""Squared error (L2): ``w (x - y)²``.
-
-    Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
-        size_average, reduce: deprecated, see ``reduction``.
-        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of ``input``. A mean then divides by Σw.
-
-    Returns:
-        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
-        "sample".
-
-    Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
-        NotImplementedError: if the tensors are not floating point.
-        RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
-
-    Follows :func:`torch.nn.functional.mse_loss`.
-
-    Example:
-        >>> import torch, lossops.functional as F
-        >>> F.mse_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
-        tensor(5.)
-    """
-    if overridden(input, target, weight):
-        return handle(
-            mse_loss, (input, target, weight), input, target, size_average=size_average,
-            reduce=reduce, reduction=reduction, weight=weight,
-        )  # fmt: skip
-    reduction = legacy_reduction(size_average, reduce, reduction)
-    return elementwise_loss("mse", input, target, weight, reduction)
-
-
-def l1_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-) -> Tensor:
-    r"""Absolute error (L1, MAE): ``w |x - y|``. The derivative where x = y is 0.
-
-    Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
-        size_average, reduce: deprecated, see ``reduction``.
-        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of ``input``. A mean then divides by Σw.
-
-    Returns:
-        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
-        "sample".
-
-    Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
-        RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
-
-    Follows :func:`torch.nn.functional.l1_loss`, to which integer and complex tensors are passed on.
-
-    Example:
-        >>> import torch, lossops.functional as F
-        >>> F.l1_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
-        tensor(2.)
-    """
-    if overridden(input, target, weight):
-        return handle(
-            l1_loss, (input, target, weight), input, target, size_average=size_average,
-            reduce=reduce, reduction=reduction, weight=weight,
-        )  # fmt: skip
-    reduction = legacy_reduction(size_average, reduce, reduction)
-    if integer_or_complex(input, target):
-        return l1_in_torch(input, target, weight, reduction)
-    return elementwise_loss("l1", input, target, weight, reduction)
-
-
-def smooth_l1_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    beta: float = 1.0,
-    weight: Tensor | None = None,
-) -> Tensor:
-    r"""Smooth L1: with d = x - y, ``w ½d²/β`` where |d| < β, else ``w (|d| - ½β)``.
-
-    Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
-        size_average, reduce: deprecated, see ``reduction``.
-        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        beta: the threshold β ≥ 0, in units of x; 0 gives the L1 loss.
-        weight: w, the shape of ``input`` (torch has none here). A mean then divides by Σw.
-
-    Returns:
-        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
-        "sample".
-
-    Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
-        NotImplementedError: if the tensors are not floating point.
-        RuntimeError: if ``beta`` is negative or NaN, the shapes do not broadcast, or the tensors
-            are on different devices.
-        TypeError: if ``beta`` is not a number.
-
-    Follows :func:`torch.nn.functional.smooth_l1_loss`; Girshick, Fast R-CNN, 2015.
-
-    Example:
-        >>> import torch, lossops.functional as F
-        >>> F.smooth_l1_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
-        tensor([0.1250, 2.5000])
-    """
-    if overridden(input, target, weight):
-        return handle(
-            smooth_l1_loss, (input, target, weight), input, target, size_average=size_average,
-            reduce=reduce, reduction=reduction, beta=beta, weight=weight,
-        )  # fmt: skip
-    reduction = legacy_reduction(size_average, reduce, reduction)
-    beta = number("smooth_l1_loss", "beta", beta)
-    if not beta >= 0:
-        raise RuntimeError(f"smooth_l1_loss does not support negative values for beta. Got: {beta}")
-    if beta == 0:
-        return elementwise_loss("l1", input, target, weight, reduction)
-    return elementwise_loss("smooth_l1", input, target, weight, reduction, (beta,))
-
-
-def huber_loss(
-    input: Tensor,
-    target: Tensor,
-    reduction: str = "mean",
-    delta: float = 1.0,
-    weight: Tensor | None = None,
-) -> Tensor:
-    r"""Huber: with d = x - y, ``w ½d²`` where |d| < δ, else ``w δ(|d| - ½δ)``.
-
-    Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
-        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        delta: the threshold δ > 0, in units of x; infinity gives half the squared error.
-        weight: w, the shape of ``input``. A mean still divides by the number of elements, as
-            torch has it for this loss.
-
-    Returns:
-        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
-        "sample". Mixed dtypes promote; torch returns the input's dtype and fails in backward.
-
-    Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
-        NotImplementedError: if the tensors are not floating point.
-        RuntimeError: if ``delta`` is not positive, the shapes do not broadcast, or the tensors
-            are on different devices.
-        TypeError: if ``delta`` is not a number.
-
-    Follows :func:`torch.nn.functional.huber_loss`; Huber, Robust Estimation of a Location
-    Parameter, 1964.
-
-    Example:
-        >>> import torch, lossops.functional as F
-        >>> F.huber_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
-        tensor([0.1250, 2.5000])
-    """
-    if overridden(input, target, weight):
-        return handle(
-            huber_loss, (input, target, weight), input, target, reduction=reduction, delta=delta,
-            weight=weight,
-        )  # fmt: skip
-    delta = number("huber_loss", "delta", delta)
-    if not delta > 0:
-        raise RuntimeError(
-            f"huber_loss does not support non-positive values for delta. Got: {delta}"
-        )
-    return elementwise_loss(
-        "huber", input, target, weight, reduction, (delta,), divides_by_weight=False
-    )
-
-
-def log_cosh_loss(
-    input: Tensor,
-    target: Tensor,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-) -> Tensor:
-    r"""Log-cosh: ``w log(cosh(x - y))``: ½d² near 0, |d| - log 2 far from it, smooth throughout.
-
-    Accurate for differences of every size: neither cancellation at 1e-4 nor overflow at 1e4.
-
-    Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
-        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of ``input``. A mean then divides by Σw.
-
-    Returns:
-        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
-        "sample".
-
-    Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
-        NotImplementedError: if the tensors are not floating point.
-        RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
-
-    Source: Saleh and Saleh, Statistical Properties of the log-cosh Loss Function, 2022. torch has
-    no such loss.
-
-    Example:
-        >>> import torch, lossops.functional as F
-        >>> F.log_cosh_loss(torch.tensor([0.0, 100.0]), torch.tensor([0.0, 0.0]), reduction="none")
-        tensor([ 0.0000, 99.3069])
-    """
-    if overridden(input, target, weight):
-        return handle(
-            log_cosh_loss, (input, target, weight), input, target, reduction=reduction,
-            weight=weight,
-        )  # fmt: skip
-    return elementwise_loss("log_cosh", input, target, weight, reduction)
-
-
-def quantile_loss(
-    input: Tensor,
-    target: Tensor,
-    quantile: float = 0.5,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-) -> Tensor:
-    r"""Quantile (pinball): with u = y - x, ``w max(q u, (q - 1) u)``.
-
-    Its minimiser is the q-th quantile of y: q = 0.9 punishes predicting too little nine times as
-    much as predicting too much; q = 0.5 is half the L1 loss. The derivative where x = y is 0.
-
-    Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
-        quantile: q, 0 < q < 1.
-        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of ``input``. A mean then divides by Σw.
-
-    Returns:
-        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
-        "sample".
-
-    Raises:
-        ValueError: if ``quantile`` is not between 0 and 1, ``reduction`` is none of these, or
-            ``weight`` has another shape than input.
-        NotImplementedError: if the tensors are not floating point.
-        RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
-        TypeError: if ``quantile`` is not a number.
-
-    Source: Koenker and Bassett, Regression Quantiles, 1978. torch has no such loss.
-
-    Example:
-        >>> import torch, lossops.functional as F
-        >>> F.quantile_loss(torch.zeros(2), torch.tensor([1.0, -1.0]), 0.9, reduction="none")
-        tensor([0.9000, 0.1000])
-    """
-    if overridden(input, target, weight):
-        return handle(
-            quantile_loss, (input, target, weight), input, target, quantile=quantile,
-            reduction=reduction, weight=weight,
-        )  # fmt: skip
-    quantile = number("quantile_loss", "quantile", quantile)
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile_loss(): quantile should be between 0 and 1, got {quantile}")
-    return elementwise_loss(
-        "quantile", input, target, weight, reduction, (1.0 - quantile, quantile)
-    )
-
-
-def charbonnier_loss(
-    input: Tensor,
-    target: Tensor,
-    epsilon: float = 1e-3,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-) -> Tensor:
-    r"""Charbonnier: with d = x - y, ``w sqrt(d² + ε²)``.
-
-    A smooth L1 loss that has derivatives of every order: quadratic near 0, where it is ε, and
-    linear far from it. Much used to restore images.
-
-    Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
-        epsilon: ε > 0; no less than 2⁻¹²⁶ is used, float32's smallest normal number.
-        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of ``input``. A mean then divides by Σw.
-
-    Returns:
-        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
-        "sample".
-
-    Raises:
-        ValueError: if ``epsilon`` is not positive and finite, ``reduction`` is none of these, or
-            ``weight`` has another shape than input.
-        NotImplementedError: if the tensors are not floating point.
-        RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
-        TypeError: if ``epsilon`` is not a number.
-
-    Source: Charbonnier et al., Two Deterministic Half-Quadratic Regularization Algorithms for
-    Computed Imaging, 1994. torch has no such loss.
-
-    Example:
-        >>> import torch, lossops.functional as F
-        >>> F.charbonnier_loss(torch.tensor([0.0, 4.0]), torch.zeros(2), 3.0, reduction="none")
-        tensor([3., 5.])
-    """
-    if overridden(input, target, weight):
-        return handle(
-            charbonnier_loss, (input, target, weight), input, target, epsilon=epsilon,
-            reduction=reduction, weight=weight,
-        )  # fmt: skip
-    epsilon = number("charbonnier_loss", "epsilon", epsilon)
-    if not 0 < epsilon < math.inf:
-        raise ValueError(
-            f"charbonnier_loss(): epsilon should be positive and finite, got {epsilon}"
-        )
-    params = (max(epsilon, 2.0**-126),)
-    return elementwise_loss("charbonnier", input, target, weight, reduction, params)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lossops import backends
+from lossops.core import backends
 
 
 def _processor() -> str:

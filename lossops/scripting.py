@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from lossops import functional, nn
-from lossops.overrides import TORCHS
+from lossops.core.overrides import TORCHS
 
 __all__: list[str] = []
 

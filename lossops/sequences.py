@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lossops.composed import check_reduction
-from lossops.overrides import TORCHS, handle, overridden
+from lossops.core.arguments import check_reduction
+from lossops.core.overrides import TORCHS, handle, overridden
 
 __all__ = ["ctc_loss"]
 

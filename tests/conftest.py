@@ -19,7 +19,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossops
-from lossops import backends, library, specs
+from lossops.core import backends, library
+from lossops.specs import elementwise as specs
 
 # Where the tests run. LOSSOPS_TEST_DEVICE=cuda takes them to a GPU, LOSSOPS_BACKEND chooses the
 # kernels there.

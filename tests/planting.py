@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cuda_on_cpu import build
 
-from lossops.report.kernel_cache import digest, included
+from benchmarks.kernels.cache import digest, included
 
 ROOT = Path(__file__).parents[1]
 FOUND = Path(__file__).with_name("planted.json")
@@ -30,10 +30,10 @@ FEWER_SOFTMAX = [
     ("losses/softmax.h", r"LossList<CrossEntropy, Focal, Poly>", "LossList<CrossEntropy>"),
     ("losses/softmax.h", r"LossList<Kl, ReverseKl[^;]*;", "LossList<Kl>;"),
     (
-        "cuda/softmax_kernels.cuh", r": f\.template operator\(\)<JensenShannon, S>\(\)",
+        "cuda/softmax/kernels.cuh", r": f\.template operator\(\)<JensenShannon, S>\(\)",
         ": f.template operator()<Kl, S>()",
     ),
-    ("cuda/softmax_kernels.cuh", r"template operator\(\)<__half>", "template operator()<float>"),
+    ("cuda/softmax/kernels.cuh", r"template operator\(\)<__half>", "template operator()<float>"),
 ]  # fmt: skip
 
 
@@ -66,7 +66,8 @@ def _found() -> dict[str, str]:
 def _state(csrc: Path, others, module: str, texts: list[str]) -> str:
     """A digest of what decides whether a bug is found: the sources that are compiled, the device
     that runs them, and the examination."""
-    compiled = [path for path in (csrc / "cuda").glob("*.cu") if path.name not in others]
+    cuda = csrc / "cuda"
+    compiled = [p for p in cuda.rglob("*.cu") if str(p.relative_to(cuda)) not in others]
     files = [path for source in compiled for path in included(source, csrc)]
     tests = Path(__file__).parent
     files += [*tests.glob("raw_*.py"), tests / "test_raw_vectors.py", tests / "interpreter.py"]
@@ -116,7 +117,7 @@ def untouched(file: str) -> list[str]:
             included = re.findall(r'#include "cuda/([^"]+)"', path.read_text())
             if users & set(included):
                 users.add(str(path.relative_to(folder)))
-    return [path.name for path in folder.glob("*.cu") if path.name not in users]
+    return [n for p in folder.rglob("*.cu") if (n := str(p.relative_to(folder))) not in users]
 
 
 def examine(

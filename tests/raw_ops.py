@@ -8,7 +8,8 @@ import random
 import pytest
 import torch
 
-from lossops import reference, specs
+from lossops.elementwise import reference
+from lossops.specs import elementwise as specs
 
 FLOAT64, FLOAT32, BFLOAT16, FLOAT16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 LOSSES = [row.kernel for row in specs.SPECS]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from raw_ops import BFLOAT16, FLOAT32, FLOAT64
 
-from lossops import softmax_reference
-from lossops.library import accumulator
-from lossops.reference import reduce
-from lossops.softmax_reference import DIVERGENCES, LABEL_LOSSES
+from lossops.core.formulas import reduce
+from lossops.core.library import accumulator
+from lossops.softmax import reference as softmax_reference
+from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
 
 LOSSES = [*LABEL_LOSSES, *DIVERGENCES]
 # Hyperparameters other than the defaults: 1 would hide a factor.

@@ -1,4 +1,4 @@
-// Compares the float32 functions of cpu/simd.h with float64 ones, over every STEP-th float there
+// Compares the float32 functions of cpu/common/simd.h with float64 ones, over every STEP-th float there
 // is, and prints a line per function: name, largest error in units of the last place, how many
 // results are of another kind (NaN, infinite) than they should be.
 #include <cmath>
@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "cpu/simd.h"
+#include "cpu/common/simd.h"
 
 using lossops::Simd;
 

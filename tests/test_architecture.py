@@ -50,66 +50,124 @@ def test_no_cuda_outside_its_folder(folder):
         assert not CUDA_HEADER.search(path.read_text()), path
 
 
+FAMILIES = ("elementwise", "softmax", "vectors")
+
+
 def test_ops_know_engines_by_their_launch_functions_only():
-    families = ("elementwise", "softmax", "vectors")
-    allowed = {f"{engine}/{family}.h" for engine in ("cpu", "cuda") for family in families}
     for path in sources("ops"):
         for name in re.findall(r'#include\s*"((?:cpu|cuda)/[^"]+)"', path.read_text()):
-            assert name in allowed, f"{path.name} includes {name}"
+            assert name.endswith("/engine.h"), f"{path.name} includes {name}"
 
 
-# Python: nn → functional → its leaves → checks → autograd → backends → library. Nobody looks back
-# up.
-LAYERS = [
-    "library", "overrides", "spread", "reference", "softmax_reference", "vectors_reference",
-    "contract", "calls", "backends", "batching", "autograd", "checking", "plain",
-    "softmax_autograd", "linear_autograd", "checks", "softmax_checks", "composed", "vectors",
-    "probabilities", "classification", "divergences", "likelihoods", "linear", "margins",
-    "pairs", "regions", "sequences", "functional", "nn_composed", "nn_divergences", "nn",
-    "patching", "scripting",
-]  # fmt: skip
-READERS = {
-    "elementwise_spec",
-    "specs",
-    "softmax_in_torch",
-    "softmax_specs",
-    "report",
-    "__main__",
-}  # of the library, never read by it
+@pytest.mark.parametrize("folder", ["cpu", "cuda", "ops"])
+def test_no_family_includes_another(folder):
+    for path in sources(folder):
+        own = path.relative_to(CSRC).parts[1]
+        for name in re.findall(r'#include\s*"(?:cpu|cuda|ops)/([^"/]+)/', path.read_text()):
+            if own in FAMILIES or own == "common":
+                assert name in (own, "common"), f"{path} includes {name}/"
 
 
-def imports(path: Path) -> set[str]:
-    """The modules of lossops that a file imports."""
+# Python: folder by folder. What a folder's modules may import, besides their own folder's; those of
+# the package itself stand under their names.
+MAY_IMPORT = {
+    "core": set(),
+    "families": set(),
+    "elementwise": {"core"},
+    "softmax": {"core"},
+    "vectors": {"core"},
+    "linear": {"core", "softmax"},
+    "sequences": {"core"},
+    "functional": {"elementwise", "softmax", "vectors", "linear", "sequences"},
+    "nn_composed": {"functional"},
+    "nn_divergences": {"functional"},
+    "nn": {"functional", "nn_composed", "nn_divergences"},
+    "patching": {"functional"},
+    "scripting": {"core", "functional", "nn"},
+    "info": {"core"},
+    "specs": {"core", "elementwise", "functional", "nn"},  # and is read by none of these
+    "verify": {
+        "core",
+        "elementwise",
+        "functional",
+        "linear",
+        "nn",
+        "softmax",
+        "specs",
+        "vectors",
+    },
+}
+# core names the families' folders, and imports them when Triton is loaded.
+EXCEPTIONS = {("core", "families"), ("info", "__version__")}
+# From below to above, within the folders of families and core.
+LAYERS = {
+    "core": [
+        "contract", "library", "spread", "overrides", "transforms", "formulas", "backends",
+        "labels", "arguments", "unfused", "plain",
+    ],
+    "family": ["reference", "ops", "batching", "autograd", "call"],
+}  # fmt: skip
+
+
+def imports(path: Path) -> set[tuple[str, ...]]:
+    """The modules of lossops that a file imports, as the parts of their names."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "lossops":
-                found |= {alias.name for alias in node.names}
-            elif node.module.startswith("lossops."):
-                found.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lossops"):
+            parts = tuple(node.module.split("."))[1:]
+            found |= {(*parts, alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("lossops.")}
+            found |= {tuple(a.name.split(".")[1:]) for a in node.names if "lossops." in a.name}
     return found
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_layers_look_down_only(layer):
-    above = set(LAYERS[LAYERS.index(layer) + 1 :]) | READERS
-    assert not imports(PACKAGE / f"{layer}.py") & above
+def modules(name: str) -> list[Path]:
+    folder = PACKAGE / name
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
 
 
-def test_triton_knows_only_the_library():
-    for path in (PACKAGE / "triton").glob("*.py"):
-        assert imports(path) <= {"library", "calls", "triton"}, path
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_folders_import_only_what_they_may(name):
+    for path in modules(name):
+        others = {parts[0] for parts in imports(path)} - {name, "_C"}
+        others -= {other for where, other in EXCEPTIONS if where == name}
+        assert others <= MAY_IMPORT[name], path
+
+
+def test_every_module_is_in_a_folder_with_rules():
+    known = {*MAY_IMPORT, "__init__", "__main__"}
+    assert {path.stem for path in PACKAGE.iterdir() if path.suffix in ("", ".py")} <= known | {
+        "__pycache__"
+    }
+
+
+@pytest.mark.parametrize("folder", ["core", "elementwise", "softmax", "vectors"])
+def test_layers_look_down_only(folder):
+    layers = LAYERS["core" if folder == "core" else "family"]
+    for path in modules(folder):
+        if path.stem not in layers or path.parent.name != folder:
+            continue
+        above = set(layers[layers.index(path.stem) + 1 :])
+        within = {parts[1] for parts in imports(path) if parts[0] == folder and len(parts) > 1}
+        assert not within & above, path
+
+
+def test_triton_imports_its_family_and_core_only():
+    for path in PACKAGE.glob("*/triton/*.py"):
+        family = path.parents[1].name
+        assert {parts[0] for parts in imports(path)} <= {family, "core", "families"}, path
 
 
 def test_hot_path_does_not_synchronise():
     """Nothing that reads a number off the device, which would stall it."""
     forbidden = re.compile(r"\.item\(\)|\.tolist\(\)|torch\.equal\(|\.cpu\(\)|Synchronize")
     # Where it is asked to, or nobody has to wait; and where numbers lie on the CPU.
-    reads = {"checking", "library"}
-    files = [PACKAGE / f"{layer}.py" for layer in LAYERS if layer not in reads]
-    files += list((PACKAGE / "triton").glob("*.py")) + [p for d in KNOWS for p in sources(d)]
+    reads = {PACKAGE / "core" / "labels.py", PACKAGE / "core" / "library.py"}
+    files = [
+        path for name in MAY_IMPORT if name not in ("specs", "verify") for path in modules(name)
+    ]
+    files = [path for path in files if path not in reads]
+    files += [path for folder in KNOWS for path in sources(folder)]
     for path in files:
         code = re.sub(r'"""[\s\S]*?"""', "", path.read_text())  # examples in docstrings may
         assert not forbidden.search(code), path

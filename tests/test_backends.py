@@ -13,7 +13,7 @@ import torch
 from conftest import cpu_only, each_spec, expect_ops, pair, ran
 
 import lossops
-from lossops import backends
+from lossops.core import backends
 
 ROOT = Path(__file__).parent.parent
 
@@ -163,7 +163,8 @@ def test_peak_memory_is_one_gradient(spec, reduction, scale):
 
 
 def test_extension_lists_the_losses_of_the_specs():
-    from lossops import reference, specs
+    from lossops.elementwise import reference
+    from lossops.specs import elementwise as specs
 
     built = set(backends.native_extension.build_info()["elementwise_losses"])
     assert built == {row.kernel for row in specs.SPECS} == set(reference.FORMULAS)

@@ -9,16 +9,25 @@ import pytest
 import torch
 
 import lossops
-from lossops import reference
-from lossops.__main__ import main
-from lossops.report import accuracy, bench_tables, claims, page, targets, values
-from lossops.report import verify as verification
-from lossops.report.tables import Table, number, to_html, to_text, verdict
-from lossops.report.truth import exact, judges_float64
-from lossops.softmax_specs import row_spec
-from lossops.specs import SPECS, spec
+from benchmarks.__main__ import main as benchmarks_main
+from benchmarks.bench import tables as bench_tables
+from benchmarks.bench import targets
+from benchmarks.claims import page
+from benchmarks.claims import regression as claims
+from lossops.__main__ import main as verify_main
+from lossops.elementwise import reference
+from lossops.specs.elementwise import SPECS, spec
+from lossops.specs.softmax import row_spec
+from lossops.verify import accuracy, values
+from lossops.verify import elementwise as verification
+from lossops.verify.tables import Table, number, to_html, to_text, verdict
+from lossops.verify.truth import exact, judges_float64
 
-COMMANDS = ("info", "verify", "bench", "kernels", "plot", "report")
+PROGRAMS = {
+    "lossops": (verify_main, ("info", "verify")),
+    "benchmarks": (benchmarks_main, ("bench", "kernels", "plot", "report")),
+}
+COMMANDS = [(program, name) for program, (_, names) in PROGRAMS.items() for name in names]
 CHEAP = "mse_loss"
 
 
@@ -29,21 +38,29 @@ def test_runs_as_a_module():
     assert json.loads(done.stdout)["lossops"] == lossops.__version__
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_teaches(command, capsys):
+def main(arguments):
+    """Runs a command of the program that has it."""
+    of = PROGRAMS["benchmarks"][1]
+    return (benchmarks_main if arguments and arguments[0] in of else verify_main)(arguments)
+
+
+@pytest.mark.parametrize(("program", "command"), COMMANDS)
+def test_help_teaches(program, command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "examples:" in text
-    assert f"python -m lossops {command}" in text
+    assert f"python -m {program} {command}" in text
 
 
-def test_help_names_every_command(capsys):
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_names_every_command(program, capsys):
+    run, commands = PROGRAMS[program]
     with pytest.raises(SystemExit):
-        main(["--help"])
+        run(["--help"])
     text = capsys.readouterr().out
-    assert all(command in text for command in COMMANDS)
+    assert all(command in text for command in commands)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +73,9 @@ def test_usage_exits_with_2(arguments, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
-def test_no_command_prints_help_and_exits_with_2(capsys):
-    assert main([]) == 2
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_command_prints_help_and_exits_with_2(program, capsys):
+    assert PROGRAMS[program][0]([]) == 2
     assert "start with:" in capsys.readouterr().out
 
 
@@ -167,7 +185,7 @@ def test_bench_quick(capsys, tmp_path):
 
 
 def test_bench_reports_what_a_worker_died_of(monkeypatch):
-    from lossops.report import bench
+    from benchmarks.bench import elementwise as bench
 
     with pytest.raises(RuntimeError, match="no loss named 'nonsense'"):
         list(bench._in_process(next(bench.tasks(["nonsense"], True, ("memory",)))))
@@ -222,14 +240,14 @@ KERNELS = ["kernels", "--arch", "90", "--loss", CHEAP]
 
 
 def test_kernels_over_rows_are_named_by_their_losses():
-    from lossops.report import kernels
+    from benchmarks.kernels import survey as kernels
 
     wanted = [row_spec(name) for name in ("kl_divergence", "nll_loss", "cross_entropy")]
     assert kernels.of_rows(wanted) == ["kl", "cross_entropy", "reverse_kl"]
 
 
 def test_kernels(capsys):
-    from lossops.report import kernels
+    from benchmarks.kernels import survey as kernels
 
     result = kernels.survey(["90"], [spec(CHEAP)], [])
     if set(result["compilers"]) != {"cuda", "triton"}:
@@ -255,7 +273,8 @@ def test_kernels(capsys):
 
 @pytest.mark.parametrize("compiler", ["nvcc", "Triton"])
 def test_kernels_says_what_it_cannot_show(compiler, monkeypatch, capsys, tmp_path):
-    from lossops.report import kernels_cuda, kernels_triton
+    from benchmarks.kernels import cuda as kernels_cuda
+    from benchmarks.kernels import triton as kernels_triton
 
     if kernels_cuda.missing() or kernels_triton.missing():
         pytest.skip("nothing to be without")
@@ -274,7 +293,8 @@ def test_kernels_says_what_it_cannot_show(compiler, monkeypatch, capsys, tmp_pat
 
 
 def test_kernels_without_compilers_exits_with_1(monkeypatch, capsys):
-    from lossops.report import kernels_cuda, kernels_triton
+    from benchmarks.kernels import cuda as kernels_cuda
+    from benchmarks.kernels import triton as kernels_triton
 
     monkeypatch.setattr(kernels_cuda, "sources", list)
     monkeypatch.setattr(kernels_triton, "missing", lambda: "Triton is not installed")
@@ -286,8 +306,9 @@ def test_kernels_without_compilers_exits_with_1(monkeypatch, capsys):
 
 
 def test_kernels_that_spill_exit_with_1(monkeypatch, capsys):
-    from lossops.report import kernels, machine_code
-    from lossops.report.kernel_rows import row
+    from benchmarks.kernels import machine_code
+    from benchmarks.kernels import survey as kernels
+    from benchmarks.kernels.rows import row
 
     numbers = {"threads": 256, "registers": 32, "shared": 0, "stack": 8, "spill_loads": 8}
     kernel = machine_code.Kernel(

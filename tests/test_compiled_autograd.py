@@ -11,7 +11,7 @@ from torch._dynamo import compiled_autograd
 
 import lossops
 from lossops import functional
-from lossops.autograd import Call, FusedElementwise
+from lossops.elementwise.autograd import Call, FusedElementwise
 
 
 def compiled_gradient(loss: torch.Tensor, input: torch.Tensor, scale: float) -> torch.Tensor:

@@ -13,10 +13,11 @@ from conftest import DEVICE, cpu_only, make, pair
 from test_drop_in import CASES
 from torch.autograd import forward_ad
 
-from lossops import functional, specs
-from lossops.softmax_specs import ROW_SPECS
-from lossops.specs import SPECS
-from lossops.vectors_specs import VECTOR_SPECS
+from lossops import functional
+from lossops.specs import elementwise as specs
+from lossops.specs.elementwise import SPECS
+from lossops.specs.softmax import ROW_SPECS
+from lossops.specs.vectors import VECTOR_SPECS
 
 F32, F64, HALF = torch.float32, torch.float64, torch.float16
 

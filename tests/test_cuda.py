@@ -20,7 +20,7 @@ from test_gradient import sizes_of_terms
 from test_value import size_of_terms, truth, ulps
 
 import lossops
-from lossops import backends
+from lossops.core import backends
 
 REDUCTIONS = ("none", "mean", "sum", "sample")
 LONG = 2_000_000_000  # cycles: about a second, in which a test's own work is long done

@@ -14,14 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from lossops.library import VECTOR_SIGNATURES
-from lossops.report import kernel_cache, kernels, kernels_cuda
-from lossops.report.occupancy import ARCHITECTURES, MULTIPROCESSORS, blocks_at_once
-from lossops.specs import SPECS
+from benchmarks.kernels import cache as kernel_cache
+from benchmarks.kernels import cuda as kernels_cuda
+from benchmarks.kernels import survey as kernels
+from benchmarks.kernels.occupancy import ARCHITECTURES, MULTIPROCESSORS, blocks_at_once
+from lossops.specs.elementwise import SPECS
+from lossops.vectors.ops import VECTOR_SIGNATURES
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
-GLUE = sorted(path.name for path in (CSRC / "ops").glob("*_cuda.cpp"))
+GLUE = sorted(str(path.relative_to(CSRC)) for path in (CSRC / "ops").glob("*/cuda.cpp"))
 
 NVCC = kernels_cuda.nvcc()
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no CUDA compiler, nvcc")
@@ -66,10 +68,10 @@ def rows(units, architecture):
 
 
 def test_there_are_sources():
-    assert {source.name for source in kernels_cuda.sources()} >= {
-        "elementwise.cu", "elementwise_dense.cu", "elementwise_strided.cu", "softmax.cu",
-        "softmax_thread.cu", "softmax_warp_labels.cu", "softmax_block_labels.cu", "vectors.cu",
-        "label_lists.cu",
+    assert {f"{s.parent.name}/{s.stem}" for s in kernels_cuda.sources()} >= {
+        "elementwise/engine", "elementwise/dense", "elementwise/strided", "softmax/engine",
+        "softmax/thread", "softmax/warp_labels", "softmax/block_labels", "vectors/engine",
+        "vectors/label_lists",
     }  # fmt: skip
 
 
@@ -339,7 +341,7 @@ def test_occupancy_is_what_nvidia_computes(tmp_path):
 
 def cuda_include_paths() -> list[str]:
     """Where this nvcc finds its headers. It may be a script that calls the real one."""
-    plan = run(NVCC, "--dryrun", "-x", "cu", "-E", CSRC / "cuda" / "elementwise.h")
+    plan = run(NVCC, "--dryrun", "-x", "cu", "-E", CSRC / "cuda" / "elementwise" / "engine.h")
     includes = re.search(r"^#\$ INCLUDES=(.*)$", plan, re.MULTILINE)
     assert includes, plan
     return re.findall(r"-I([^\"\s]+)", includes[1])
@@ -358,7 +360,7 @@ def test_host_glue_compiles(source):
     system = [*include_paths(), sysconfig.get_path("include"), *cuda_include_paths()]
     run(
         compiler, "-std=c++20", "-fsyntax-only", "-DC10_USING_CUSTOM_GENERATED_MACROS",
-        f"-I{CSRC}", *(f"-isystem{path}" for path in system), CSRC / "ops" / source,
+        f"-I{CSRC}", *(f"-isystem{path}" for path in system), CSRC / source,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lossops
-from lossops import backends
+from lossops.core import backends
 
 WORKSPACE = 1 << 16  # bytes that the partial sums of a reduction may take
 

@@ -10,7 +10,7 @@ from conftest import DTYPES, each_dtype, each_reduction, each_spec
 from test_cuda import normal, numbers, same, step
 from test_value import truth, ulps
 
-from lossops import specs
+from lossops.specs import elementwise as specs
 
 BLOCKS, ELEMENTS_PER_BLOCK = 8, 2048  # per multiprocessor; the CUDA engine's, and near Triton's
 

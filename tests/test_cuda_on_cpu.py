@@ -24,9 +24,9 @@ from raw_ops import (
 
 # Kernels that no examination here runs: planted bugs leave them as they were compiled.
 OTHER_FAMILIES = [
-    path.name
-    for path in sorted(Path(planting.ROOT, "csrc", "cuda").glob("*.cu"))
-    if not path.name.startswith("elementwise")
+    f"{path.parent.name}/{path.name}"
+    for path in Path(planting.ROOT, "csrc", "cuda").glob("*/*.cu")
+    if path.parent.name != "elementwise"
 ]
 
 # The pairs of dtypes that the dense kernels are compiled for, and one that only the strided take.
@@ -274,8 +274,8 @@ def test_leave_for_shared_memory_holds_for_other_threads():
 
 RACE, UNWRITTEN, OUTSIDE = "a race: this", "nothing has been written yet", "outside of every tensor"
 STUCK, NUMBERS = "not all threads reach", "should be"
-REDUCE, DENSE, STRIDED = "common/reduce.cuh", "elementwise_dense.cu", "elementwise_strided.cu"
-GROUPS_OF, MEMORY, LAUNCH = "common/groups.cuh", "common/memory.cuh", "elementwise.cu"
+REDUCE, DENSE, STRIDED = "common/reduce.cuh", "elementwise/dense.cu", "elementwise/strided.cu"
+GROUPS_OF, MEMORY, LAUNCH = "common/groups.cuh", "common/memory.cuh", "elementwise/engine.cu"
 
 PLANTED = {
     "no barrier before the warps' sums are read": (

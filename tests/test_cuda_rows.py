@@ -11,8 +11,9 @@ from test_cuda import LONG, captured, needs_two_gpus, same
 from test_cuda_cost import WORKSPACE, _Placement, launched, no_synchronisation
 
 import lossops
-from lossops import backends, functional
-from lossops.softmax_specs import ROW_SPECS, row_spec
+from lossops import functional
+from lossops.core import backends
+from lossops.specs.softmax import ROW_SPECS, row_spec
 
 each_row = pytest.mark.parametrize("spec", ROW_SPECS, ids=lambda row: row.name)
 # The classes of rows that a warp keeps, that a block does, and that are read again.

@@ -17,8 +17,9 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_d
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.nn.parallel import DistributedDataParallel
 
-from lossops import functional, nn, specs
-from lossops.softmax_specs import ROW_SPECS
+from lossops import functional, nn
+from lossops.specs import elementwise as specs
+from lossops.specs.softmax import ROW_SPECS
 
 PROCESSES, MICRO_BATCHES = 2, 3
 LOSSES = {

@@ -12,27 +12,22 @@ from pathlib import Path
 import pytest
 
 import lossops
-from lossops import (
-    functional,
-    likelihoods,
-    linear,
-    margins,
-    nn,
-    nn_composed,
-    pairs,
-    regions,
-    sequences,
-    softmax_specs,
-    specs,
-)
-from lossops.vectors_specs import VECTOR_SPECS
+from lossops import functional, nn, nn_composed, sequences
+from lossops.elementwise import likelihoods, margins
+from lossops.linear import cross_entropy as linear
+from lossops.specs import elementwise as specs
+from lossops.specs import softmax as softmax_specs
+from lossops.specs.vectors import VECTOR_SPECS
+from lossops.vectors import hinges, pairs, regions
 
 ROOT = Path(__file__).parent.parent
 MODULES = [
-    "lossops", "lossops.functional", "lossops.probabilities", "lossops.classification",
-    "lossops.divergences", "lossops.backends", "lossops.info", "lossops.nn", "lossops.margins",
-    "lossops.likelihoods", "lossops.linear", "lossops.pairs", "lossops.sequences",
-    "lossops.patching", "lossops.checking", "lossops.regions",
+    "lossops", "lossops.core.backends", "lossops.core.labels", "lossops.elementwise.likelihoods",
+    "lossops.elementwise.margins", "lossops.elementwise.probabilities",
+    "lossops.elementwise.regression", "lossops.info", "lossops.linear.cross_entropy", "lossops.nn",
+    "lossops.patching", "lossops.sequences", "lossops.softmax.classification",
+    "lossops.softmax.divergences", "lossops.vectors.hinges", "lossops.vectors.pairs",
+    "lossops.vectors.regions",
 ]  # fmt: skip
 
 
@@ -65,7 +60,7 @@ def test_quoted_code_is_the_code():
 
 
 # The losses without kernels of their own.
-COMPOSED = (linear, likelihoods, margins, pairs, regions, sequences)
+COMPOSED = (linear, likelihoods, margins, hinges, pairs, regions, sequences)
 FUNCTIONS = {row.name: row.function for row in (*specs.SPECS, *softmax_specs.ROW_SPECS)}
 FUNCTIONS |= {name: getattr(functional, name) for module in COMPOSED for name in module.__all__}
 

@@ -11,7 +11,9 @@ import torch
 from conftest import each_spec, make, needs_kernels, pair, raw_ops
 
 import lossops
-from lossops import backends, functional, specs
+from lossops import functional
+from lossops.core import backends
+from lossops.specs import elementwise as specs
 
 REFUSED = [
     pytest.param(row, bad, error, message, id=f"{row.name}-{bad}")

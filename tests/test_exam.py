@@ -18,7 +18,8 @@ from conftest import DEVICE
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lossops import functional, linear
+from lossops import functional
+from lossops.linear import cross_entropy as linear
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

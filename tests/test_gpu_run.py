@@ -37,11 +37,11 @@ from benchmarks.gpu import (
     visits,
 )
 from benchmarks.gpu import machine as gpu_machine
-from lossops import library
-from lossops.report import machine
-from lossops.report.tables import NOTHING, Table, to_text
-from lossops.softmax_specs import ROW_SPECS, Sample
-from lossops.specs import SPECS
+from lossops.core import library
+from lossops.specs.elementwise import SPECS
+from lossops.specs.softmax import ROW_SPECS, Sample
+from lossops.verify import machine
+from lossops.verify.tables import NOTHING, Table, to_text
 
 ROOT = Path(__file__).parents[1]
 PARTS = ["build", "tests_native", "tests_triton", "sanitizer", "measure"]
@@ -526,10 +526,10 @@ def test_all_tools_over_all_kernels(tmp_path, monkeypatch, wrong):
 
 def test_kernels_are_all_there_is():
     """What the sanitizers see: every op, with every loss."""
-    with expect_ops(*(f"lossops::{name}" for name in library.SCHEMAS)) as names:
+    with expect_ops(*(f"lossops::{name}" for name in library.DECLARED)) as names:
         assert kernels.run("native", "cpu") > 100 * len(SPECS + ROW_SPECS)
     assert {name for name in names if name.startswith("lossops::")} == {
-        f"lossops::{name}" for name in library.SCHEMAS
+        f"lossops::{name}" for name in library.DECLARED
     }
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as torch_functional
 
+from benchmarks.bench.softmax_steps import Case, Rows
 from benchmarks.gpu import clock, contenders, goals, measure, part, row_tables, rows, tables, visits
-from lossops.report.softmax_steps import Case, Rows
-from lossops.report.tables import NOTHING, to_text
-from lossops.softmax_specs import ROW_SPECS, Sample
-from lossops.specs import SPECS
+from lossops.specs.elementwise import SPECS
+from lossops.specs.softmax import ROW_SPECS, Sample
+from lossops.verify.tables import NOTHING, to_text
 
 SINGLE, HALF = torch.float32, torch.bfloat16
 PAIR = Sample(target="logits")

@@ -28,7 +28,10 @@ from conftest import (
 from test_value import truth, ulps
 
 import lossops
-from lossops import functional, reference, specs
+from lossops import functional
+from lossops.core import backends
+from lossops.elementwise import reference
+from lossops.specs import elementwise as specs
 
 # What binary_cross_entropy does on the CPU to refuse what is no probability.
 LOOK = {"binary_cross_entropy": ("aten::sum", "aten::_local_scalar_dense")}
@@ -111,7 +114,7 @@ def sizes_of_terms(spec, kwargs, exact, grad_output, reduction):
     return sizes
 
 
-each_backend = pytest.mark.parametrize("backend", lossops.backends.backends_for(DEVICE.type))
+each_backend = pytest.mark.parametrize("backend", backends.backends_for(DEVICE.type))
 
 
 def open_at_zero_in_torch() -> bool:

@@ -21,7 +21,7 @@ from conftest import (
 from test_gradient import LOOK, sizes_of_terms
 from test_value import size_of_terms, truth, ulps
 
-from lossops import specs
+from lossops.specs import elementwise as specs
 
 LAYOUTS = {
     "contiguous": lambda t: t,

@@ -23,8 +23,10 @@ from test_drop_in import labels
 from torch.utils.flop_counter import FlopCounterMode
 
 import lossops
-from lossops import functional, linear, linear_autograd, nn
-from lossops.report.measure import peak_bytes
+from lossops import functional, nn
+from lossops.linear import chunks as linear_autograd
+from lossops.linear import cross_entropy as linear
+from lossops.verify.measure import peak_bytes
 
 
 @pytest.fixture

@@ -6,10 +6,13 @@ import pytest
 import torch
 from conftest import cpu_only
 
+from benchmarks.bench import others as others_bench
+from benchmarks.bench import targets
+from benchmarks.claims import report as build
 from lossops import functional
-from lossops.report import build, others_bench, others_verify, targets
-from lossops.report.others_verify import OTHERS
-from lossops.report.tables import to_text
+from lossops.verify import others as others_verify
+from lossops.verify.others import OTHERS
+from lossops.verify.tables import to_text
 
 pytestmark = cpu_only
 each_other = pytest.mark.parametrize("other", OTHERS, ids=lambda other: other.name)

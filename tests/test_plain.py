@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossops
 from lossops import functional as F
-from lossops import plain
-from lossops.backends import native_extension
+from lossops.core import plain
+from lossops.core.backends import native_extension
 
 pytestmark = pytest.mark.skipif(BACKEND != "native", reason="there is no short way but the native")
 

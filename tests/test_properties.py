@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from test_value import size_of_terms, truth
 
 import lossops
-from lossops import reference, specs
-from lossops.softmax_specs import ROW_SPECS
+from lossops.core import backends
+from lossops.elementwise import reference
+from lossops.specs import elementwise as specs
+from lossops.specs.softmax import ROW_SPECS
 
 ORDINARY = settings(
     max_examples=100,
@@ -169,7 +171,7 @@ def test_labels_of_rows(call):
     same(grad[finite], wanted[finite], (largest + 1).unsqueeze(1).expand_as(input)[finite], 32)
 
 
-@pytest.mark.parametrize("backend", lossops.backends.backends_for(DEVICE.type))
+@pytest.mark.parametrize("backend", backends.backends_for(DEVICE.type))
 def test_what_these_have_found(backend):
     """NaN beside infinity in a row, and a count and its expectation that are both infinite."""
     row, inf = torch.tensor([[math.inf, math.nan]], device=DEVICE), torch.tensor(math.inf)

@@ -17,12 +17,12 @@ from raw_ops import FLOAT32, Case
 from raw_softmax import Case as RowsCase
 from torch import Tensor
 
-from lossops.library import SCHEMAS
+from lossops.core.library import DECLARED
 
 REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError)
 NO_NUMBERS = (torch.int64, torch.int16, torch.uint8, torch.bool, torch.complex64)
-IN_PLACE = [name for name in SCHEMAS if name.endswith("_")]
-each_op = pytest.mark.parametrize("op", SCHEMAS)
+IN_PLACE = [name for name in DECLARED if name.endswith("_")]
+each_op = pytest.mark.parametrize("op", DECLARED)
 each_in_place = pytest.mark.parametrize("op", IN_PLACE)
 
 pytestmark = pytest.mark.filterwarnings("ignore")

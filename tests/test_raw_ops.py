@@ -1,4 +1,4 @@
-"""The raw ops' contract (see ``lossops/library.py``), on every engine: C++; CUDA C++, executed on
+"""The contract of the raw ops (``lossops/elementwise/ops.py``), on every engine: C++; CUDA C++, on
 the CPU and, where there is one, on the GPU; Triton, on the GPU or in its interpreter, in which
 test_triton.py runs this file."""
 
@@ -22,7 +22,7 @@ from raw_ops import (
     formula,
 )  # fmt: skip
 
-from lossops import specs
+from lossops.specs import elementwise as specs
 
 DTYPES = [
     (FLOAT64, FLOAT64),

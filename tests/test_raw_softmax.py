@@ -1,4 +1,4 @@
-"""The raw softmax ops' contract (see ``lossops/library.py``), on every engine, as
+"""The raw softmax ops' contract (see ``lossops/core/library.py``), on every engine, as
 test_raw_ops.py holds the elementwise ones to theirs."""
 
 import copy
@@ -11,7 +11,7 @@ import torch
 from raw_ops import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, each_pair
 from raw_softmax import LOSSES, Case, Errors
 
-from lossops.softmax_reference import DIVERGENCES, LABEL_LOSSES
+from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
 
 DTYPES = [
     (FLOAT64, FLOAT64),

@@ -1,5 +1,5 @@
-"""The raw vector ops' contract (see ``lossops/library.py``), on every engine, as test_raw_ops.py
-holds the elementwise ones to theirs."""
+"""The contract of the raw vector ops (``lossops/vectors/ops.py``), on every engine, as
+test_raw_ops.py holds the elementwise ones to theirs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from conftest import cpu_only
 from raw_ops import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 
-from lossops.library import VECTOR_SIGNATURES
-from lossops.vectors_reference import FORMULAS
+from lossops.vectors.ops import VECTOR_SIGNATURES
+from lossops.vectors.reference import FORMULAS
 
 LABELS = {loss: takes.label for loss, takes in VECTOR_SIGNATURES.items()}
 VECTORS = {loss: takes.vectors for loss, takes in VECTOR_SIGNATURES.items()}

@@ -1,4 +1,4 @@
-"""The polynomials of cpu/simd.h, over all floats, with every instruction set of this machine."""
+"""The polynomials of cpu/common/simd.h over all floats, by each instruction set of this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.utils import cpp_extension
 
-from lossops import backends
+from lossops.core import backends
 
 ROOT = Path(__file__).parent.parent
 FLAGS = {

@@ -14,8 +14,8 @@ from softmax_losses import DIVERGENCES as DIVERGENCE_NAMES
 from softmax_losses import LABEL_LOSSES, each_softmax_case
 
 import lossops
-from lossops import checking
 from lossops import functional as F
+from lossops.core import labels as checking
 
 DIVERGENCES = [name for name in DIVERGENCE_NAMES if name != "reverse"]
 TORCHS = ("cross_entropy", "nll_loss")

@@ -37,6 +37,7 @@ from softmax_losses import (
 
 import lossops
 from lossops import functional
+from lossops.core import backends
 
 
 def differentiable(case, shape, dtype=torch.float64):
@@ -276,7 +277,7 @@ def test_js_divergence_of_the_least_numbers(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("form", ["logits", "log_probs", "probs"])
-@pytest.mark.parametrize("backend", lossops.backends.backends_for(DEVICE.type))
+@pytest.mark.parametrize("backend", backends.backends_for(DEVICE.type))
 def test_js_divergence_of_close_distributions(backend, form, dtype):
     """With p = m (1 + s) and q = m (1 - s) it is m s² / 2 where s is small, and its derivative by
     log q is -q s / 2: of terms that cancel, a difference of so many digits is left."""

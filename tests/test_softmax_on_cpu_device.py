@@ -197,9 +197,9 @@ def test_devices(kind, seed):
 
 RACE, UNWRITTEN, OUTSIDE = "a race: this", "nothing has been written yet", "outside of every tensor"
 NUMBERS = "should be|the result depends"
-TEAM, PACKS, ROW = "softmax_team.cuh", "softmax_packs.cuh", "softmax_row.cuh"
-CELLS, LABELS, PLAN = "softmax_cells.cuh", "softmax_losses.cuh", "softmax.cu"
-PAIRS_OF, CLUSTERS = "softmax_divergences.cuh", "clusters"
+TEAM, PACKS, ROW = "common/team.cuh", "softmax/packs.cuh", "softmax/row.cuh"
+CELLS, LABELS, PLAN = "softmax/cells.cuh", "softmax/losses.cuh", "softmax/engine.cu"
+PAIRS_OF, CLUSTERS = "softmax/divergences.cuh", "clusters"
 
 PLANTED = {
     "no barrier before the warps' numbers are read": (
@@ -266,7 +266,7 @@ PLANTED = {
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(bug, tmp_path, seed):
     *change, finding, kind = PLANTED[bug] if len(PLANTED[bug]) == 5 else (*PLANTED[bug], "usual")
-    others = "softmax_thread_double.cu", "vectors.cu", "label_lists.cu"
+    others = "softmax/thread_double.cu", "vectors/engine.cu", "vectors/label_lists.cu"
     planting.check_that_it_is_found(
         bug, change, finding, tmp_path, seed, "test_softmax_on_cpu_device",
         fewer=planting.FEWER_SOFTMAX, others={*planting.untouched(change[0]), *others},

@@ -10,24 +10,20 @@ import pytest
 import torch
 
 import lossops
-from lossops import functional, softmax_reference
+from benchmarks.bench import softmax as softmax_bench
+from benchmarks.bench import softmax_tables, softmax_targets, softmax_worker, targets
+from benchmarks.bench.softmax_steps import Rows, cases, contenders
+from benchmarks.claims import classification as classification_claims
+from benchmarks.claims import classifying
+from lossops import functional
 from lossops.__main__ import main
-from lossops.report import (
-    classification_claims,
-    classifying,
-    softmax_bench,
-    softmax_edges,
-    softmax_tables,
-    softmax_targets,
-    softmax_verify,
-    softmax_worker,
-    targets,
-)
-from lossops.report.softmax_accuracy import RowErrors, Trial
-from lossops.report.softmax_steps import Rows, cases, contenders
-from lossops.report.softmax_truth import exact
-from lossops.report.tables import to_text
-from lossops.softmax_specs import ROW_SPECS, Sample, row_spec
+from lossops.softmax import reference as softmax_reference
+from lossops.specs.softmax import ROW_SPECS, Sample, row_spec
+from lossops.verify import softmax as softmax_verify
+from lossops.verify import softmax_edges
+from lossops.verify.softmax_accuracy import RowErrors, Trial
+from lossops.verify.softmax_truth import exact
+from lossops.verify.tables import to_text
 
 CHEAP = "nll_loss"
 each_row = pytest.mark.parametrize("spec", ROW_SPECS, ids=lambda row: row.name)

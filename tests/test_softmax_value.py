@@ -19,7 +19,8 @@ from conftest import (
 )
 from softmax_losses import CASES, EVERYTHING, Case, each_softmax_case, scaled_ulps, truth
 
-from lossops import classification, divergences, functional
+from lossops import functional
+from lossops.softmax import classification, divergences
 
 # Of the computation in float64, whose truth is itself rounded as much.
 DOUBLE = 16.0

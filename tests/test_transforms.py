@@ -23,7 +23,8 @@ from conftest import (
 )
 
 import lossops
-from lossops import functional, specs
+from lossops import functional
+from lossops.specs import elementwise as specs
 
 TRANSFORMS = {
     "grad": lambda f, x, y: torch.func.grad(f)(x, y),

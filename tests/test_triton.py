@@ -13,9 +13,11 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lossops.report import kernels, kernels_triton, kernels_vectors
-from lossops.report.occupancy import ARCHITECTURES
-from lossops.specs import SPECS, spec
+from benchmarks.kernels import survey as kernels
+from benchmarks.kernels import triton as kernels_triton
+from benchmarks.kernels import vectors as kernels_vectors
+from benchmarks.kernels.occupancy import ARCHITECTURES
+from lossops.specs.elementwise import SPECS, spec
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
@@ -125,7 +127,7 @@ def test_compiling_leaves_this_process_alone():
     code = (
         "import triton, torch\n"
         "from lossops.triton import elementwise\n"
-        "from lossops.report import kernel_cache, kernels_triton\n"
+        "from benchmarks.kernels import cache as kernel_cache, kernels_triton\n"
         "from lossops.specs import spec\n"
         "if __name__ == '__main__':\n"
         "    before = triton.runtime.driver._active, elementwise.elementwise_kernel\n"
@@ -157,7 +159,7 @@ def test_the_oldest_has_the_same_kernels(every):
     """All of one architecture, but for some dtypes of elementwise losses."""
     code = (
         "import json\n"
-        "from lossops.report import kernels_triton as k\n"
+        "from benchmarks.kernels import triton as kernels_triton as k\n"
         "if __name__ == '__main__':\n"
         "    print(json.dumps([k.compiler(), k.survey(['90'], pairs=k.FEW_PAIRS)]))\n"
     )

@@ -25,12 +25,13 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402, F401, the interpreter wants it beside a jit function
 
 import lossops  # noqa: E402
-import lossops.triton  # noqa: E402
-from lossops import reference  # noqa: E402
+import lossops.core.triton  # noqa: E402
+from lossops.elementwise import reference  # noqa: E402
 
 lossops.triton.load()
-from lossops.triton import elementwise  # noqa: E402
-from lossops.triton.elementwise_kernels import LOSSES, Loss  # noqa: E402
+from lossops.core.triton import launch  # noqa: E402
+from lossops.elementwise.triton import ops as elementwise  # noqa: E402
+from lossops.elementwise.triton.kernels import LOSSES, Loss  # noqa: E402
 
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = torch.device("cpu") if INTERPRETED else torch.device("cuda", 0)
@@ -55,7 +56,7 @@ pytestmark = [runs_kernels, pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @each_pair(PAIRS)
 def test_sizes_around_the_tiles(dtypes):
     tile = elementwise.TILE_BYTES // min(dtype.itemsize for dtype in dtypes)
-    rounds = elementwise._programs(DEVICE)
+    rounds = launch.programs(DEVICE)
     for size in (1, tile - 1, tile, tile + 1, 3 * tile, (rounds + 1) * tile + 1):
         Case(BACKEND, (size,), dtypes, "huber", "mean").check()
     for group in (1, 16, tile, 2 * tile + 3):
@@ -108,7 +109,7 @@ def test_loss_of_two_variables_with_an_offset(monkeypatch):
 
 
 def test_the_same_bits_every_time():
-    tiles = elementwise._programs(DEVICE) + 3
+    tiles = launch.programs(DEVICE) + 3
     case = Case(BACKEND, (tiles * elementwise.TILE_BYTES // 4 + 5,), (FLOAT32, FLOAT32), "log_cosh")
     first, second = (case.to_device().forward()[0] for _ in range(2))
     assert torch.equal(first, second)

@@ -21,7 +21,9 @@ from conftest import (
     pair,
 )
 
-from lossops import functional, reference, specs
+from lossops import functional
+from lossops.elementwise import reference
+from lossops.specs import elementwise as specs
 
 # Around every vector width, block (1024) and piece (16384) of the CPU engine.
 SIZES = (

@@ -11,7 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lossops import functional
-from lossops.library import VECTOR_SIGNATURES
+from lossops.vectors.ops import VECTOR_SIGNATURES
 
 pytestmark = needs_kernels
 

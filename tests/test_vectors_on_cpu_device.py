@@ -50,7 +50,12 @@ def examine():
 
 def test_the_examination_passes_what_is_right(tmp_path, seed):
     library = planting.plant(
-        tmp_path, "vectors.cu", "namespace", "namespace", FEWER, planting.untouched("vectors.cu")
+        tmp_path,
+        "vectors/engine.cu",
+        "namespace",
+        "namespace",
+        FEWER,
+        planting.untouched("vectors/engine.cu"),
     )
     run = planting.examine(library, seed, "test_vectors_on_cpu_device", "examine")
     assert run.returncode == 0, run.stderr[-1500:]
@@ -124,7 +129,7 @@ def check_that_it_is_found(bug, file, old, new, finding, *where, **examination):
 
 @pytest.mark.parametrize("bug", PLANTED_IN_LISTS)
 def test_a_bug_planted_in_lists_is_found(bug, tmp_path, seed):
-    where = "label_lists.cu", *PLANTED_IN_LISTS[bug], tmp_path, seed
+    where = "vectors/label_lists.cu", *PLANTED_IN_LISTS[bug], tmp_path, seed
     check_that_it_is_found(bug, *where, function="examine_lists", fewer=FEWER_TYPES)
 
 
@@ -136,4 +141,4 @@ def test_lists_that_are_right_pass(seed):
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(bug, tmp_path, seed):
-    check_that_it_is_found(bug, "vectors.cu", *PLANTED[bug], tmp_path, seed, fewer=FEWER)
+    check_that_it_is_found(bug, "vectors/engine.cu", *PLANTED[bug], tmp_path, seed, fewer=FEWER)

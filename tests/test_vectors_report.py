@@ -6,10 +6,14 @@ import pytest
 import torch
 from conftest import cpu_only
 
+from benchmarks.bench import families as bench_all
+from benchmarks.bench import targets
+from benchmarks.bench import vectors as vectors_bench
 from lossops import functional
-from lossops.report import bench_all, targets, vectors_bench, vectors_verify, verify_all
-from lossops.report.tables import to_text
-from lossops.vectors_specs import VECTOR_SPECS, vector_spec
+from lossops.specs.vectors import VECTOR_SPECS, vector_spec
+from lossops.verify import families as verify_all
+from lossops.verify import vectors as vectors_verify
+from lossops.verify.tables import to_text
 
 pytestmark = cpu_only
 each_spec = pytest.mark.parametrize("spec", VECTOR_SPECS, ids=lambda row: row.name)

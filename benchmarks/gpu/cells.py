@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.gpu.part import Row
-from lossops.report.tables import NOTHING, number
+from lossops.verify.tables import NOTHING, number
 
 
 def milliseconds(row: Row, name: str, unit: float = 1.0, digits: int = 3) -> str:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 import lossops
+from benchmarks.bench.softmax_steps import Case
 from benchmarks.gpu import peer_losses
-from lossops import backends
-from lossops.report.contenders import written_in_torch
-from lossops.report.softmax_steps import Case
-from lossops.specs import Spec
+from lossops.core import backends
+from lossops.specs.elementwise import Spec
+from lossops.verify.contenders import written_in_torch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 OURS = ("native", "triton")

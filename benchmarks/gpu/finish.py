@@ -18,8 +18,8 @@ from benchmarks.gpu.goals import outcomes
 from benchmarks.gpu.part import Row, rows_of
 from benchmarks.gpu.run import PARTS, digest
 from benchmarks.gpu.tables import summary, tables
-from lossops.report import machine
-from lossops.report.tables import to_text
+from lossops.verify import machine
+from lossops.verify.tables import to_text
 
 RESULT = "result.json"
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import row_kernels, vector_kernels
-from lossops.backends import KernelOps, kernel_ops
-from lossops.specs import SPECS
+from lossops.core.backends import kernel_ops
+from lossops.core.library import KernelOps
+from lossops.specs.elementwise import SPECS
 
 DONE = "all kernels ran, calls:"
 # Three blocks' worth, with a rest that no vector covers; groups of several blocks; small groups.
@@ -105,9 +106,11 @@ def _triton(ops: KernelOps, loss, tensors: Tensors, first: bool) -> int:
             continue
         mean, only_input = (*loss, "mean", 0), (True, False, False)
         half = tensors.number(0.5, dtype)
-        _, gradient, *_ = ops.forward(input, target, None, None, *mean, dtype, only_input)
-        ops.rescale_([gradient], half)
-        ops.backward_([gradient], half, input, target, None, None, *mean, only_input)
+        _, gradient, *_ = ops.elementwise_forward(
+            input, target, None, None, *mean, dtype, only_input
+        )
+        ops.elementwise_rescale_([gradient], half)
+        ops.elementwise_backward_([gradient], half, input, target, None, None, *mean, only_input)
         _double_backward(ops, (half, mean, None), input, target, torch.ones_like(input), dtype)
         calls += 4
     return calls
@@ -122,17 +125,23 @@ def _ungrouped(ops: KernelOps, loss, input, target, tensors: Tensors) -> int:
     each = tensors.random(shape, out)
     only_input, everything = (True, False, False), (True, True, True)
     mean, none = (*loss, "mean", 0), (*loss, "none", 0)
-    ops.forward(input, target, None, None, *mean, out, (False, False, False))
-    ops.forward(input, target, None, None, *none, out, (False, False, False))
-    _, gradient, *_ = ops.forward(input, target, None, None, *mean, out, only_input)
-    _, *gradients = ops.forward(input, target, weight, normalizer, *mean, out, everything)
+    ops.elementwise_forward(input, target, None, None, *mean, out, (False, False, False))
+    ops.elementwise_forward(input, target, None, None, *none, out, (False, False, False))
+    _, gradient, *_ = ops.elementwise_forward(input, target, None, None, *mean, out, only_input)
+    _, *gradients = ops.elementwise_forward(
+        input, target, weight, normalizer, *mean, out, everything
+    )
     for grad_output in (one, other):
-        ops.rescale_([gradient], grad_output)
-        ops.backward_([gradient], grad_output, input, target, None, None, *mean, only_input)
-        ops.backward_(gradients, grad_output, input, target, weight, normalizer, *mean, everything)
-    ops.backward(other, input, target, None, None, *mean, only_input)
-    ops.backward(each, input, target, None, None, *none, only_input)
-    ops.backward(each, input, target, weight, None, *none, everything)
+        ops.elementwise_rescale_([gradient], grad_output)
+        ops.elementwise_backward_(
+            [gradient], grad_output, input, target, None, None, *mean, only_input
+        )
+        ops.elementwise_backward_(
+            gradients, grad_output, input, target, weight, normalizer, *mean, everything
+        )
+    ops.elementwise_backward(other, input, target, None, None, *mean, only_input)
+    ops.elementwise_backward(each, input, target, None, None, *none, only_input)
+    ops.elementwise_backward(each, input, target, weight, None, *none, everything)
     _double_backward(ops, (other, mean, normalizer), input, target, weight, out)
     _double_backward(ops, (each, none, None), input, target, weight, out)
     return 15
@@ -146,10 +155,10 @@ def _grouped(ops: KernelOps, loss, input, target, tensors: Tensors) -> int:
     normalizer = tensors.random(groups, torch.float32).abs() + 1
     each = tensors.random(groups, out)
     everything = (True, True, True)
-    ops.forward(input, target, None, None, *sample, out, (False, False, False))
-    ops.forward(input, target, weight, normalizer, *sample, out, (False, False, False))
-    ops.backward(each, input, target, None, None, *sample, (True, False, False))
-    ops.backward(each, input, target, weight, normalizer, *sample, everything)
+    ops.elementwise_forward(input, target, None, None, *sample, out, (False, False, False))
+    ops.elementwise_forward(input, target, weight, normalizer, *sample, out, (False, False, False))
+    ops.elementwise_backward(each, input, target, None, None, *sample, (True, False, False))
+    ops.elementwise_backward(each, input, target, weight, normalizer, *sample, everything)
     _double_backward(ops, (each, sample, normalizer), input, target, weight, out)
     return 5
 
@@ -157,7 +166,7 @@ def _grouped(ops: KernelOps, loss, input, target, tensors: Tensors) -> int:
 def _double_backward(ops: KernelOps, call, input, target, weight, out) -> None:
     grad_output, arguments, normalizer = call
     tangents = (input, target, weight)
-    ops.double_backward(
+    ops.elementwise_double_backward(
         grad_output, input, target, weight, normalizer, *tangents, *arguments, out, (True,) * 4
     )
 

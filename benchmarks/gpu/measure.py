@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.bench.softmax_steps import Rows
+from benchmarks.bench.steps import Tensors
 from benchmarks.gpu import rows, visits
 from benchmarks.gpu.clock import (
     CudaClock,
@@ -42,11 +44,9 @@ from benchmarks.gpu.visits import (
     Sizes,
     Visit,
 )
-from lossops.report.measure import available_bytes, peak_bytes
-from lossops.report.softmax_steps import Rows
-from lossops.report.steps import Tensors
-from lossops.softmax_specs import ROW_SPECS
-from lossops.specs import SPECS
+from lossops.specs.elementwise import SPECS
+from lossops.specs.softmax import ROW_SPECS
+from lossops.verify.measure import available_bytes, peak_bytes
 
 COPY, ADD = "copy", "add"  # what the contenders' bandwidth is compared with
 GRAD_OUTPUT = 0.7310  # of a scaled step: anything but 1

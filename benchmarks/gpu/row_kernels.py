@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lossops.backends import KernelOps
-from lossops.library import accumulator
-from lossops.softmax_reference import DIVERGENCES, LABEL_LOSSES
+from lossops.core.library import KernelOps, accumulator
+from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
 
 LOSSES = (*LABEL_LOSSES, *DIVERGENCES)
 SINGLE, DOUBLE, BFLOAT16, HALF = torch.float32, torch.float64, torch.bfloat16, torch.float16

@@ -10,7 +10,7 @@ from benchmarks.gpu.goals import over
 from benchmarks.gpu.measure import COPY
 from benchmarks.gpu.part import Row
 from benchmarks.gpu.visits import FORWARD, STEP
-from lossops.report.tables import Table, number
+from lossops.verify.tables import Table, number
 
 NAMES = (*OURS, EAGER, COMPILE, LIGER, QUACK)
 NOTE = (

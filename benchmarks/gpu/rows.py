@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from benchmarks.bench.softmax_steps import Case, Rows
 from benchmarks.gpu.contenders import Contender, in_words
-from lossops.report.softmax_steps import Case, Rows
 
 # The most by which a result may differ from torch's in float32, relative to it. Wide enough for
 # log-probabilities that were rounded to bfloat16, far too narrow for a wrong formula or reduction.

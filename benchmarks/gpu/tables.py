@@ -12,7 +12,7 @@ from benchmarks.gpu.goals import elements, outcomes, over
 from benchmarks.gpu.measure import ADD, COPY
 from benchmarks.gpu.part import Row, rows_of
 from benchmarks.gpu.visits import FORWARD, GRAPH, ROWS, SCALED, STEP
-from lossops.report.tables import NOTHING, Cell, Table, number, verdict
+from lossops.verify.tables import NOTHING, Cell, Table, number, verdict
 
 NAMES = (*OURS, EAGER, COMPILE)
 _NUMBER = re.compile(rf"[-\d≤≥(]|{NOTHING}$")  # how the cells of a column of numbers begin

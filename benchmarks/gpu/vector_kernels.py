@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lossops.backends import KernelOps
-from lossops.library import VECTOR_SIGNATURES
+from lossops.core.library import KernelOps
+from lossops.vectors.ops import VECTOR_SIGNATURES
 
 __all__ = ["LOSSES", "run"]
 

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import torch
 
-from lossops.report.softmax_steps import PICTURES, Case, Rows
-from lossops.report.steps import Tensors
-from lossops.softmax_specs import Sample
-from lossops.specs import SPECS, Spec
+from benchmarks.bench.softmax_steps import PICTURES, Case, Rows
+from benchmarks.bench.steps import Tensors
+from lossops.specs.elementwise import SPECS, Spec
+from lossops.specs.softmax import Sample
 
 ROWS = "rows time"  # the kind of a measurement over rows of class scores
 FORWARD, STEP, SCALED, GRAPH, MEMORY = "forward", "step", "scaled step", "step in a graph", "memory"

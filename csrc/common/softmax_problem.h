@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/problem.h"
+#include "common/rows.h"
 #include "losses/softmax.h"
 
 namespace lossops {
@@ -20,25 +20,7 @@ struct RowsOperand {
   LOSSOPS_FN bool defined() const { return data != nullptr; }
 };
 
-// A number per row; with strides 0, one for all.
-struct RowNumbers {
-  void* data = nullptr;
-  DType dtype = DType::float32;
-  int64_t outer_stride = 0, inner_stride = 0;
-
-  LOSSOPS_FN bool defined() const { return data != nullptr; }
-};
-
-// A class index per row.
-struct RowLabels {
-  const void* data = nullptr;
-  int8_t bytes = 8;  // int64, int32 or uint8
-  int64_t outer_stride = 0, inner_stride = 0;
-
-  LOSSOPS_FN bool defined() const { return data != nullptr; }
-};
-
-// A loss over rows of class scores. See lossops/library.py for the formulas.
+// A loss over rows of class scores. See lossops/softmax/ops.py for the formulas.
 //
 // `rows` = outer * inner. Every `group_size` consecutive rows form a group, which is reduced to one
 // number. A row whose label is `ignore_index` counts nowhere: its loss and gradients are 0. A label

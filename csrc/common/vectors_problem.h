@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/softmax_problem.h"
+#include "common/rows.h"
 #include "losses/vectors.h"
 
 namespace lossops {
@@ -16,8 +16,8 @@ struct RowVectors {
   LOSSOPS_FN bool defined() const { return data != nullptr; }
 };
 
-// A loss over rows of vectors, all of one dtype. See lossops/library.py for the formulas. Numbers
-// per row go by `outer_stride`.
+// A loss over rows of vectors, all of one dtype. See lossops/vectors/ops.py for the formulas.
+// Numbers per row go by `outer_stride`.
 struct VectorsProblem {
   int loss = 0;  // position in VectorLosses
   double params[kMaxVectorParams] = {};

@@ -8,6 +8,7 @@
 
 #include "losses/jet.h"
 #include "losses/likelihoods.h"
+#include "losses/list.h"
 #include "losses/margins.h"
 #include "losses/math.h"
 
@@ -378,30 +379,10 @@ struct SigmoidFocal {
   }
 };
 
-// The list. An engine compiles each of its kernels once per entry; the position is the loss's id.
-template <class... Losses>
-struct LossList {};
-
 using ElementwiseLosses =
     LossList<OfDifference<Mse>, OfDifference<L1>, OfDifference<SmoothL1>, OfDifference<Huber>,
              OfDifference<LogCosh>, OfDifference<Quantile>, KlDiv, KlDivLogTarget, Bce,
              BceWithLogits, SigmoidFocal, OfDifference<Charbonnier>, SoftMargin, HingeEmbedding,
              MarginRanking, PoissonLog, Poisson, Gaussian>;
-
-// Whether a loss takes more registers than others: on the GPU it then gets them, and fewer threads.
-template <class Loss>
-constexpr bool kIsLong = requires { Loss::is_long; };
-
-template <class... Losses>
-constexpr int size(LossList<Losses...>) {
-  return sizeof...(Losses);
-}
-
-// Calls f.operator()<Loss>() for the id-th loss of the list.
-template <class... Losses, class F>
-void visit(LossList<Losses...>, int id, F&& f) {
-  int i = 0;
-  (void)((i++ == id ? (f.template operator()<Losses>(), true) : false) || ...);
-}
 
 }  // namespace lossops

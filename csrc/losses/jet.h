@@ -3,8 +3,6 @@
 
 namespace lossops {
 
-constexpr int kMaxParams = 2;
-
 // A function of two variables and its derivatives: x is the input, y the target.
 template <class T>
 struct Jet {

@@ -13,7 +13,7 @@
 // the others to the compiler to drop. 0 log 0 is 0 throughout.
 #pragma once
 
-#include "losses/elementwise.h"
+#include "losses/list.h"
 #include "losses/math.h"
 
 namespace lossops {

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "losses/elementwise.h"
+#include "losses/list.h"
 #include "losses/math.h"
 
 namespace lossops {

@@ -1,6 +1,6 @@
-// The raw ops have no derivative of their own; lossops.autograd gives the losses theirs. Whoever
-// differentiates a raw op gets an error, not a gradient that is silently missing. What an op writes
-// over, graphs that have saved it must be told of.
+// The raw ops have no derivative of their own; lossops/<family>/autograd.py gives the losses
+// theirs. Whoever differentiates a raw op gets an error, not a gradient that is silently missing.
+// What an op writes over, graphs that have saved it must be told of.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>

@@ -10,7 +10,7 @@
 #include <optional>
 #include <string_view>
 
-#include "common/problem.h"
+#include "common/operand.h"
 #include "ops/tensors.h"
 
 namespace lossops::ops {

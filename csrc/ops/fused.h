@@ -1,7 +1,6 @@
 // Training in plain eager mode: the loss, and an autograd node that has its gradient ready. The C++
-// twins of FusedElementwise, FusedSoftmax and FusedVectors in lossops.autograd, softmax_autograd
-// and vectors: on small tensors the Python of an autograd.Function takes longer than everything
-// else together.
+// twins of FusedElementwise, FusedSoftmax and FusedVectors in lossops/<family>/autograd.py: on
+// small tensors the Python of an autograd.Function takes longer than everything else together.
 //
 // Only the first derivative is handled here. Where a gradient must itself be differentiable, or is
 // a batch under vmap, a Python function is called.
@@ -54,7 +53,7 @@ class ReadyGradients {
 
 // Multiplies the gradients of a forward pass by grad_output, in place. A float16 gradient is
 // computed again, by again(those that there are): scaling it would lose digits, see
-// lossops.autograd.
+// lossops.elementwise.autograd.
 template <size_t count, class Again>
 void scale(const std::array<at::Tensor, count>& grads, const at::Tensor& grad_output,
            const Again& again) {

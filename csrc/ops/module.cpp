@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "cpu/elementwise.h"
+#include "cpu/elementwise/engine.h"
 #include "losses/elementwise.h"
 #include "ops/fused.h"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lossops import calls
+from lossops.core import library
 
 from . import build
 
@@ -27,7 +27,7 @@ def ops() -> _Ops:
     """The raw ops, computed by the CUDA kernels. Each call runs them twice, their threads and
     blocks in another order, and insists on the same bits."""
     device()  # first: the ops take their kernels from it
-    calls.define(NAMESPACE)
+    library.declare_all(NAMESPACE)
     torch.ops.load_library(build.ops())
     return _Ops()
 

@@ -32,12 +32,13 @@ def compiler() -> str:
 
 
 def kernels(folder: Path = FOLDER, csrc: Path = ROOT / "csrc", others: Iterable[str] = ()) -> Path:
-    """The library of all CUDA kernels of a source tree; of ``others``, those of this checkout."""
-    sources = sorted((csrc / "cuda").glob("*.cu"))
+    """The library of all CUDA kernels of a source tree; of ``others``, which are named within
+    ``csrc/cuda``, those of this checkout."""
+    sources = sorted((csrc / "cuda").rglob("*.cu"))
     if others:
         kernels()
     compiled = [FOLDER / _object("kernels", csrc / "cuda" / name) for name in others]
-    sources = [source for source in sources if source.name not in others]
+    sources = [s for s in sources if str(s.relative_to(csrc / "cuda")) not in others]
     return _library(folder, "kernels", sources, csrc, compiled)
 
 
@@ -62,7 +63,8 @@ def ops() -> Path:
     paths = " ".join(f"-L{shlex.quote(p)}" for p in cpp_extension.library_paths())
     flags = f"{FLAGS} -O1 -I{HERE} -I{ROOT / 'csrc'} {headers}"
     families = ("elementwise", "softmax", "vectors")
-    checks = (ROOT / "csrc" / "ops" / f"{name}.cpp" for name in ("contract", "large", *families))
+    checks = ("contract", "large", *(f"{family}/checks" for family in families))
+    checks = (ROOT / "csrc" / "ops" / f"{name}.cpp" for name in checks)
     sources = dict.fromkeys((HERE / "ops.cpp", *checks), flags)
     return _ninja(FOLDER, "ops.so", sources, f"{paths} -lc10 -ltorch_cpu")
 
@@ -82,7 +84,7 @@ def _library(
 
 
 def _object(name: str, source: Path) -> str:
-    return f"{name}_{source.name}.o"
+    return f"{name}_{source.parent.name}_{source.name}.o"
 
 
 def _ninja(

@@ -3,13 +3,13 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "cuda/elementwise.h"
-#include "cuda/softmax.h"
-#include "cuda/vectors.h"
+#include "cuda/elementwise/engine.h"
+#include "cuda/softmax/engine.h"
+#include "cuda/vectors/engine.h"
 #include "device.h"
-#include "ops/elementwise.h"
-#include "ops/softmax.h"
-#include "ops/vectors.h"
+#include "ops/elementwise/checks.h"
+#include "ops/softmax/checks.h"
+#include "ops/vectors/checks.h"
 
 namespace lossops::ops {
 namespace {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import lossops
-from lossops import specs
+from lossops.specs import elementwise as specs
 
 from . import truth
 from .call import FLOATS, LABELS, Call, Draw, in_memory, tensors_of

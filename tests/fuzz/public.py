@@ -7,7 +7,10 @@ import functools
 import torch
 from torch import Tensor
 
-from lossops import functional, softmax_specs, specs, vectors_specs
+from lossops import functional
+from lossops.specs import elementwise as specs
+from lossops.specs import softmax as softmax_specs
+from lossops.specs import vectors as vectors_specs
 
 from .call import FLOATS, Call, Draw, tensors_of
 

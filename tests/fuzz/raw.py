@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from lossops import specs
-from lossops.library import VECTOR_SIGNATURES
-from lossops.softmax_reference import DIVERGENCES, LABEL_LOSSES
+from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
+from lossops.specs import elementwise as specs
+from lossops.vectors.ops import VECTOR_SIGNATURES
 
 from .call import FLOATS, LABELS, Call, Draw
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lossops import backends
+from lossops.core import backends
 
 from . import hostile, judge
 from .call import Call, Draw

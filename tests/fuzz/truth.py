@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lossops import reference, softmax_reference, vectors_reference
+from lossops.elementwise import reference
+from lossops.softmax import reference as softmax_reference
+from lossops.vectors import reference as vectors_reference
 
 FLOAT64 = torch.float64
 

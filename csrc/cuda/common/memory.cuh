@@ -9,7 +9,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "common/problem.h"
+#include "common/operand.h"
 
 namespace lossops::cuda {
 

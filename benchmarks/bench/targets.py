@@ -1,0 +1,186 @@
+"""The targets that lossops set itself, beside what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lossops.verify.accuracy import ALLOWED_ALONE
+
+Row = dict[str, Any]
+MAIN = ("mse_loss", "huber_loss", "smooth_l1_loss")
+
+
+@dataclass
+class Outcome:
+    """A target, the worst that was measured, and where it was missed."""
+
+    target: str
+    goal: str
+    device: str
+    worst: float
+    missed: list[str] = field(default_factory=list)
+    reason: str = ""
+
+    @property
+    def met(self) -> bool:
+        return not self.missed
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on a number that some of the rows of a benchmark have."""
+
+    text: str
+    kind: str
+    number: Callable[[Row], float | None]
+    at_most: float | None = None
+    at_least: float | None = None
+    losses: tuple[str, ...] = ()  # all where empty
+    memory: str = ""  # any where empty
+    devices: tuple[str, ...] = ("cpu",)
+    reason: str = ""  # why it may be missed, as far as that is known
+
+    def applies(self, row: Row) -> bool:
+        return (
+            row["kind"] == self.kind
+            and row["device"] in self.devices
+            and (not self.losses or row["loss"] in self.losses)
+            and (not self.memory or row["memory"] == self.memory)
+            and self.number(row) is not None
+        )
+
+    def outcomes(self, rows: Iterable[Row]) -> list[Outcome]:
+        found: dict[str, list[Row]] = {}
+        for row in filter(self.applies, rows):
+            found.setdefault(row["device"], []).append(row)
+        return [self._outcome(device, rows) for device, rows in found.items()]
+
+    def _outcome(self, device: str, rows: list[Row]) -> Outcome:
+        numbers = [self.number(row) for row in rows]
+        if self.at_most is not None:
+            worst, goal = max(numbers), f"≤ {self.at_most:g}"
+            missed = [n > self.at_most for n in numbers]
+        else:
+            worst, goal = min(numbers), f"≥ {self.at_least:g}"
+            missed = [n < self.at_least for n in numbers]
+        names = [
+            f"{_label(row)} {number:.3g}"
+            for row, number, bad in zip(rows, numbers, missed, strict=True)
+            if bad
+        ]
+        return Outcome(self.text, goal, device, worst, names, self.reason if names else "")
+
+
+def _label(row: Row) -> str:
+    extra = row.get("case") or row.get("dtype") or row.get("reduction")
+    return f"{row['loss']} {extra}" if extra else row["loss"]
+
+
+def ratio(unit: str, above: str, below: str) -> Callable[[Row], float | None]:
+    """One contender's number over another's."""
+
+    def number(row: Row) -> float | None:
+        numbers = row[unit]
+        return numbers[above] / numbers[below] if above in numbers and below in numbers else None
+
+    return number
+
+
+def _beyond_allowed(row: Row) -> float:
+    """The larger of the value's and the gradient's error, over what is allowed: torch's + 1 ulp;
+    infinite for a NaN or infinity out of place."""
+    ours, theirs = row["lossops"], row["torch"]
+    if ours["wrong_kind"] > (theirs["wrong_kind"] if theirs else 0):
+        return math.inf
+    return max(
+        ours[what] / (theirs[what] + 1 if theirs and row["torchs_own"] else ALLOWED_ALONE)
+        for what in ("value", "gradient")
+    )
+
+
+_FRESH = (
+    "Most of this time is page faults, whose cost varies from run to run. There are few where the "
+    "system gives huge pages to those who ask for them, as lossops does; but a hypervisor that "
+    "takes free ones back meanwhile has to fetch them again."
+)
+_ARITHMETIC = (
+    "Two logarithms or more per element, or an exponential and a logarithm, which a few cores "
+    "cannot hide behind memory; gaussian_nll_loss also makes a tensor of differences."
+)
+_OVERHEAD = (
+    "torch's losses are called and differentiated in C++ alone; here the checks of the arguments "
+    "run in Python."
+)
+
+TARGETS: tuple[Target, ...] = (
+    Target(
+        "training step over a fresh torch.add, default allocator",
+        "step", ratio("ms", "lossops", "floor"), at_most=1.15, memory="default", reason=_FRESH,
+    ),
+    Target(
+        "training step over a fresh torch.add, warm memory",
+        "step", ratio("ms", "lossops", "floor"), at_most=1.15, memory="warm", reason=_ARITHMETIC,
+    ),
+    Target(
+        "faster than torch eager, warm memory",
+        "step", ratio("ms", "eager", "lossops"), at_least=2.5, memory="warm", losses=MAIN,
+        reason="Eager moves 8 tensors' worth of memory to 3 here: by memory alone, 2.67.",
+    ),
+    Target(
+        "faster than torch.compile, warm memory",
+        "step", ratio("ms", "compile", "lossops"), at_least=1.8, memory="warm", losses=MAIN,
+        reason="Compiled code moves 5 tensors' worth of memory to 3 here: by memory alone, 1.67.",
+    ),
+    Target(
+        "every loss faster than torch eager, warm memory",
+        "step", ratio("ms", "eager", "lossops"), at_least=2.0, memory="warm", reason=_ARITHMETIC,
+    ),
+    Target(
+        "every loss faster than torch.compile, default allocator",
+        "step", ratio("ms", "compile", "lossops"), at_least=1.0, memory="default", reason=_FRESH,
+    ),
+    Target(
+        "every loss faster than torch.compile, warm memory",
+        "step", ratio("ms", "compile", "lossops"), at_least=1.0, memory="warm", reason=_ARITHMETIC,
+    ),
+    Target(
+        "faster than compiled log-cosh, warm memory",
+        "step", ratio("ms", "compile", "lossops"), at_least=2.5, memory="warm",
+        losses=("log_cosh_loss",),
+        reason="By memory alone, one pass gains 5/3; the rest has to come from faster arithmetic.",
+    ),
+    Target(
+        "bfloat16 over float32, per element",
+        "half", ratio("ms", "bfloat16", "float32"), at_most=1.0, devices=("cpu", "cuda"),
+        reason="Half the bytes, but each is widened to float32 and rounded back.",
+    ),
+    Target(
+        "16 elements, over torch's own time",
+        "tiny", ratio("us", "lossops", "eager"), at_most=1.25, devices=("cpu", "cuda"),
+        reason=_OVERHEAD,
+    ),
+    Target(
+        "peak memory of a step beyond its inputs, in gradients",
+        "memory", lambda row: row["gradients"]["lossops"], at_most=1.01, devices=("cpu", "cuda"),
+    ),
+    Target(
+        "largest error, over torch's own plus one ulp",
+        "accuracy", _beyond_allowed, at_most=1.0, devices=("cpu", "cuda"),
+        reason="See the table of errors for the difference at which it occurs.",
+    ),
+)  # fmt: skip
+
+
+def outcomes(
+    rows: Iterable[Row], quick: bool = False, among: Iterable[Target] = TARGETS
+) -> list[dict[str, Any]]:
+    """Every target that was measured."""
+    rows = list(rows)
+    found = [outcome for target in among for outcome in target.outcomes(rows)]
+    if quick:
+        for outcome in filter(lambda o: not o.met, found):
+            outcome.reason = "Quick mode: the tensors are too small for the targets to apply."
+    return [asdict(outcome) | {"met": outcome.met} for outcome in found]

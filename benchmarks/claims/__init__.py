@@ -1,0 +1,1 @@
+"""Training with each loss on real data, what is claimed of the losses, and the report."""

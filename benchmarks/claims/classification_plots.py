@@ -1,0 +1,222 @@
+"""Pictures of the classification losses and of training with them."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.claims.classifying import EVERY, WRONG
+from benchmarks.claims.plots import INK, PALETTE, QUIET, canvas, draw_bars, legend_below
+from lossops import functional
+
+Picture = tuple[str, str]  # file, caption
+BLUE, RED, AMBER, GREEN, PINK, SKY = PALETTE[:6]
+SOFT = 0.8  # what the soft label gives to the true class
+
+# Label, function, colour, dashes: KL lies over cross entropy where labels are hard.
+_CURVES = (
+    ("cross entropy", functional.soft_cross_entropy, BLUE, None),
+    ("KL", functional.kl_divergence, AMBER, (3, 2)),
+    ("L1", functional.l1_distribution_loss, RED, None),
+    ("Jensen-Shannon", functional.js_divergence, GREEN, None),
+)
+
+
+def draw_losses(folder: Path) -> list[Picture]:
+    """The pictures of the losses themselves: (file, caption), all by lossops' own kernels."""
+    return [
+        _draw_hard(folder / "classification_hard.png"),
+        _draw_soft(folder / "classification_soft.png"),
+        _draw_symmetry(folder / "kl_symmetry.png"),
+    ]
+
+
+def _chances() -> Tensor:
+    """Predicted probabilities of the true class, the ends left out."""
+    return torch.linspace(0.004, 0.996, 801, dtype=torch.float64)
+
+
+def curve(function, q: Tensor, p: float, **kwargs) -> tuple[Tensor, Tensor]:
+    """Value and derivative by the predicted probability of the true class of two, which the label
+    gives p; a hard label where p is 1."""
+    q = q.clone().requires_grad_()
+    rows = torch.stack([q, 1 - q], 1)
+    if p == 1:
+        target = torch.zeros(len(q), dtype=torch.long)
+    else:
+        target = torch.tensor([p, 1 - p], dtype=q.dtype).expand(len(q), 2)
+        kwargs = {"target_form": "probs"} | kwargs
+    value = function(rows, target, input_form="probs", reduction="none", **kwargs)
+    (slope,) = torch.autograd.grad(value.sum(), q)
+    return value.detach(), slope
+
+
+def _draw_curves(left: Any, right: Any, p: float) -> None:
+    q = _chances()
+    for label, function, color, dashes in _CURVES:
+        value, slope = curve(function, q, p)
+        style = {"color": color, "dashes": dashes or (None, None), "label": label}
+        left.plot(q, value, **style)
+        # Where L1's derivative jumps there is no line.
+        right.plot(q, torch.where((q - p).abs() < 2e-3, torch.nan, slope), **style)
+    left.set_title("loss")
+    right.set_title("derivative")
+    for axes in (left, right):
+        axes.set_xlabel("predicted probability of the true class")
+        axes.axhline(0, color=QUIET, linewidth=0.7, zorder=0.5)
+        axes.set_xlim(0, 1)
+        if p < 1:
+            axes.axvline(p, color=QUIET, linewidth=1, dashes=(2, 2))
+    left.set_ylim(-0.1, 4)
+    right.set_ylim(-8.5, 1 if p == 1 else 6)
+    legend_below(left)
+
+
+def _draw_hard(path: Path) -> Picture:
+    title = "Hard label: KL is cross entropy, steep where it errs; L1 is as steep everywhere"
+    with canvas(path, 2, title) as (left, right):
+        _draw_curves(left, right, 1.0)
+    return path.name, f"{title}. Two classes, Y = (1, 0)."
+
+
+def _draw_soft(path: Path) -> Picture:
+    title = f"Soft label: all are least where Ŷ = Y = {SOFT}, cross entropy above 0"
+    with canvas(path, 2, title) as (left, right):
+        _draw_curves(left, right, SOFT)
+        right.annotate("Y", (SOFT, 5.1), xytext=(-5, 0), textcoords="offset points", ha="right",
+                       color=QUIET)  # fmt: skip
+    return path.name, (
+        f"{title}: KL is that less the label's entropy, with the same derivative. "
+        f"Two classes, Y = ({SOFT}, {1 - SOFT:.1f})."
+    )
+
+
+def _draw_symmetry(path: Path) -> Picture:
+    title = "KL(Y, Ŷ) covers all of Y, KL(Ŷ, Y) settles on one of its modes"
+    q, colors = _chances(), (BLUE, RED)
+    with canvas(path, 2, title) as (left, right):
+        for reverse, name in enumerate(("KL(Y, Ŷ)", "KL(Ŷ, Y)")):
+            value, _ = curve(functional.kl_divergence, q, SOFT, reverse=bool(reverse))
+            left.plot(q, value, color=colors[reverse], label=name)
+        left.axvline(SOFT, color=QUIET, linewidth=1, dashes=(2, 2))
+        left.set_xlim(0, 1)
+        left.set_ylim(-0.05, 2)
+        left.set_xlabel("predicted probability of the true class")
+        left.set_title(f"loss for Y = ({SOFT}, {1 - SOFT:.1f})")
+        x, target, fits = bell_fits()
+        right.fill_between(x, target, color="#dddddd", linewidth=0, label="Y, two bells")
+        for reverse, fitted in enumerate(fits):
+            right.plot(x, fitted, color=colors[reverse])
+        right.set_ylim(0)
+        right.set_xlabel("class")
+        right.set_title("one bell Ŷ, fitted to Y by either")
+        handles, _ = left.get_legend_handles_labels()
+        others, _ = right.get_legend_handles_labels()
+        legend_below(left, [*handles, *others])
+    return path.name, (
+        f"{title}. Left: the two as functions of the prediction; right: gradient descent on mean "
+        "and width of a bell over 161 classes. Which mode the latter settles on depends on where "
+        "it starts: here between the two."
+    )
+
+
+def bell_fits(steps: int = 800) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Classes, a distribution of two bells, and one bell fitted to it by KL and by reverse KL."""
+    classes = torch.arange(161, dtype=torch.float64)
+    x = (classes - 80) / 20
+    bells = torch.stack([-((x + 2) ** 2) / 0.4, -((x - 1.8) ** 2) / 0.7 - 0.6])
+    target = bells.logsumexp(0)
+    fits = []
+    for reverse in (False, True):
+        place = torch.tensor([-0.5, -0.5], dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([place], lr=0.02)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            logits = -((x - place[0]) ** 2) / (2 * torch.exp(2 * place[1]))
+            functional.kl_divergence(logits, target, reverse=reverse).backward()
+            optimizer.step()
+        fits.append(logits.detach().softmax(0))
+    return classes, target.softmax(0), fits
+
+
+# Name, colour, dashes of those whose curves are drawn; KL lies over cross entropy, total variation
+# (half of L1) over L1.
+_SERIES = (
+    ("cross entropy", BLUE, None),
+    ("KL", AMBER, (3, 2)),
+    ("cross entropy, smoothed", SKY, None),
+    ("focal", "#999999", None),
+    ("poly", PINK, None),
+    ("Jensen-Shannon", GREEN, None),
+    ("L1", RED, None),
+    ("total variation", "#000000", (3, 2)),
+)
+
+
+def _color(name: str) -> str:
+    known = {row[0]: row[1] for row in _SERIES}
+    return known.get(name, known.get(name.partition(",")[0], INK))
+
+
+def draw_training(path: Path, rows: list[dict[str, Any]]) -> Picture:
+    """The anomaly experiment: test accuracy with true and with wrong labels, a curve per loss."""
+    by_name = {row["name"]: row for row in rows}
+    ends = {n: 100 * _mean(by_name[n], "wrong") for n in ("cross entropy", "L1")}
+    title = (
+        f"Digits with {100 * WRONG:.0f}% wrong labels: cross entropy learns the errors "
+        f"({ends['cross entropy']:.0f}% right at the end), L1 does not ({ends['L1']:.0f}%)"
+    )
+    with canvas(path, 2, title, width=5.4, height=4.3) as (left, right):
+        _draw_before_and_after(left, rows)
+        for name, color, dashes in _SERIES:
+            means = [100 * mean for mean in by_name[name]["wrong"]["by_step"]]
+            steps = range(0, EVERY * len(means), EVERY)
+            right.plot(steps, means, color=color, dashes=dashes or (None, None), label=name)
+        right.set_title("while training on wrong labels")
+        right.set_xlabel("training step")
+        right.set_ylabel("test accuracy, %")
+        right.set_ylim(80, 100)
+        right.set_yticks(range(80, 101, 5))
+        handles, _ = right.get_legend_handles_labels()
+        right.figure.legend(handles=handles, loc="outside lower left", ncols=4)
+    return path.name, f"{title}. Means over the splits, bars: standard deviation."
+
+
+def _mean(row: dict[str, Any], labels: str) -> float:
+    return statistics.fmean(row[labels]["accuracy"])
+
+
+def _draw_before_and_after(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """From the accuracy with true labels, an open circle, to the one with wrong labels."""
+    for place, row in enumerate(rows):
+        color = _color(row["name"])
+        clean, wrong = (100 * _mean(row, labels) for labels in ("clean", "wrong"))
+        spread = 100 * statistics.pstdev(row["wrong"]["accuracy"])
+        axes.plot([clean, wrong], [place, place], color=color, linewidth=1.5, zorder=1)
+        axes.errorbar(wrong, place, xerr=spread, color=color, elinewidth=1, zorder=1)
+        axes.scatter([clean], [place], s=46, facecolor="white", edgecolor=color, linewidth=1.6)
+        axes.scatter([wrong], [place], s=46, color=color)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.margins(y=0.07)
+    axes.set_title(f"true labels (open) → {100 * WRONG:.0f}% wrong labels (filled)")
+    axes.set_xlabel("test accuracy, %")
+
+
+def draw_bench(path: Path, rows: list[dict[str, Any]]) -> Picture | None:
+    """Times of a training step over rows of class scores and of vectors, in multiples of the
+    floor."""
+    steps = [row for row in rows if row["kind"] in ("rows_step", "vectors_step")]
+    if not steps:
+        return None
+    title = "A step over rows, in multiples of a fresh torch.mul or add"
+    names = [f"{row['loss'].replace('_', ' ')}\n{row['case']}" for row in steps]
+    draw_bars(path, steps, names, title)
+    return path.name, (
+        f"{title} (the line), which moves the same bytes: float32, forward and backward."
+    )

@@ -1,0 +1,228 @@
+"""Trains a classifier on real data once per loss, with true and with wrong labels.
+
+The data are scikit-learn's digits: 1,797 pictures of 8 × 8 pixels, ten classes. All seeds train
+side by side: their splits are a batch, and so are the learning rates that are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossops.specs.softmax import row_spec
+from lossops.verify import optional
+from lossops.verify.measure import one_thread
+
+SEEDS = 8
+STEPS = 600
+EVERY = 10  # steps between two looks at the test set
+WRONG = 0.3  # of the training labels
+BATCH, HIDDEN, CLASSES = 128, 128, 10
+RATE = 3e-3  # of Adam, for every loss
+SHARED = 0.2  # of a soft label: what it gives to the other classes
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A loss, as a classifier is trained with it."""
+
+    name: str
+    loss: str  # in lossops.functional
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    soft: bool = False  # labels are distributions
+
+    def __call__(self, logits: Tensor, target: Tensor, **kwargs) -> Tensor:
+        if self.soft and row_spec(self.loss).takes_forms:
+            kwargs["target_form"] = "probs"
+        return row_spec(self.loss).function(logits, target, **self.kwargs, **kwargs)
+
+
+CONTENDERS: tuple[Contender, ...] = (
+    Contender("cross entropy", "cross_entropy"),
+    Contender("cross entropy, smoothed", "cross_entropy", {"label_smoothing": 0.1}),
+    Contender("cross entropy, soft labels", "cross_entropy", soft=True),
+    Contender("L1", "l1_distribution_loss"),
+    Contender("L1, soft labels", "l1_distribution_loss", soft=True),
+    Contender("KL", "kl_divergence"),
+    Contender("KL, soft labels", "kl_divergence", soft=True),
+    Contender("Jensen-Shannon", "js_divergence"),
+    Contender("total variation", "total_variation"),
+    Contender("focal", "focal_loss"),
+    Contender("poly", "poly_loss"),
+)
+
+
+def contender(name: str) -> Contender:
+    return next(row for row in CONTENDERS if row.name == name)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Training and test sets of every seed."""
+
+    train_x: Tensor  # [seeds, n, 64]
+    train_y: Tensor  # [seeds, n]
+    test_x: Tensor
+    test_y: Tensor
+
+    def with_wrong_labels(self) -> Digits:
+        """The same, with a share of the training labels replaced by another class."""
+        labels = self.train_y.clone()
+        count = round(WRONG * labels.shape[1])
+        for seed, row in enumerate(labels):
+            generator = _generator(2000 + seed)
+            chosen = torch.randperm(len(row), generator=generator)[:count]
+            row[chosen] += torch.randint(1, CLASSES, (count,), generator=generator)
+        return Digits(self.train_x, labels % CLASSES, self.test_x, self.test_y)
+
+    def soft(self) -> Tensor:
+        """Distributions in place of the training labels: most to the label, the rest to classes
+        whose mean pictures are like its own. [seeds, n, classes]"""
+        share = torch.zeros(len(self.train_y), CLASSES, CLASSES)
+        for seed, (x, y) in enumerate(zip(self.train_x, self.train_y, strict=True)):
+            means = torch.stack([x[y == label].mean(0) for label in range(CLASSES)])
+            nearness = (-torch.cdist(means, means)).fill_diagonal_(-torch.inf)
+            share[seed] = SHARED * nearness.softmax(1) + (1 - SHARED) * torch.eye(CLASSES)
+        return torch.stack([row[y] for row, y in zip(share, self.train_y, strict=True)])
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def digits(seeds: int = SEEDS) -> Digits:
+    """A fifth of the pictures to test, drawn anew for each seed."""
+    data = optional("sklearn.datasets").load_digits()
+    x = torch.tensor(data.data, dtype=torch.float32) / 16
+    y = torch.tensor(data.target, dtype=torch.int64)
+    orders = torch.stack([torch.randperm(len(y), generator=_generator(s)) for s in range(seeds)])
+    cut = len(y) // 5
+    test, train = orders[:, :cut], orders[:, cut:]
+    return Digits(x[train], y[train], x[test], y[test])
+
+
+class Classifiers(torch.nn.Module):
+    """A network of one hidden layer per seed, the same to begin with for every loss."""
+
+    def __init__(self, count: int, features: int = 64):
+        super().__init__()
+        generator = _generator(5)
+
+        def normal(*shape: int) -> torch.nn.Parameter:
+            weights = torch.randn(*shape, generator=generator) * (2 / shape[-2]) ** 0.5
+            return torch.nn.Parameter(weights.expand(count, *shape[-2:]).clone())
+
+        self.first, self.second = normal(features, HIDDEN), normal(HIDDEN, CLASSES)
+        self.first_bias = torch.nn.Parameter(torch.zeros(count, 1, HIDDEN))
+        self.second_bias = torch.nn.Parameter(torch.zeros(count, 1, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.baddbmm(self.first_bias, x, self.first).relu()
+        return torch.baddbmm(self.second_bias, hidden, self.second)
+
+    @torch.no_grad()
+    def accuracy(self, x: Tensor, y: Tensor) -> Tensor:
+        """Per seed."""
+        return (self(x).argmax(-1) == y).float().mean(1)
+
+
+Optimizer = Callable[[Classifiers], torch.optim.Optimizer]
+
+
+def _adam(model: Classifiers) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=RATE)
+
+
+def fit(loss: Contender, data: Digits, steps: int, optimize: Optimizer = _adam) -> Tensor:
+    """Test accuracies after every ``EVERY`` steps: [times, seeds]."""
+    count = len(data.train_y)
+    truth = data.soft() if loss.soft else data.train_y
+    model = Classifiers(count)
+    optimizer = optimize(model)
+    generator = _generator(9)
+    accuracies = []
+    for step in range(steps + 1):
+        if step % EVERY == 0:
+            accuracies.append(model.accuracy(data.test_x, data.test_y))
+        batch = torch.randint(data.train_y.shape[1], (BATCH,), generator=generator)
+        optimizer.zero_grad()
+        logits = model(data.train_x[:, batch])
+        # Divided by the rows of one seed: each trains as if it were alone.
+        value = loss(logits.flatten(0, 1), truth[:, batch].flatten(0, 1), normalizer=BATCH)
+        value.backward()
+        optimizer.step()
+    return torch.stack(accuracies)
+
+
+def train(
+    wanted: Iterable[Contender] = CONTENDERS,
+    advance: Callable[[str], None] = lambda what: None,
+    seeds: int = SEEDS,
+    steps: int = STEPS,
+) -> list[dict[str, Any]]:
+    """Test accuracies per loss, with true and with wrong labels."""
+    clean = digits(seeds)
+    wrong = clean.with_wrong_labels()
+    rows = []
+    with one_thread():
+        for loss in wanted:
+            row: dict[str, Any] = {"name": loss.name, "loss": loss.loss, "soft": loss.soft}
+            for labels, data in (("clean", clean), ("wrong", wrong)):
+                found = fit(loss, data, steps)
+                row[labels] = {
+                    "accuracy": found[-1].tolist(),
+                    "by_step": found.mean(1).tolist(),
+                }
+            rows.append(row)
+            advance(loss.name)
+    return rows
+
+
+GOALS = (0.8, 0.9, 0.95)  # of test accuracy
+RATES = [10.0 ** (k / 3) for k in range(-6, 4)]
+RACERS = ("cross entropy", "L1", "KL", "Jensen-Shannon", "focal", "poly")
+
+
+class Descent(torch.optim.Optimizer):
+    """Gradient descent; each of the models side by side has a rate of its own."""
+
+    def __init__(self, model: Classifiers, rates: Tensor):
+        super().__init__(model.parameters(), {})
+        self.rates = rates.view(-1, 1, 1)
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter -= self.rates * parameter.grad
+
+
+def race(
+    steps: int = 400, seeds: int = 3, advance: Callable[[str], None] = lambda what: None
+) -> list[dict[str, Any]]:
+    """Steps of stochastic gradient descent until the mean test accuracy reaches each goal, each
+    loss at the best of the same learning rates."""
+    one = digits(seeds)
+    repeat = [tensor.repeat(len(RATES), *[1] * (tensor.dim() - 1)) for tensor in (
+        one.train_x, one.train_y, one.test_x, one.test_y)]  # fmt: skip
+    data = Digits(*repeat)
+    rates = torch.tensor(RATES).repeat_interleave(seeds)
+    rows = []
+    with one_thread():
+        for name in RACERS:
+            found = fit(contender(name), data, steps, lambda model: Descent(model, rates))
+            means = found.view(len(found), len(RATES), seeds).mean(2)  # [times, rates]
+            rows.append({"name": name, "steps": [_arrival(means, goal) for goal in GOALS]})
+            advance(f"{name} at its best rate")
+    return rows
+
+
+def _arrival(means: Tensor, goal: float) -> int | None:
+    """The first step at which some rate has come to the goal, to stay there."""
+    below = torch.where(means < goal, torch.arange(len(means))[:, None], -1).amax(0) + 1
+    first = int(below.min())
+    return first * EVERY if first < len(means) else None

@@ -1,0 +1,220 @@
+"""Trains a regressor on real data once per loss, with true and with corrupted labels.
+
+The data are scikit-learn's diabetes set: 442 patients, ten measurements each, and how far the
+disease had progressed after a year. All seeds train side by side: their splits are a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.claims.curves import plain
+from lossops.specs.elementwise import REGRESSION, Spec
+from lossops.verify import optional
+from lossops.verify.measure import one_thread
+
+SEEDS = 20
+STEPS = 500
+EVERY = 10  # steps between two looks at the test set
+CORRUPTED = 0.1  # of the training labels
+FACTOR = 10.0  # a slipped decimal point
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and test sets of every seed, in the units of the data."""
+
+    train_x: Tensor  # [seeds, n, features], standardised
+    train_y: Tensor  # [seeds, n]
+    test_x: Tensor  # [seeds, m, features]
+    test_y: Tensor  # [seeds, m]
+
+    def corrupted(self) -> Split:
+        """The same, with a share of the training labels ten times too large."""
+        labels = self.train_y.clone()
+        count = round(CORRUPTED * labels.shape[1])
+        for seed, row in enumerate(labels):
+            chosen = torch.randperm(len(row), generator=_generator(1000 + seed))[:count]
+            row[chosen] *= FACTOR
+        return Split(self.train_x, labels, self.test_x, self.test_y)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def diabetes(seeds: int = SEEDS) -> Split:
+    """A fifth of the patients to test, drawn anew for each seed."""
+    data = optional("sklearn.datasets").load_diabetes(scaled=False)
+    x = torch.tensor(data.data, dtype=torch.float32)
+    x = (x - x.mean(0)) / x.std(0)
+    y = torch.tensor(data.target, dtype=torch.float32)
+    orders = [torch.randperm(len(y), generator=_generator(seed)) for seed in range(seeds)]
+    cut = len(y) // 5
+    test, train = torch.stack(orders)[:, :cut], torch.stack(orders)[:, cut:]
+    return Split(x[train], y[train], x[test], y[test])
+
+
+class LinearModels(torch.nn.Module):
+    """One linear model per seed, from zero."""
+
+    def __init__(self, seeds: int, features: int):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(seeds, features, 1))
+        self.bias = torch.nn.Parameter(torch.zeros(seeds, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight).squeeze(-1)
+
+
+def fit(spec: Spec, split: Split, steps: int = STEPS, rate: float = 0.02) -> Tensor:
+    """Predictions for the test sets after every ``EVERY`` steps: [times, seeds, m].
+
+    Labels are scaled by median and median deviation of the training labels as they come, which
+    outliers hardly move.
+    """
+    center = split.train_y.median(1, keepdim=True).values
+    scale = 1.4826 * (split.train_y - center).abs().median(1, keepdim=True).values
+    truth = (split.train_y - center) / scale
+    model = LinearModels(len(truth), split.train_x.shape[-1])
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    loss_fn = spec.module(**spec.defaults)
+    predictions = []
+    for step in range(steps + 1):
+        if step % EVERY == 0:
+            with torch.no_grad():
+                predictions.append(model(split.test_x) * scale + center)
+        optimizer.zero_grad()
+        predicted = model(split.train_x)
+        loss = loss_fn(predicted, truth)
+        loss.backward()
+        optimizer.step()
+    return torch.stack(predictions)
+
+
+def train(
+    wanted: Iterable[Spec] = REGRESSION,
+    advance: Callable[[str], None] = lambda what: None,
+    seeds: int = SEEDS,
+    steps: int = STEPS,
+) -> list[dict[str, Any]]:
+    """Test errors per loss: per seed, with true and with corrupted labels."""
+    clean = diabetes(seeds)
+    rows = []
+    with one_thread():
+        for spec in wanted:
+            row: dict[str, Any] = {"loss": spec.name}
+            for labels, split in (("clean", clean), ("corrupted", clean.corrupted())):
+                errors = fit(spec, split, steps) - split.test_y
+                row[labels] = {
+                    "mae": errors[-1].abs().mean(1).tolist(),
+                    "rmse": errors[-1].square().mean(1).sqrt().tolist(),
+                    "mae_by_step": errors.abs().mean((1, 2)).tolist(),
+                }
+            rows.append(row)
+            advance(plain(spec.name))
+    return rows
+
+
+RATES = [10.0 ** (k / 4) for k in range(-12, 5)]
+# What is left of the way to the least training loss. Several, since which loss is the faster one
+# depends on how near to its minimum one wants to come.
+GAPS = (0.01, 0.001, 0.0001)
+
+
+def convergence(steps: int = 1500) -> list[dict[str, Any]]:
+    """Steps of gradient descent until no more than a gap is left to the least training loss, each
+    loss with the best of the same learning rates. A linear model on the diabetes set: all rates
+    descend side by side."""
+    split = diabetes(1)
+    y = split.train_y[0]
+    y = (y - y.mean()) / y.std()
+    x = torch.nn.functional.pad(split.train_x[0], (0, 1), value=1.0)
+    with one_thread():
+        return [_fastest(spec, x, y, steps) for spec in REGRESSION]
+
+
+def _fastest(spec: Spec, x: Tensor, y: Tensor, steps: int) -> dict[str, Any]:
+    history = _descend(spec, x, y, steps)  # [steps, rates]
+    least = min(history.nan_to_num(math.inf).min().item(), _polished(spec, x, y))
+    return {"loss": spec.name, "steps": [_arrival(history, least, gap) for gap in GAPS]}
+
+
+def _arrival(history: Tensor, least: float, gap: float) -> int | None:
+    """The first step from which on the loss of some rate stays within the gap: one that bounces
+    around its minimum has not arrived."""
+    above = ~(history <= least + gap * (history[0, 0].item() - least))
+    arrived = torch.where(above, torch.arange(len(history))[:, None], -1).amax(0) + 1
+    first = int(arrived.min())
+    return first if first < 0.95 * len(history) else None  # and has stayed for a while
+
+
+def _descend(spec: Spec, x: Tensor, y: Tensor, steps: int) -> Tensor:
+    """The training loss of every rate, before each step."""
+    rates = torch.tensor(RATES)[:, None]
+    weights = torch.zeros(len(RATES), x.shape[1], requires_grad=True)
+    truth = y.expand(len(RATES), -1).contiguous()
+    history = []
+    for _ in range(steps):
+        losses = spec.function(weights @ x.T, truth, reduction="sample", **spec.defaults)
+        (gradient,) = torch.autograd.grad(losses.sum(), weights)
+        history.append(losses.detach())
+        with torch.no_grad():
+            weights -= rates * gradient
+    return torch.stack(history)
+
+
+def _polished(spec: Spec, x: Tensor, y: Tensor) -> float:
+    """The least loss that Adam finds with a falling rate."""
+    weights = torch.zeros(x.shape[1], requires_grad=True)
+    optimizer = torch.optim.Adam([weights], lr=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.995**step)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        loss = spec.function(x @ weights, y, **spec.defaults)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return loss.item()
+
+
+def outlier_fit(steps: int = 800) -> dict[str, Any]:
+    """A curve through points in the plane of which some are wrong: one fit per loss."""
+    generator = _generator(7)
+    x = torch.linspace(-3, 3, 120)
+    truth = torch.sin(1.4 * x) + 0.3 * x
+    y = truth + 0.12 * torch.randn(len(x), generator=generator)
+    wrong = torch.randperm(len(x), generator=generator)[:14]
+    y[wrong] += 2.5 + 3.5 * torch.rand(len(wrong), generator=generator)
+    # Bumps side by side: linear in the weights, so that every loss finds its own best curve.
+    features = torch.exp(-((x[:, None] - torch.linspace(-3.5, 3.5, 10)) ** 2))
+    fits = {}
+    with one_thread():
+        for spec in REGRESSION:
+            fitted = _curve(spec, features, y, steps)
+            off = (fitted - truth).abs().mean().item()
+            fits[spec.name] = {"fit": fitted.tolist(), "mean_error": off}
+    points = {"x": x.tolist(), "y": y.tolist(), "truth": truth.tolist(), "wrong": wrong.tolist()}
+    return points | {"fits": fits}
+
+
+def _curve(spec: Spec, features: Tensor, y: Tensor, steps: int) -> Tensor:
+    model = torch.nn.Linear(features.shape[1], 1)
+    torch.nn.init.zeros_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.995)
+    loss_fn = spec.module(**spec.defaults)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss_fn(model(features).squeeze(-1), y).backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        return model(features).squeeze(-1)

@@ -1,0 +1,245 @@
+"""The Triton kernels: compiled for some architectures without a GPU, and what they are made of.
+
+This happens in processes of its own, where a driver without a device takes the place of Triton's:
+the process that asks may be using a real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import io
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.kernels import machine_code
+from benchmarks.kernels import softmax as kernels_softmax
+from benchmarks.kernels import vectors as kernels_vectors
+from benchmarks.kernels.cache import Cache, Progress, Task, imported, silence
+from benchmarks.kernels.rows import READERS, row
+from lossops.specs.elementwise import SPECS, Spec, spec
+
+FLOAT64, FLOAT32 = torch.float64, torch.float32
+BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
+DTYPES = (FLOAT32, BFLOAT16, FLOAT16, FLOAT64)
+Pair = tuple[torch.dtype, torch.dtype]
+PAIRS = (*((dtype, dtype) for dtype in DTYPES), (BFLOAT16, FLOAT32))  # of input and target
+FEW_PAIRS = PAIRS[-2:]  # which compute in float64 and in float32
+OVER_ROWS = (*kernels_softmax.LOSSES, *kernels_vectors.LOSSES)
+# The loss of the longest formula stands for all, to save time, in kernels that few calls need.
+LONGEST = "log_cosh_loss"
+
+# Not a multiple of anything: the last tile is masked and cannot be vectorized, all others must be.
+_SIZE = 1_000_003
+
+
+def compiler() -> str:
+    return f"Triton {metadata.version('triton')}"
+
+
+def missing() -> str | None:
+    """Why nothing can be shown here, or None."""
+    found = importlib.util.find_spec("triton")
+    if found is None or found.origin is None:
+        return "Triton is not installed: pip install triton"
+    if not Path(found.origin).parent.joinpath("backends", "nvidia").is_dir():
+        return "this Triton is built without its NVIDIA backend"
+    if machine_code.disassembler() is None:
+        return "there is no nvdisasm: this Triton has none, and it is not on PATH"
+    return None
+
+
+def survey(
+    architectures: Iterable[str],
+    wanted: Sequence[Spec] = SPECS,
+    over_rows: Sequence[str] = OVER_ROWS,
+    progress: Progress = silence,
+    pairs: Sequence[Pair] = PAIRS,
+) -> list[dict[str, Any]]:
+    """What :func:`compile` returns, for some losses and architectures."""
+    tasks = {
+        f"{name or 'rescale'} for sm_{a}": Task((a, name, pairs), _files(name))
+        for a in architectures
+        for name in (*(spec.name for spec in wanted), *over_rows, None)
+    }
+    return Cache(compiler(), str(pairs)).results(tasks, compile, _processes, progress)
+
+
+@functools.cache
+def _files(loss: str | None) -> list[Path]:
+    """What the compiled kernels of a loss depend on."""
+    family, launched = "elementwise", Path(__file__)
+    if loss in kernels_softmax.LOSSES:
+        family, launched = "softmax", Path(kernels_softmax.__file__)
+    elif loss in kernels_vectors.LOSSES:
+        family, launched = "vectors", Path(kernels_vectors.__file__)
+    kernels = imported(f"lossops.{family}.triton.ops", ".triton")
+    return [*kernels, *READERS, Path(__file__), launched]
+
+
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[Executor]:
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = multiprocessing.get_context("spawn")  # none that inherits a driver
+        with ProcessPoolExecutor(workers, fresh, _start, (folder,)) as pool:
+            yield pool
+
+
+def _start(folder: str) -> None:
+    """Sets up a process to compile in, before it imports Triton."""
+    os.environ["TRITON_CACHE_DIR"] = folder
+    os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # what is taken from a cache comes without a log
+    os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
+    os.environ.pop("TRITON_INTERPRET", None)
+
+
+class _CompileOnly:
+    """A kernel that is compiled for the arguments of a launch, and not launched."""
+
+    def __init__(self, kernel, compiled: list[machine_code.Compiled]):
+        self.kernel = kernel
+        self.compiled = compiled
+
+    def __getitem__(self, grid):
+        return functools.partial(self._compile, grid=grid)
+
+    def _compile(self, *arguments, **options):
+        with contextlib.redirect_stdout(io.StringIO()) as log:
+            made = self.kernel.warmup(*arguments, **options)
+        ptx, cubin, shared = made.asm["ptx"], made.asm["cubin"], made.metadata.shared
+        self.compiled.append(machine_code.Compiled(log.getvalue(), ptx, cubin, shared))
+
+
+class _Driver:
+    """A driver without a device, as far as compiling asks for one."""
+
+    def __init__(self, architecture: str):
+        self.architecture = int(architecture)
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self):
+        return -self.architecture  # kernels are kept by device: none that exists
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@contextlib.contextmanager
+def _compile_only(module, names: Iterable[str]) -> Iterator[list[machine_code.Compiled]]:
+    """Replaces a module's kernels; yields what they compile to, in the order of the launches."""
+    compiled: list[machine_code.Compiled] = []
+    kernels = {name: getattr(module, name) for name in names}
+    for name, kernel in kernels.items():
+        setattr(module, name, _CompileOnly(kernel, compiled))
+    yield compiled
+    for name, kernel in kernels.items():
+        setattr(module, name, kernel)
+
+
+def compile(architecture: str, loss: str | None, pairs: Sequence[Pair] = PAIRS) -> dict[str, Any]:
+    """Compiles the kernels of a loss, or without one those that no loss is in: ``rows``, one for
+    each, and ``warnings``. Elementwise losses are compiled for ``pairs``, but for the one that
+    stands for all. To be called in a process that was set up for it."""
+    import triton
+
+    from lossops.elementwise.triton import ops as elementwise
+    from lossops.softmax.triton import ops as softmax
+    from lossops.vectors.triton import label_lists
+    from lossops.vectors.triton import ops as vectors
+
+    triton.runtime.driver.set_active(_Driver(architecture))
+    if loss in kernels_softmax.LOSSES:
+        module, names = softmax, kernels_softmax.KERNELS
+        launches, name = kernels_softmax.launches(loss, softmax), loss
+    elif loss in kernels_vectors.LOSSES:
+        module, names = vectors, kernels_vectors.KERNELS
+        if loss in kernels_vectors.WITH_LISTS:
+            module, names = label_lists, kernels_vectors.LIST_KERNELS
+        launches, name = kernels_vectors.launches(loss, vectors), loss
+    else:
+        module, names = elementwise, ("elementwise_kernel", "rescale_kernel")
+        if loss:
+            launches = _launches(spec(loss), elementwise, PAIRS if loss == LONGEST else pairs)
+        else:
+            launches = _rescales(elementwise)
+        name = spec(loss).kernel if loss else ""
+    described = []
+    with _compile_only(module, names) as compiled:
+        for templates, dtypes, pass_, launch in launches:
+            before = len(compiled)
+            launch()
+            dtypes = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+            for made in compiled[before:]:
+                if not made.log:  # compiled for another call before
+                    continue
+                names = templates.split()
+                template = next((t for t in names if f"'{t}_kernel'" in made.log), names[-1])
+                described.append({"template": template, "dtypes": dtypes, "pass_": pass_})
+    kernels = machine_code.kernels(compiled)
+    return {
+        "rows": [
+            row("triton", architecture, **description, loss=name, kernel=kernel)
+            for description, kernel in zip(described, kernels, strict=True)
+        ],
+        "warnings": [],
+    }
+
+
+# What is launched for a loss or a dtype: the kernels, their dtypes, the pass, and the call.
+_Launches = Iterator[tuple[str, tuple[torch.dtype, ...], str, Callable[[], Any]]]
+
+
+def _launches(loss: Spec, ops, pairs: Sequence[Pair]) -> _Launches:
+    for pair in pairs:
+        for pass_, launch in _passes(loss, ops, *pair).items():
+            yield "elementwise", pair, pass_, launch
+
+
+def _passes(loss: Spec, ops, *pair: torch.dtype) -> dict[str, Callable[[], Any]]:
+    x, y = (torch.empty(_SIZE, dtype=dtype) for dtype in pair)
+    value = torch.promote_types(*pair)  # the dtype of the loss
+    one, many = torch.ones((), dtype=value), torch.ones(_SIZE, dtype=value)
+    call = (loss.kernel, list(loss.params(loss.defaults)))
+    mean, none = (*call, "mean", 0), (*call, "none", 0)
+    nothing, input = [False] * 3, [True, False, False]
+    passes = {
+        "value": lambda: ops.elementwise_forward(x, y, None, None, *mean, value, nothing),
+        "step": lambda: ops.elementwise_forward(x, y, None, None, *mean, value, input),
+        "backward": lambda: ops.elementwise_backward(many, x, y, None, None, *none, input),
+        "double backward": lambda: ops.elementwise_double_backward(
+            one, x, y, None, None, x, y, None, *mean, value, [True, True, True, False]
+        ),
+    }
+    if loss.name != LONGEST:
+        return passes
+    rows = x[: 1000 * 999].view(1000, 999), y[: 1000 * 999].view(1000, 999)
+    return passes | {
+        "weighted backward": lambda: ops.elementwise_backward_(
+            [x.clone()], one, x, y, x, None, *mean, input
+        ),
+        "weighted double": lambda: ops.elementwise_double_backward(
+            one, x, y, x, None, x, y, x, *mean, value, [True] * 4
+        ),
+        "groups": lambda: ops.elementwise_forward(
+            *rows, None, None, *call, "mean", 1, value, nothing
+        ),
+    }
+
+
+def _rescales(ops) -> _Launches:
+    for dtype in DTYPES:
+        grad, one = torch.empty(_SIZE, dtype=dtype), torch.ones((), dtype=dtype)
+        yield "rescale", (dtype,), "", functools.partial(ops.elementwise_rescale_, [grad], one)

@@ -1,0 +1,44 @@
+// What `ops` asks an engine of the elementwise family to compute: plain data, without torch and
+// CUDA.
+#pragma once
+
+#include <cstdint>
+
+#include "common/operand.h"
+#include "losses/elementwise.h"
+
+namespace lossops {
+
+// An elementwise problem iterates over `numel` elements. Dimension 0 is the innermost one, and
+// dimensions are ordered and merged so that tensors of equal dense strides give a single one.
+// Every `group_size` consecutive elements form a group; a group is reduced to one number.
+struct ElementwiseProblem {
+  int loss = 0;  // position in ElementwiseLosses
+  double params[kMaxParams] = {};
+  bool double_precision = false;  // compute in float64; otherwise in float32
+
+  int ndim = 0;
+  int64_t size[kMaxDims] = {};
+  int64_t numel = 0;
+  int64_t group_size = 0;
+  int64_t groups = 0;
+
+  // Multiplies every sum and every derivative: 1/group_size for a mean, else 1.
+  double scale = 1;
+  // Divides them as well where given: one number per group, or one for all (stride 0). A problem
+  // that asks for gradients in the forward pass has a single group.
+  Operand normalizer;
+  int64_t normalizer_stride = 0;
+
+  // Read.
+  Operand input, target, weight;
+  Operand grad_output;                                    // as wide as the problem; broadcast
+  Operand tangent_input, tangent_target, tangent_weight;  // second order only
+
+  // Written, where defined.
+  Operand value;    // [numel], reduction "none": the loss, or its directional derivative
+  Operand reduced;  // [groups], contiguous: the reduced loss, or its directional derivative
+  Operand grad_input, grad_target, grad_weight;
+};
+
+}  // namespace lossops

@@ -1,0 +1,27 @@
+// Tensors as the engines see them: plain data, without torch and without CUDA.
+#pragma once
+
+#include <cstdint>
+
+#include "losses/math.h"
+
+namespace lossops {
+
+enum class DType : int8_t { float64, float32, bfloat16, float16 };
+
+constexpr int size_of(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
+constexpr int kMaxDims = 8;
+
+// One tensor of a problem, or none where `data` is null.
+struct Operand {
+  void* data = nullptr;
+  DType dtype = DType::float32;
+  int64_t stride[kMaxDims] = {};  // in elements, one per dimension of the iteration space
+
+  LOSSOPS_FN bool defined() const { return data != nullptr; }
+};
+
+}  // namespace lossops

@@ -1,0 +1,28 @@
+// What there is one of per row.
+#pragma once
+
+#include <cstdint>
+
+#include "common/operand.h"
+
+namespace lossops {
+
+// A number per row; with strides 0, one for all.
+struct RowNumbers {
+  void* data = nullptr;
+  DType dtype = DType::float32;
+  int64_t outer_stride = 0, inner_stride = 0;
+
+  LOSSOPS_FN bool defined() const { return data != nullptr; }
+};
+
+// A class index per row.
+struct RowLabels {
+  const void* data = nullptr;
+  int8_t bytes = 8;  // int64, int32 or uint8
+  int64_t outer_stride = 0, inner_stride = 0;
+
+  LOSSOPS_FN bool defined() const { return data != nullptr; }
+};
+
+}  // namespace lossops

@@ -1,0 +1,94 @@
+// The kernels of the softmax family, as the plan sees them, and the problems that have kernels of
+// their own.
+#pragma once
+
+#include "cuda/softmax/divergences.cuh"
+
+namespace lossops::cuda {
+
+// The position of a loss in a list.
+template <class Loss, class... Losses>
+constexpr int position(LossList<Losses...>) {
+  int i = 0, found = -1;
+  ((found = std::is_same_v<Loss, Losses> ? i : found, ++i), ...);
+  return found;
+}
+
+// What a row consists of, where its classes lie side by side and all tensors are of one type.
+enum class Operands {
+  none,    // none of these: the general kernel's
+  labels,  // logits and a label, and none of what makes a row less than plain
+  others,  // the same, with some of that
+  logits,  // two rows of logits
+  probs,   // log-probabilities and probabilities
+  soft     // logits and probabilities
+};
+
+Operands operands_of(const SoftmaxProblem& problem);
+
+template <Operands operands>
+using FormsOf = Forms<operands == Operands::probs ? 1 : 0, operands == Operands::logits ? 0 : 2,
+                      operands == Operands::labels>;
+
+template <Operands operands>
+constexpr bool of_label = operands == Operands::labels || operands == Operands::others;
+inline bool has_label(Operands operands) {
+  return operands == Operands::labels || operands == Operands::others;
+}
+
+// Any problem: threads share rows as the schedule says.
+void softmax_thread(const SoftmaxProblem& problem, const RowSchedule& schedule, const Grid& grid);
+void softmax_thread_double(const SoftmaxProblem& problem, const RowSchedule& schedule,
+                           const Grid& grid);
+// Short rows: up to `vectors` of 16 bytes of each tensor in the registers of a lane, 1, 2, 4 or 8.
+void softmax_warp_labels(const SoftmaxProblem& problem, const RowSchedule& schedule, int vectors,
+                         const Grid& grid);
+void softmax_warp_pairs(const SoftmaxProblem& problem, const RowSchedule& schedule, int vectors,
+                        const Grid& grid);
+constexpr int kMostVectors = 8, kMostPairs = 4;
+// Long rows, of up to `kMostClasses`.
+void softmax_block_labels(const SoftmaxProblem& problem, const RowSchedule& schedule,
+                          const Grid& grid);
+void softmax_block_pairs(const SoftmaxProblem& problem, const RowSchedule& schedule,
+                         const Grid& grid);
+constexpr int64_t kMostClasses = int64_t(1) << 30;
+// Threads of a block, at most: as many as have the registers that they need. The first are those of
+// Operands::labels.
+constexpr int kLabelThreads = 768, kOtherThreads = 512;
+
+// Calls f.operator()<Loss, S>() for the loss and the type of a problem of some operands.
+template <Operands operands, class F>
+void visit_type(const SoftmaxProblem& problem, const F& f) {
+  const auto loss = [&]<class S>() {
+    if constexpr (of_label<operands>) {
+      f.template operator()<CrossEntropy, S>();  // and the others, which differ by row only
+    } else if constexpr (operands == Operands::soft) {
+      f.template operator()<SoftCrossEntropy, S>();
+    } else if constexpr (operands == Operands::probs) {
+      f.template operator()<Kl, S>();
+    } else {
+      problem.loss == position<Kl>(Divergences{}) ? f.template operator()<Kl, S>()
+                                                  : f.template operator()<JensenShannon, S>();
+    }
+  };
+  switch (problem.input.dtype) {
+    case DType::bfloat16:
+      return loss.template operator()<__nv_bfloat16>();
+    case DType::float16:
+      return loss.template operator()<__half>();
+    default:
+      return loss.template operator()<float>();
+  }
+}
+
+template <Operands operands, class Cells, class Loss, class T, class Team>
+__device__ __forceinline__ T row_loss(const SoftmaxProblem& problem, const Row<T>& row,
+                                      Cells& cells, Team& team) {
+  if constexpr (of_label<operands>) {
+    return label_row<FormsOf<operands>>(problem, row, cells, team);
+  } else {
+    return divergence_row<Loss, FormsOf<operands>>(problem, row, cells, team);
+  }
+}
+
+}  // namespace lossops::cuda

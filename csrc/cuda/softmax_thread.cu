@@ -1,9 +1,0 @@
-#include "cuda/softmax_thread.cuh"
-
-namespace lossops::cuda {
-
-void softmax_thread(const SoftmaxProblem& problem, const RowSchedule& schedule, const Grid& grid) {
-  launch_thread<float>(problem, schedule, grid);
-}
-
-}  // namespace lossops::cuda

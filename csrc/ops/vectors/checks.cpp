@@ -1,0 +1,142 @@
+#include "ops/vectors/checks.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "ops/large.h"
+
+namespace lossops::ops {
+namespace {
+
+struct NamedLoss {
+  int position, vectors, num_params;
+  bool has_index, has_number, has_list;
+
+  bool has_label() const { return has_index || has_number || has_list; }
+};
+
+template <class... Losses>
+std::optional<NamedLoss> find(LossList<Losses...>, std::string_view name) {
+  std::optional<NamedLoss> found;
+  int position = 0;
+  const auto look = [&]<class Loss>() {
+    if (Loss::name == name) {
+      found = NamedLoss{position,        Loss::vectors,    Loss::num_params,
+                        kHasIndex<Loss>, kHasNumber<Loss>, kHasList<Loss>};
+    }
+    ++position;
+  };
+  (look.template operator()<Losses>(), ...);
+  return found;
+}
+
+}  // namespace
+
+VectorsTask::VectorsTask(const VectorsCall& call)
+    : call_(call), operands_(call.vectors.empty() ? at::kCPU : call.vectors[0].device()) {
+  const auto loss = find(VectorLosses{}, call.loss);
+  TORCH_CHECK(loss, "unknown vector loss '", std::string(call.loss), "'");
+  TORCH_CHECK(call.vectors.size() == size_t(loss->vectors), "loss '", call.loss, "' takes ",
+              loss->vectors, " vectors per row, got ", call.vectors.size());
+  TORCH_CHECK(call.params.size() == size_t(loss->num_params), "loss '", call.loss, "' takes ",
+              loss->num_params, " parameters, got ", call.params.size());
+  TORCH_CHECK(call.label.has_value() == loss->has_label(), "loss '", call.loss, "' takes ",
+              call.label.has_value() ? "no" : "a", " label");
+  check_reduction(call.reduction);
+  problem.loss = loss->position;
+  std::copy(call.params.begin(), call.params.end(), problem.params);
+  add_vectors();
+  if (call.reduction == "mean" && problem.rows > 0) {
+    problem.scale = 1.0 / static_cast<double>(problem.rows);
+  }
+  if (loss->has_index || loss->has_list) {
+    add_labels(*call.label, loss->has_list);
+  } else if (loss->has_number) {
+    problem.signs = numbers(*call.label, "label");
+  }
+  if (call.row_weight.has_value()) problem.row_weight = numbers(*call.row_weight, "row_weight");
+}
+
+void VectorsTask::add_vectors() {
+  TORCH_CHECK(first().dim() == 2, "vectors should have the shape (rows, length), got ",
+              first().sizes());
+  problem.rows = first().size(0);
+  problem.length = first().size(1);
+  for (size_t i = 0; i < call_.vectors.size(); ++i) {
+    const Tensor& tensor = call_.vectors[i];
+    operands_.read(tensor, "a vector");
+    TORCH_CHECK(tensor.sizes() == first().sizes(), "vectors should have one shape, got ",
+                first().sizes(), " and ", tensor.sizes());
+    TORCH_CHECK(tensor.scalar_type() == first().scalar_type(),
+                "vectors should have one dtype, got ", first().scalar_type(), " and ",
+                tensor.scalar_type());
+    const bool lies_right = tensor.stride(1) == 1 || problem.length == 1;
+    const Tensor walked = lies_right ? tensor : tensor.contiguous();
+    problem.vectors[i] = {operands_.keep(walked), walked.stride(0)};
+  }
+  problem.dtype = dtype_of(first());
+}
+
+void VectorsTask::add_labels(const Tensor& labels, bool lists) {
+  operands_.read_labels(labels, "label");
+  if (lists) {
+    TORCH_CHECK(labels.sizes() == first().sizes(), "label should have the shape of the vectors, ",
+                first().sizes(), ", got ", labels.sizes());
+  } else {
+    check_per_row(labels, "label");
+  }
+  problem.labels.data = operands_.keep(labels);
+  problem.labels.bytes = static_cast<int8_t>(labels.element_size());
+  problem.labels.outer_stride = labels.dim() == 0 ? 0 : labels.stride(0);
+  problem.labels.inner_stride = lists ? labels.stride(1) : 0;
+}
+
+void VectorsTask::check_per_row(const Tensor& tensor, const char* name) const {
+  TORCH_CHECK(tensor.dim() == 0 || (tensor.dim() == 1 && tensor.size(0) == problem.rows), name,
+              " should be a number or have one per row, ", problem.rows, ", got shape ",
+              tensor.sizes());
+}
+
+RowNumbers VectorsTask::numbers(const Tensor& tensor, const char* name) {
+  operands_.read(tensor, name);
+  check_per_row(tensor, name);
+  RowNumbers numbers;
+  numbers.data = operands_.keep(tensor);
+  numbers.dtype = dtype_of(tensor);
+  numbers.outer_stride = tensor.dim() == 0 ? 0 : tensor.stride(0);
+  return numbers;
+}
+
+Tensor VectorsTask::add_values() {
+  const bool wide = problem.dtype == DType::float64;
+  Tensor values =
+      at::empty({problem.rows}, first().options().dtype(wide ? at::kDouble : at::kFloat));
+  problem.value.data = operands_.keep(values);
+  problem.value.dtype = dtype_of(values);
+  problem.value.outer_stride = 1;
+  return values;
+}
+
+void VectorsTask::add_grad_output(const Tensor& grad_output) {
+  TORCH_CHECK(!call_.reduces() || grad_output.dim() == 0,
+              "grad_output should be a number, got shape ", grad_output.sizes());
+  problem.grad_output = numbers(grad_output, "grad_output");
+}
+
+std::array<Tensor, kMaxVectors> VectorsTask::add_gradients(
+    const std::array<bool, kMaxVectors>& mask) {
+  std::array<Tensor, kMaxVectors> grads;
+  for (size_t i = 0; i < grads.size(); ++i) {
+    if (!mask[i]) continue;
+    TORCH_CHECK(i < call_.vectors.size(),
+                "output_mask asks for the gradient of a vector that loss '", call_.loss,
+                "' does not take");
+    grads[i] = large(at::empty(first().sizes(), first().options()));
+    problem.grads[i] = {operands_.keep(grads[i]), problem.length};
+  }
+  return grads;
+}
+
+}  // namespace lossops::ops

@@ -1,0 +1,32 @@
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "cpu/vectors/engine.h"
+#include "ops/vectors/checks.h"
+
+namespace lossops::ops {
+namespace {
+
+struct CpuEngine {
+  static void run(const VectorsProblem& problem, const Tensor&, bool check_labels) {
+    if (check_labels) {  // an error of torch's type for these losses
+      const auto bad = cpu::bad_index(problem);
+      TORCH_CHECK(!bad, "target out of range: ", *bad, " of ", problem.length, " classes");
+    }
+    cpu::vectors_run(problem);
+  }
+  static Tensor sum(const VectorsProblem& problem, const Tensor& values, double over,
+                    at::ScalarType dtype) {
+    Tensor sum = at::empty({}, values.options().dtype(dtype));
+    cpu::write_sum(problem, over, sum.data_ptr(), dtype_of(sum));
+    return sum;
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(lossops, CPU, library) {
+  register_vector_ops<CpuEngine>(library);
+}
+
+}  // namespace lossops::ops

@@ -1,0 +1,1 @@
+"""What the families share; depends on none of them."""

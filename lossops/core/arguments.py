@@ -1,0 +1,124 @@
+"""Between a public function and autograd: refuses what is wrong with a call, settles the rest.
+
+Exceptions have torch's types, and its words where it has some; they name the argument, what it was
+and what it should be.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+import torch
+from torch import Tensor
+from torch.nn import _reduction as _torch_reduction
+
+HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
+KERNEL_DTYPES = HALF_DTYPES | {torch.float64, torch.float32}
+# What a reduction is to the kernels: how they reduce, and the leading dimensions they keep.
+REDUCTIONS = {"none": ("none", 0), "mean": ("mean", 0), "sum": ("sum", 0), "sample": ("mean", 1)}
+
+
+def legacy_reduction(size_average, reduce, reduction: str) -> str:
+    if size_average is None and reduce is None:
+        return reduction
+    return _torch_reduction.legacy_get_string(size_average, reduce)
+
+
+def number(function: str, name: str, value) -> float:
+    """A hyperparameter as a float. A loss is not differentiated by it, so a tensor that wants a
+    gradient is refused."""
+    if type(value) is float:
+        return value
+    if isinstance(value, Tensor):
+        if value.requires_grad or value.dim() > 0:
+            raise TypeError(
+                f"{function}(): {name} should be a number; a loss is not differentiable by it. "
+                f"Got a Tensor of shape {tuple(value.shape)}, requires_grad={value.requires_grad}"
+            )
+        return float(value)
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{function}(): {name} should be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def number_on(device: torch.device, value: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A number as a 0-d tensor."""
+    if torch.compiler.is_compiling():  # a constructor would bind the graph to the value of a symbol
+        return torch.ones((), dtype=dtype, device=device) * value
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def defined(function: str, name: str, value) -> float:
+    """A hyperparameter as a float that is not NaN."""
+    value = number(function, name, value)
+    if value != value:
+        raise ValueError(f"{function}(): {name} should be a number, got nan")
+    return value
+
+
+def savable(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, in a form that autograd saves: an inference tensor, of a teacher say, as another
+    over its memory."""
+    if type(tensor) is not Tensor or torch.compiler.is_compiling():
+        return tensor
+    if not tensor.is_inference() or torch.is_inference_mode_enabled():
+        return tensor
+    fresh = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    place = tensor.storage_offset(), tensor.shape, tensor.stride()
+    return fresh.set_(tensor.untyped_storage(), *place)
+
+
+def require_tensors(function: str, **arguments) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{function}(): {name} should be a Tensor, got {type(value).__name__}")
+
+
+def integer_or_complex(input, target) -> bool:
+    return (
+        isinstance(input, Tensor)
+        and isinstance(target, Tensor)
+        and (
+            input.is_complex()
+            or target.is_complex()
+            or not (input.is_floating_point() or target.is_floating_point())
+        )
+    )
+
+
+def autocasts(device: str) -> bool:
+    # Asking about a device that autocast does not know, as the meta device, is an error.
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def promoted(input: Tensor, target: Tensor) -> torch.dtype:
+    """torch.result_type of two tensors, in a form that torch.compile can follow."""
+    if input.is_floating_point() and target.is_floating_point():
+        if (input.dim() == 0) == (target.dim() == 0):
+            return torch.promote_types(input.dtype, target.dtype)
+        return target.dtype if input.dim() == 0 else input.dtype
+    if input.is_floating_point() and not target.is_complex():
+        return input.dtype
+    if target.is_floating_point() and not input.is_complex():
+        return target.dtype
+    return torch.promote_types(input.dtype, target.dtype)
+
+
+def check_reduction(reduction: str) -> None:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+
+
+def positive(function: str, name: str, value) -> float:
+    value = number(function, name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{function}(): {name} should be positive and finite, got {value}")
+    return value
+
+
+def finite(function: str, name: str, value) -> float:
+    value = number(function, name, value)
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{function}(): {name} should be finite, got {value}")
+    return value

@@ -1,0 +1,146 @@
+"""The raw ops: how families declare them, and backends implement them.
+
+Every backend that is a kernel implements the same ops in a namespace of its own (``lossops`` for
+C++ and CUDA C++, ``lossops_triton`` for Triton). A family declares its ops once, with their schemas
+and a function that checks a call's arguments, in its module ``ops``; so they exist even where the
+compiled extension does not.
+
+``output_mask`` says which of an op's outputs are wanted; the others are None. Those of forward
+passes are Tensor? in the schemas, as programs compiled ahead of time need it, and others Tensor, as
+the vmap behind ``torch.autograd.grad(is_grads_batched=True)`` does.
+
+Every op with ``params`` has a twin, ``…_tensor_params``, that takes them as a tensor on the CPU.
+``torch.compile`` makes a symbol of a number that changes from call to call, and a list of numbers
+would bind a graph to their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from lossops.core.contract import check_memory
+
+NATIVE = "lossops"
+TRITON = "lossops_triton"
+PARAMS = "float[] params"  # of a loss, in schemas
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what a row has besides its loss: lse, entropy, accuracy, denominators."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def empty_like(tensors, mask) -> tuple:
+    """Results of the shapes of tensors, None where they are not wanted."""
+    pairs = zip(tensors, mask, strict=True)
+    return tuple(torch.empty_like(tensor) if wanted else None for tensor, wanted in pairs)
+
+
+class KernelOps:
+    """The raw ops of one backend as attributes, which take hyperparameters as numbers, or as a
+    tensor."""
+
+    def __init__(self, namespace: str, tensor_params: bool):
+        self.namespace, self.tensor_params = namespace, tensor_params
+
+    def add(self, name: str) -> None:
+        ops, twin = getattr(torch.ops, self.namespace), f"{name}_tensor_params"
+        op = getattr(ops, twin if self.tensor_params and hasattr(ops, twin) else name)
+        setattr(self, name, op.default)
+
+
+KERNEL_OPS = {
+    (namespace, tensor_params): KernelOps(namespace, tensor_params)
+    for namespace in (NATIVE, TRITON)
+    for tensor_params in (False, True)
+}
+# A Library takes its ops with it when it is collected.
+_libraries = [torch.library.Library(namespace, "DEF") for namespace in (NATIVE, TRITON)]
+# Of each op: its check and its schema. The check takes the arguments of a call, raises for what
+# breaks the contract, and returns a function that makes the results, whose contents a kernel would
+# compute.
+DECLARED: dict[str, tuple[Callable, str]] = {}
+
+
+def declare(name: str, check: Callable, schema: str) -> None:
+    """Declares an op for every backend."""
+    DECLARED[name] = check, schema
+    for library in _libraries[:2]:
+        _declare_in(library, name)
+    for ops in KERNEL_OPS.values():
+        ops.add(name)
+
+
+def declare_all(namespace: str) -> None:
+    """Declares the ops of all families in another namespace."""
+    library = torch.library.Library(namespace, "DEF")
+    for name in DECLARED:
+        _declare_in(library, name)
+    _libraries.append(library)
+
+
+def _declare_in(library: torch.library.Library, name: str) -> None:
+    check, schema = DECLARED[name]
+    _define(library, name, schema)
+    register_fake(library, name, lambda *args: check(*args)())
+
+
+def _define(library: torch.library.Library, name: str, schema: str) -> None:
+    """Declares an op, and its twin where it has hyperparameters."""
+    library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if PARAMS not in schema:
+        return
+    packet = getattr(getattr(torch.ops, library.ns), name)
+    position = [argument.name for argument in packet.default._schema.arguments].index("params")
+
+    def kernel(*args):
+        params = args[position]
+        if params.device.type != "cpu" or params.dim() != 1 or not params.is_floating_point():
+            raise RuntimeError(
+                "params should be floating point numbers in a row, on the CPU, got "
+                f"{tuple(params.shape)} of {params.dtype} on {params.device}"
+            )
+        return packet.default(*args[:position], params.tolist(), *args[position + 1 :])
+
+    twin = f"{name}_tensor_params"
+    library.define(
+        twin + schema.replace(PARAMS, "Tensor params"), tags=(torch.Tag.pt2_compliant_tag,)
+    )
+    library.impl(twin, kernel, "CompositeExplicitAutograd")
+
+
+def register_fake(library: torch.library.Library, name: str, fake) -> None:
+    """Says what an op, and its twin, gives on tensors without data."""
+    for form in (name, f"{name}_tensor_params"):
+        if hasattr(getattr(torch.ops, library.ns), form):
+            torch.library.register_fake(f"{library.ns}::{form}", fake, lib=library)
+
+
+def implement(namespace: str, name: str, device: str, kernel: Callable) -> None:
+    """Registers a Python function as the kernel of an op on a device type. It is called with
+    arguments that keep the contract."""
+    check, _ = DECLARED[name]
+    schema = getattr(getattr(torch.ops, namespace), name).default._schema.arguments
+    known = [(argument.name, argument.is_write) for argument in schema]
+
+    def checked(*args):
+        check(*args)
+        check_memory([(n, value, w) for (n, w), value in zip(known, args, strict=True)])
+        return kernel(*args)
+
+    library = torch.library.Library(namespace, "IMPL")
+    library.impl(name, checked, device.upper())
+    _libraries.append(library)
+
+
+def compose(name: str, schema: str, kernel, fake, backward=None, setup_context=None) -> None:
+    """An op that is made of others, wherever these run."""
+    library, full = torch.library.Library(NATIVE, "FRAGMENT"), f"{NATIVE}::{name}"
+    _define(library, name, schema)
+    register_fake(library, name, fake)
+    library.impl(name, kernel, "CompositeExplicitAutograd")
+    if backward is not None:
+        torch.library.register_autograd(full, backward, setup_context=setup_context, lib=library)
+    _libraries.append(library)

@@ -1,0 +1,41 @@
+"""The Triton backend: the raw ops of ``lossops_triton``, for any GPU that Triton compiles for.
+
+Importing this package does not import Triton, which takes long and may be absent; :func:`load`
+does, on first use.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+
+
+@functools.cache
+def available() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def load() -> None:
+    """Imports Triton and registers the kernels with the raw ops; raises where it is absent.
+
+    They run on CUDA (and ROCm) tensors. Under Triton's interpreter they are registered for CPU
+    tensors as well, to be tested without a GPU; without it Triton has no way to run on a CPU.
+    Whether it interprets is settled when the kernels are defined, that is at this import, from the
+    environment variable ``TRITON_INTERPRET``.
+    """
+    if not available():
+        raise ImportError("the Triton backend needs the package `triton`: pip install triton")
+    import triton
+
+    from lossops.core import library
+    from lossops.families import FAMILIES
+
+    devices = ("CUDA", "CPU") if triton.knobs.runtime.interpret else ("CUDA",)
+    for family in FAMILIES:
+        ops = importlib.import_module(f"lossops.{family}.triton.ops")
+        for op in ops.OPS:
+            for device in devices:
+                library.implement(library.TRITON, op, device, getattr(ops, op))

@@ -1,0 +1,157 @@
+"""Negative log-likelihoods; public as part of :mod:`lossops.functional`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lossops.core.arguments import (
+    check_reduction,
+    defined,
+    legacy_reduction,
+    number,
+    number_on,
+    promoted,
+    require_tensors,
+)
+from lossops.core.labels import can_look
+from lossops.core.overrides import handle, overridden
+from lossops.core.spread import beside, gathered
+from lossops.core.unfused import difference, floating
+from lossops.elementwise.call import broadcast_loss
+
+__all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
+
+
+def poisson_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    log_input: bool = True,
+    full: bool = False,
+    size_average: bool | None = None,
+    eps: float = 1e-8,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Negative log-likelihood of a count: ``exp(x) - y x``, or ``x - y log(x + eps)``.
+
+    Args:
+        input: x, the logarithm of the expected count; or the count, with ``log_input=False``.
+        target: y, the count, of a shape that broadcasts with the input's.
+        log_input: which of the two.
+        full: add Stirling's approximation of log(y!), where y > 1.
+        size_average, reduce: deprecated, see ``reduction``.
+        eps: keeps the logarithm finite.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        weight: w, the shape of the input, multiplies it. A mean still divides by the number of
+            elements.
+
+    Returns:
+        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
+        "sample".
+
+    Raises:
+        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        RuntimeError: if the shapes do not broadcast.
+        TypeError: if ``eps`` is not a number.
+
+    Follows :func:`torch.nn.functional.poisson_nll_loss`.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.poisson_nll_loss(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]), reduction="none")
+        tensor([1.0000, 0.7183])
+    """
+    if overridden(input, target, weight):
+        return handle(
+            poisson_nll_loss, (input, target, weight), input, target, log_input=log_input,
+            full=full, size_average=size_average, eps=eps, reduce=reduce, reduction=reduction,
+            weight=weight,
+        )  # fmt: skip
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    require_tensors("poisson_nll_loss", input=input, target=target)
+    eps = defined("poisson_nll_loss", "eps", eps)
+    loss, params = ("poisson_log", ()) if log_input else ("poisson", (eps,))
+    input = floating(input, target)
+    return broadcast_loss(loss, input, target, weight, reduction, *params, float(bool(full)))
+
+
+def gaussian_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+) -> Tensor:
+    r"""Negative log-likelihood of a measurement: ``½ (log v + (x - y)² / v)``.
+
+    The deviation x - y is a tensor of its own; what comes after it is one pass.
+
+    Args:
+        input: x, the expectation, any shape.
+        target: y, the measurement, of a shape that broadcasts with the input's.
+        var: v, the variance: a number; or a tensor of the input's shape, of that without the last
+            dimension, or with one dimension that is 1. No less than eps is used; the derivative by
+            v is that of v itself, as in torch.
+        full: add ½ log 2π.
+        eps: the least variance.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+        weight: w, the shape of x - y, multiplies it. A mean still divides by the number of
+            elements.
+
+    Returns:
+        The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
+        "sample".
+
+    Raises:
+        ValueError: if ``reduction`` is none of these, ``var`` has another shape or, on the CPU, an
+            entry below 0. On a GPU, where to look would stall it, and under torch.func and
+            torch.compile, the loss of such an element is NaN.
+        TypeError: if ``eps`` is not a number.
+
+    Follows :func:`torch.nn.functional.gaussian_nll_loss`. Nix and Weigend, Estimating the mean and
+    variance of the target probability distribution, 1994.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.gaussian_nll_loss(torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([2.0]))
+        tensor(1.3466)
+    """
+    if overridden(input, target, var, weight):
+        return handle(
+            gaussian_nll_loss, (input, target, var, weight), input, target, var, full=full, eps=eps,
+            reduction=reduction, weight=weight,
+        )  # fmt: skip
+    require_tensors("gaussian_nll_loss", input=input, target=target)
+    if not isinstance(var, Tensor):
+        var = number("gaussian_nll_loss", "var", var)
+        if var < 0:
+            raise ValueError("var has negative entry/entries")
+        var = beside(number_on(input.device, var, floating(input).dtype), input).expand_as(input)
+    elif can_look(var) and gathered((var < 0).any()):
+        raise ValueError("var has negative entry/entries")
+    if var.shape != input.shape:
+        if input.shape[:-1] == var.shape and input.dim():
+            var = var.unsqueeze(-1)
+        elif (
+            input.dim() != var.dim()
+            or sum(v for x, v in zip(input.shape, var.shape, strict=True) if x != v) != 1
+        ):
+            raise ValueError("var is of incorrect size")
+    eps = defined("gaussian_nll_loss", "eps", eps)
+    check_reduction(reduction)
+    input = floating(input, target)
+    off, dtype = difference(input, target)
+    if off.device.type == "cpu":
+        dtype = promoted(input, target)  # autocast widens torch's formula on GPUs only
+    if var.dim() or not off.dim():
+        dtype = torch.promote_types(dtype, var.dtype)
+    params = (eps, 0.5 * math.log(2 * math.pi) if full else 0.0)
+    return broadcast_loss("gaussian", off, var, weight, reduction, *params).to(dtype)

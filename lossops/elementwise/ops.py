@@ -1,0 +1,213 @@
+"""The raw ops of the elementwise losses: schemas, contract, and results without data.
+
+``input``, ``target``, ``weight`` and the tangents have one shape,
+broadcast by the caller (stride 0 is fine), and floating dtypes that may differ. ``keep_dims`` is
+the number of leading dimensions a reduction keeps: 0 for a scalar, 1 for one number per sample.
+``reduction`` is "none", "mean" or "sum"; with "none", ``keep_dims`` is ignored. ``normalizer``
+(0-d, or of the kept dimensions' shape) replaces the mean's denominator.
+
+With L_i = w_i f(x_i, y_i) and s the reduction's factor (1, 1/n or 1/normalizer):
+
+``elementwise_forward``
+    the reduced loss, and the gradients for ``grad_output == 1`` (only where nothing is kept).
+``elementwise_backward``
+    g s w f_x, g s w f_y, g s f.
+``elementwise_backward_``
+    the same, written over ``grads``; does nothing where ``grad_output``, one number read on the
+    device, is 1.
+``elementwise_rescale_``
+    multiplies ``grads`` by ``grad_output``, one number read on the device; does nothing where it
+    is 1.
+``elementwise_double_backward``
+    with the tangents (a, b, c) of (input, target, weight), missing ones being 0: the derivative of
+    the reduced loss in their direction, the reduction of w (a f_x + b f_y) + c f; and the
+    derivatives of g s (w (a f_x + b f_y) + c f) by input, target and weight. ``output_mask`` has
+    four entries, the first for the directional derivative, which does not contain g.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import torch
+from torch import Tensor
+
+from lossops.core.contract import (
+    check_between,
+    check_dtype,
+    check_gradients,
+    check_gradients_come,
+    check_mask,
+    check_number_or,
+    check_reduction,
+    check_shape,
+    check_single,
+    check_tensors,
+    require,
+)
+from lossops.core.library import PARAMS, declare, empty_like
+from lossops.elementwise import reference
+
+_CALL = f"str loss, {PARAMS}, str reduction, int keep_dims"
+
+
+def loss_shape(input: Tensor, reduction: str, keep_dims: int) -> tuple:
+    """The shape of the loss over an input of this shape."""
+    return tuple(input.shape if reduction == "none" else input.shape[:keep_dims])
+
+
+@functools.cache
+def _num_params(loss: str) -> int | None:
+    """Of an elementwise loss, besides input and target."""
+    formula = reference.TERMS.get(loss) or reference.FORMULAS.get(loss)
+    return None if formula is None else len(inspect.signature(formula).parameters) - 2
+
+
+def _check_elementwise(
+    input, target, weight, normalizer, loss, params, reduction, keep_dims
+) -> tuple:
+    """Returns the shape of the loss."""
+    known = _num_params(loss)
+    require(known is not None, lambda: f"unknown elementwise loss {loss!r}")
+    require(
+        len(params) == known,
+        lambda: f"loss {loss!r} takes {known} parameters, got {len(params)}",
+    )
+    check_reduction(reduction)
+    check_between("keep_dims", keep_dims, input.dim())
+    check_tensors(input.device, input=input, target=target, weight=weight, normalizer=normalizer)
+    for name, tensor in (("target", target), ("weight", weight)):
+        if tensor is not None:
+            check_shape(name, tensor, input.shape, "input")
+    kept = input.shape[: keep_dims if reduction != "none" else 0]
+    check_number_or("normalizer", normalizer, kept, "the loss")
+    return loss_shape(input, reduction, keep_dims)
+
+
+def _check_grad_output(grad_output: Tensor, input: Tensor, shape: tuple, reduction: str) -> None:
+    check_tensors(input.device, grad_output=grad_output)
+    if reduction == "none":
+        check_shape("grad_output", grad_output, shape, "input")
+    else:
+        check_number_or("grad_output", grad_output, shape, "the loss")
+
+
+def _elementwise_forward(
+    input, target, weight, normalizer, loss, params, reduction, keep_dims, out_dtype, output_mask
+):
+    shape = _check_elementwise(
+        input, target, weight, normalizer, loss, params, reduction, keep_dims
+    )
+    check_dtype("out_dtype", out_dtype)
+    check_mask(output_mask, (input, target, weight))
+    check_gradients_come(output_mask, reduction, keep_dims)
+    return lambda: (
+        _empty_loss(input, shape, reduction, out_dtype),
+        *empty_like((input, target, weight), output_mask),
+    )
+
+
+def _empty_loss(input: Tensor, shape: tuple, reduction: str, dtype: torch.dtype) -> Tensor:
+    if reduction == "none":
+        return torch.empty_like(input, dtype=dtype)
+    return input.new_empty(shape, dtype=dtype)
+
+
+def _elementwise_backward(
+    grad_output, input, target, weight, normalizer, loss, params, reduction, keep_dims, output_mask
+):
+    shape = _check_elementwise(
+        input, target, weight, normalizer, loss, params, reduction, keep_dims
+    )
+    _check_grad_output(grad_output, input, shape, reduction)
+    check_mask(output_mask, (input, target, weight))
+    return lambda: empty_like((input, target, weight), output_mask)
+
+
+def _elementwise_backward_(
+    grads, grad_output, input, target, weight, normalizer, loss, params, reduction, keep_dims,
+    output_mask,
+):  # fmt: skip
+    shape = _check_elementwise(
+        input, target, weight, normalizer, loss, params, reduction, keep_dims
+    )
+    check_single(grad_output)
+    _check_grad_output(grad_output, input, shape, reduction)
+    check_gradients(grads, output_mask, (input, target, weight))
+    return lambda: None
+
+
+def _elementwise_rescale_(grads, grad_output):
+    check_single(grad_output)
+    for grad in grads:
+        check_tensors(grads[0].device, gradient=grad, grad_output=grad_output)
+    check_tensors(grad_output.device, grad_output=grad_output)
+    return lambda: None
+
+
+def _elementwise_double_backward(
+    grad_output, input, target, weight, normalizer, tangent_input, tangent_target, tangent_weight,
+    loss, params, reduction, keep_dims, out_dtype, output_mask,
+):  # fmt: skip
+    shape = _check_elementwise(
+        input, target, weight, normalizer, loss, params, reduction, keep_dims
+    )
+    tangents = {
+        "tangent_input": tangent_input, "tangent_target": tangent_target,
+        "tangent_weight": tangent_weight,
+    }  # fmt: skip
+    check_tensors(input.device, **tangents)
+    for name, tensor in tangents.items():
+        if tensor is not None:
+            check_shape(name, tensor, input.shape, "input")
+    require(
+        tangent_weight is None or weight is not None,
+        lambda: "tangent_weight is the tangent of a weight that there is not",
+    )
+    check_dtype("out_dtype", out_dtype)
+    check_mask(output_mask, (input, input, target, weight))
+    require(
+        grad_output is not None or not any(output_mask[1:]),
+        lambda: "elementwise_double_backward needs grad_output to give gradients",
+    )
+    if grad_output is not None:
+        _check_grad_output(grad_output, input, shape, reduction)
+    return lambda: (
+        _empty_loss(input, shape, reduction, out_dtype) if output_mask[0] else None,
+        *empty_like((input, target, weight), output_mask[1:]),
+    )
+
+
+declare(
+    "elementwise_forward",
+    _elementwise_forward,
+    "(Tensor input, Tensor target, Tensor? weight, Tensor? normalizer, "
+    f"{_CALL}, ScalarType out_dtype, bool[3] output_mask) "
+    "-> (Tensor, Tensor?, Tensor?, Tensor?)",
+)
+declare(
+    "elementwise_backward",
+    _elementwise_backward,
+    "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor? normalizer, "
+    f"{_CALL}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
+)
+declare(
+    "elementwise_backward_",
+    _elementwise_backward_,
+    "(Tensor(a!)[] grads, Tensor grad_output, Tensor input, Tensor target, Tensor? weight, "
+    f"Tensor? normalizer, {_CALL}, bool[3] output_mask) -> ()",
+)
+declare(
+    "elementwise_rescale_",
+    _elementwise_rescale_,
+    "(Tensor(a!)[] grads, Tensor grad_output) -> ()",
+)
+declare(
+    "elementwise_double_backward",
+    _elementwise_double_backward,
+    "(Tensor? grad_output, Tensor input, Tensor target, Tensor? weight, Tensor? normalizer, "
+    "Tensor? tangent_input, Tensor? tangent_target, Tensor? tangent_weight, "
+    f"{_CALL}, ScalarType out_dtype, bool[4] output_mask) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)

@@ -1,0 +1,1 @@
+"""A linear layer and a loss over rows of its outputs, in chunks."""

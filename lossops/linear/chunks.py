@@ -1,0 +1,449 @@
+"""How gradients flow: the autograd Function of a linear layer and its cross entropy.
+
+The rows are walked in chunks: a chunk's logits are multiplied out, the row kernel puts their
+gradient in their place, and two more products carry it to the layer's input and weight. What stays
+is of the size of those. Logits of half precision are not rounded to it: they are in float32, as is
+their gradient, but for CUDA's products. ``torch.compile`` sees a walk as one op. Derivatives of
+gradients come from the formulas in :mod:`lossops.softmax.reference`, over all logits.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lossops.core import backends, contract, library
+from lossops.core.backends import settled
+from lossops.core.formulas import formula_gradients
+from lossops.core.library import accumulator
+from lossops.core.transforms import distinct, is_transformed, merge
+from lossops.softmax import reference
+from lossops.softmax.autograd import SoftmaxCall
+from lossops.softmax.ops import check_softmax
+
+# A chunk is an eighth of the rows, or where logits are wider than the layer, a sixteenth; at least
+# so many, and no more than have logits of so many bytes in the layer's dtype: a product of fewer
+# rows is slow, and each chunk reads and writes the weight's gradient once; larger logits would be
+# what is to be avoided.
+_CHUNKS, _FEWEST_ROWS, _MOST_BYTES = 8, 128, 1 << 28
+
+# Half precision is multiplied in pieces of the classes, at least so many: there is no copy in
+# another dtype of anything as large as the weight or a chunk's logits.
+_PIECES, _FEWEST_CLASSES = 16, 128
+
+_WALK = (
+    "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, "
+    "Tensor? class_weight, str backend, str target_form, float[] params, int ignore_index, "
+    "ScalarType dtype, ScalarType out_dtype, int rows"
+)
+
+
+def _rows_at_once(chosen: int, rows: int, classes: int, dtype: torch.dtype) -> int:
+    most = _MOST_BYTES // max(1, classes * dtype.itemsize)
+    chunks = _CHUNKS * accumulator(dtype).itemsize // dtype.itemsize
+    return chosen or max(_FEWEST_ROWS, min(most, math.ceil(rows / chunks)))
+
+
+class _Chunks:
+    """The layer's tensors, of ``dtype`` or to be made so, and the gradients as they are added up,
+    chunk by chunk."""
+
+    def __init__(self, input, linear_weight, linear_bias, dtype, rows, mask):
+        self.input, self.wide = input, accumulator(dtype)
+        # Unrounded products of half precision: CUDA has them, elsewhere the factors are widened.
+        self.unrounded = dtype != self.wide and input.is_cuda and torch.version.hip is None
+        self.dtype = dtype if self.unrounded else self.wide  # of the factors
+        self.matrix = linear_weight.to(dtype) if self.unrounded else linear_weight
+        self.bias = None if linear_bias is None else linear_bias.to(self.wide)
+        classes = linear_weight.shape[0]
+        self.rows = _rows_at_once(rows, input.shape[0], classes, dtype)
+        whole = self.matrix.dtype == self.wide
+        self.step = max(_FEWEST_CLASSES, classes if whole else math.ceil(classes / _PIECES))
+        self.by_input = torch.empty_like(input) if mask[0] else None
+        self.by_weight = torch.zeros_like(linear_weight, dtype=self.wide) if mask[1] else None
+        self.by_bias = torch.zeros_like(linear_bias, dtype=self.wide) if mask[2] else None
+
+    def __iter__(self):
+        for begin in range(0, self.input.shape[0], self.rows):
+            yield slice(begin, begin + self.rows)
+
+    def pieces(self):
+        for begin in range(0, max(1, self.matrix.shape[0]), self.step):
+            yield slice(begin, begin + self.step)
+
+    def logits(self, chunk: slice) -> Tensor:
+        x = self.input[chunk].to(self.dtype)
+        if self.matrix.dtype == self.wide:
+            return torch.nn.functional.linear(x, self.matrix, self.bias)
+        if self.unrounded:
+            logits = torch.mm(x, self.matrix.t(), out_dtype=self.wide)
+        else:
+            logits = x.new_empty(x.shape[0], self.matrix.shape[0])
+            for piece in self.pieces():
+                torch.mm(x, self.matrix[piece].to(self.wide).t(), out=logits[:, piece])
+        return logits if self.bias is None else logits.add_(self.bias)
+
+    def add(self, by_logits: Tensor, chunk: slice) -> None:
+        x, by_x = self.input[chunk].to(self.dtype), None
+        for piece in self.pieces():
+            factor = by_logits[:, piece].to(self.dtype)
+            if self.by_input is not None:
+                by_x = self._added(by_x, factor, self.matrix[piece].to(self.dtype))
+            if self.by_weight is not None:
+                self._added(self.by_weight[piece], factor.t(), x)
+        if self.by_input is not None:
+            self.by_input[chunk] = by_x
+        if self.by_bias is not None:
+            self.by_bias += by_logits.sum(0, dtype=self.wide)
+
+    def _added(self, sums: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+        """The sums, to which a product is added in place."""
+        if self.unrounded:
+            product = torch.mm(a, b, out_dtype=self.wide)
+            return product if sums is None else sums.add_(product)
+        return a @ b if sums is None else torch.addmm(sums, a, b, out=sums)
+
+    @property
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        return self.by_input, self.by_weight, self.by_bias
+
+
+def _of_rows(target_form, params, ignore_index, reduction) -> tuple:
+    """What the raw ops of the rows are called with."""
+    return "cross_entropy", 1, "logits", target_form, params, ignore_index, False, reduction, 0
+
+
+def without_autocast(function):
+    """The function, with products in the dtype of their factors, also in a backward."""
+
+    @functools.wraps(function)
+    def as_given(*arguments):
+        device = arguments[0].device.type
+        if not (device != "meta" and torch.is_autocast_enabled(device)):
+            return function(*arguments)
+        with torch.autocast(device, enabled=False):
+            return function(*arguments)
+
+    return as_given
+
+
+@without_autocast
+def _sum(
+    input, linear_weight, linear_bias, target, class_weight, backend, target_form, params,
+    ignore_index, dtype, out_dtype, rows, output_mask,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """The sum of the losses, unrounded, and its gradients that are wanted, by weight and bias
+    unrounded too."""
+    ops, wide = backends.kernel_ops(backend), accumulator(dtype)
+    call = (*_of_rows(target_form, params, ignore_index, "sum"), wide)
+    chunks = _Chunks(input, linear_weight, linear_bias, dtype, rows, output_mask)
+    value = torch.zeros((), dtype=wide, device=input.device)
+    for chunk in chunks:
+        logits, read = chunks.logits(chunk), (target[chunk], class_weight, None)
+        if any(output_mask):
+            value += ops.softmax_forward_(logits, *read, *call, (False,) * 3)[0]
+            chunks.add(logits, chunk)  # by now their gradient
+        else:
+            value += ops.softmax_forward(logits, *read, *call, (False,) * 5)[0]
+        del logits  # before the next ones are made
+    return value, *chunks.gradients
+
+
+@without_autocast
+def _losses(
+    input, linear_weight, linear_bias, target, class_weight, backend, target_form, params,
+    ignore_index, dtype, out_dtype, rows,
+) -> Tensor:  # fmt: skip
+    """The loss of every row."""
+    ops = backends.kernel_ops(backend)
+    call = (*_of_rows(target_form, params, ignore_index, "none"), out_dtype, (False,) * 5)
+    chunks = _Chunks(input, linear_weight, linear_bias, dtype, rows, (False,) * 3)
+    values = input.new_empty(input.shape[0], dtype=out_dtype)
+    for chunk in chunks:
+        read = (target[chunk], class_weight, None)
+        values[chunk] = ops.softmax_forward(chunks.logits(chunk), *read, *call)[0]
+    return values
+
+
+@without_autocast
+def _losses_backward(
+    grad_output, input, linear_weight, linear_bias, target, class_weight, backend, target_form,
+    params, ignore_index, dtype, out_dtype, rows, output_mask,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """The gradients of the losses of the rows, by weight and bias unrounded."""
+    ops = backends.kernel_ops(backend)
+    call = (*_of_rows(target_form, params, ignore_index, "none"), (True, False))
+    chunks = _Chunks(input, linear_weight, linear_bias, dtype, rows, output_mask)
+    chunks.rows = math.ceil(chunks.rows / 2)  # as logits and their gradient are both there
+    for chunk in chunks:
+        logits, read = chunks.logits(chunk), (target[chunk], class_weight, None)
+        cotangents = (grad_output[chunk], None, None)
+        by_logits = ops.softmax_backward(*cotangents, logits, *read, *call)[0]
+        del logits
+        chunks.add(by_logits, chunk)
+        del by_logits
+    return chunks.gradients
+
+
+def _fake_gradients(input, linear_weight, linear_bias, dtype, mask):
+    wide = accumulator(dtype)
+    return (
+        torch.empty_like(input) if mask[0] else None,
+        torch.empty_like(linear_weight, dtype=wide) if mask[1] else None,
+        torch.empty_like(linear_bias, dtype=wide) if mask[2] else None,
+    )
+
+
+def _fake_sum(*call):
+    value = call[0].new_empty((), dtype=accumulator(call[9]))
+    return value, *_fake_gradients(*call[:3], call[9], call[-1])
+
+
+def _fake_losses(*call):
+    return call[0].new_empty(call[0].shape[0], dtype=call[10])
+
+
+def _fake_losses_backward(grad_output, *call):
+    return _fake_gradients(*call[:3], call[9], call[-1])
+
+
+def _rounded(grads, layer) -> list[Tensor | None]:
+    """The gradients, in the dtypes of the layer's tensors."""
+    pairs = zip(grads, layer, strict=True)
+    return [None if grad is None else grad.to(tensor.dtype) for grad, tensor in pairs]
+
+
+# What differentiates the ops where they stand in a graph by themselves, as in an exported program.
+
+
+def _keep_sum(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:5], *output[1:])
+    ctx.op_args = inputs[5:-1]
+
+
+def _sum_backward(ctx, grad_output, *_):
+    read, grads, mask = ctx.saved_tensors[:5], ctx.saved_tensors[5:], ctx.needs_input_grad[:3]
+    if any(wanted and grad is None for wanted, grad in zip(mask, grads, strict=True)):
+        _, *grads = torch.ops.lossops.linear_cross_entropy_sum(*read, *ctx.op_args, mask)
+    pairs = zip(mask, grads, strict=True)
+    grads = [grad * grad_output if wanted else None for wanted, grad in pairs]
+    return *_rounded(grads, read[:3]), *[None] * 10
+
+
+def _keep_losses(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:5])
+    ctx.op_args = inputs[5:]
+
+
+def _differentiate_losses(ctx, grad_output):
+    read, mask = ctx.saved_tensors, ctx.needs_input_grad[:3]
+    grads = torch.ops.lossops.linear_cross_entropy_losses_backward(
+        grad_output.contiguous(), *read, *ctx.op_args, mask
+    )
+    return *_rounded(grads, read[:3]), *[None] * 9
+
+
+def _check_walk(
+    input, linear_weight, linear_bias, target, class_weight, backend, target_form, params,
+    ignore_index, dtype, out_dtype, rows, output_mask=(False,) * 3,
+) -> None:  # fmt: skip
+    """What the raw ops of the rows would refuse, of which there may be none, or do not see."""
+    contract.check_tensors(
+        input.device, input=input, linear_weight=linear_weight, linear_bias=linear_bias
+    )
+    contract.require(
+        input.dim() == linear_weight.dim() == 2, lambda: "input and weight should be matrices"
+    )
+    contract.check_shape(
+        "input", input, (input.shape[0], linear_weight.shape[1]), "rows of the weight"
+    )
+    if linear_bias is not None:
+        contract.check_shape("linear_bias", linear_bias, linear_weight.shape[:1], "the classes")
+    contract.check_dtype("dtype", dtype)
+    contract.check_dtype("out_dtype", out_dtype)
+    rows_and_classes = input.shape[0], linear_weight.shape[0]
+    logits = input.new_empty((), dtype=accumulator(dtype)).expand(rows_and_classes)
+    rows_call = _of_rows(target_form, params, ignore_index, "sum")
+    check_softmax(logits, target, class_weight, None, *rows_call)
+    contract.check_mask(output_mask, (input, linear_weight, linear_bias))
+    contract.require(rows >= 0, lambda: f"rows should not be negative, got {rows}")
+    contract.require(
+        backend in ("native", "triton"), lambda: f"there are no kernels of {backend!r}"
+    )
+
+
+def _checked(kernel, *first: str, has_memory: bool = True):
+    """A kernel behind the checks; ``first`` are the arguments before those of the walk."""
+
+    @functools.wraps(kernel)
+    def checked(*arguments):
+        upstream, walk = arguments[: len(first)], arguments[len(first) :]
+        _check_walk(*walk)
+        for name, tensor in zip(first, upstream, strict=True):
+            contract.check_tensors(walk[0].device, **{name: tensor})
+            contract.check_shape(name, tensor, walk[0].shape[:1], "the rows")
+        if has_memory:
+            contract.check_memory([("a tensor", tensor, False) for tensor in arguments])
+        return kernel(*arguments)
+
+    return checked
+
+
+_without_data = functools.partial(_checked, has_memory=False)
+
+library.compose(
+    "linear_cross_entropy_sum",
+    f"({_WALK}, bool[3] output_mask) -> (Tensor, Tensor?, Tensor?, Tensor?)",
+    _checked(_sum), _without_data(_fake_sum), _sum_backward, _keep_sum,
+)  # fmt: skip
+library.compose(
+    "linear_cross_entropy_losses", f"({_WALK}) -> Tensor", _checked(_losses),
+    _without_data(_fake_losses), _differentiate_losses, _keep_losses,
+)  # fmt: skip
+library.compose(
+    "linear_cross_entropy_losses_backward",
+    f"(Tensor grad_output, {_WALK}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
+    _checked(_losses_backward, "grad_output"), _without_data(_fake_losses_backward, "grad_output"),
+)  # fmt: skip
+
+
+@dataclass(eq=False)
+class Walk:
+    """What the chunks are walked with, besides tensors."""
+
+    call: SoftmaxCall
+    dtype: torch.dtype  # that the layer is multiplied in; of half precision logits are float32
+    rows: int  # at once; 0: as many as are good
+
+    def walks(self) -> tuple[_Eagerly | _AsOps, tuple]:
+        """The walks, as what can be traced where they are, and what they take besides tensors."""
+        call, params = self.call, settled(self.call.params)
+        if not torch.compiler.is_compiling():
+            walks = _Eagerly
+        else:
+            walks = _WITH_TENSOR if isinstance(params, Tensor) else _WITH_NUMBERS
+        return walks, (
+            call.backend, call.target_form, params, call.ignore_index, self.dtype, call.out_dtype,
+            self.rows,
+        )  # fmt: skip
+
+    def divisor(self, normalizer: Tensor | None, denominator: Tensor | None) -> Tensor | None:
+        """Of a mean that is a number: ``denominator``, for which a normalizer stands."""
+        if self.call.reduction == "mean" and self.call.gives_a_number:
+            return denominator if normalizer is None else normalizer
+        return None
+
+    def value(self, read: tuple, divisor: Tensor | None, mask: tuple) -> tuple:
+        """The loss, and the gradients of the sum that are wanted."""
+        walks, op_args = self.walks()
+        if not self.call.gives_a_number:
+            return walks.losses(*read, *op_args), *[None] * 3
+        value, *grads = walks.sum(*read, *op_args, mask)
+        if divisor is not None:
+            value = value / divisor
+        return value.to(self.call.out_dtype), *grads
+
+
+class ChunkedCrossEntropy(Function):
+    """The loss of all chunks. What its gradients are multiplied by at last comes in one number, so
+    that those in float16 are not rounded to 0 first."""
+
+    @staticmethod
+    def forward(
+        ctx, input, linear_weight, linear_bias, target, weight, normalizer, denominator, walk
+    ):
+        read = (input, linear_weight, linear_bias, target, weight)
+        divisor = walk.divisor(normalizer, denominator)
+        value, *grads = walk.value(read, divisor, ctx.needs_input_grad[:3])
+        if not walk.call.gives_a_number:
+            grads = ()
+        ctx.walk = walk
+        if torch.compiler.is_compiling():
+            ctx.save_for_backward(*read, normalizer, denominator, *grads)
+        else:
+            ctx.grads = grads
+            ctx.save_for_backward(*read, normalizer, denominator)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        walk, mask = ctx.walk, ctx.needs_input_grad[:3]
+        *read, normalizer, denominator = ctx.saved_tensors[:7]
+        if torch.compiler.is_compiling():  # compiled autograd over an eager graph finds none
+            grads = ctx.saved_tensors[7:]
+        else:
+            grads, ctx.grads = ctx.grads, ()
+            if torch.is_grad_enabled() or is_transformed(grad_output):
+                found = _differentiable_gradients(grad_output, *read, normalizer, walk, mask)
+                return *found, *[None] * 5
+        walks, op_args = walk.walks()
+        if not walk.call.gives_a_number:
+            grads = walks.losses_backward(grad_output.contiguous(), *read, *op_args, mask)
+        else:
+            if not grads:
+                _, *grads = walks.sum(*read, *op_args, mask)
+            scale = grad_output.to(accumulator(walk.dtype))
+            if (divisor := walk.divisor(normalizer, denominator)) is not None:
+                scale = torch.where(divisor == 0, 0.0, scale / divisor)  # of nothing, 0
+            grads = [None if grad is None else _scaled(grad, scale) for grad in grads]
+        return *_rounded(grads, read[:3]), *[None] * 5
+
+
+class _Eagerly:
+    sum, losses, losses_backward = map(staticmethod, (_sum, _losses, _losses_backward))
+
+
+class _AsOps:
+    def __init__(self, form: str):
+        for walk in ("sum", "losses", "losses_backward"):
+            op = getattr(torch.ops.lossops, f"linear_cross_entropy_{walk}{form}")
+            setattr(self, walk, op.default)
+
+
+_WITH_NUMBERS, _WITH_TENSOR = _AsOps(""), _AsOps("_tensor_params")
+
+
+def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
+    return grad * scale if torch.compiler.is_compiling() else grad.mul_(scale)
+
+
+def chunked_cross_entropy(
+    input: Tensor,  # [rows, features]
+    linear_weight: Tensor,  # [classes, features]
+    linear_bias: Tensor | None,  # [classes]
+    target: Tensor,  # class indices [rows], or probabilities [rows, classes]
+    weight: Tensor | None,  # [classes]
+    normalizer: Tensor | None,  # 0-d
+    denominator: Tensor | None,  # of a mean without a normalizer, 0-d
+    walk: Walk,
+) -> Tensor:
+    """The loss; not differentiated by target, class weights, normalizer or denominator."""
+    layer = (input, linear_weight, linear_bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in layer):
+        layer = distinct(*layer, target)[:3]
+        return ChunkedCrossEntropy.apply(*layer, target, weight, normalizer, denominator, walk)
+    divisor = walk.divisor(normalizer, denominator)
+    return walk.value((*layer, target, weight), divisor, (False,) * 3)[0]
+
+
+@without_autocast
+def _differentiable_gradients(
+    grad_output, input, linear_weight, linear_bias, target, weight, normalizer, walk, mask
+) -> list:
+    """The gradients by the formulas in plain torch, as what torch can differentiate further."""
+    tensors = (input, linear_weight, linear_bias)
+
+    def loss(*moving):
+        call, wide, merged = walk.call, accumulator(walk.dtype), merge(tensors, mask, moving)
+        logits = torch.nn.functional.linear(*(t if t is None else t.to(wide) for t in merged))
+        rows = reference.softmax(logits, target, weight, normalizer, *call.op_args, call.out_dtype)
+        return rows[:1]
+
+    moving = tuple(tensor for tensor, moves in zip(tensors, mask, strict=True) if moves)
+    found = iter(formula_gradients(loss, moving, (grad_output,)))
+    return [next(found) if moves else None for moves in mask]

@@ -1,0 +1,260 @@
+"""Losses between two distributions per row; public as part of :mod:`lossops.functional`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lossops.core.overrides import handle, overridden
+from lossops.softmax.call import (
+    any_dimension,
+    check_form,
+    check_scores,
+    check_target,
+    labels_along,
+    softmax_loss,
+)
+
+__all__ = [
+    "js_divergence",
+    "kl_divergence",
+    "l1_distribution_loss",
+    "soft_cross_entropy",
+    "total_variation",
+]
+
+
+def _divergence(
+    function, loss, input, target, input_form, target_form, dim, temperature, ignore_index,
+    reduction, normalizer,
+) -> Tensor:  # fmt: skip
+    check_scores(function, input)
+    check_target(function, input, target)
+    dim = any_dimension(function, input, dim)
+    form = check_form(function, "input_form", input_form)
+    if not target.is_floating_point():
+        if target_form not in (None, "labels"):
+            raise ValueError(
+                f"{function}(): a target of {target.dtype} holds class indices; target_form should "
+                f"be 'labels' or left out, got {target_form!r}"
+            )
+        target = labels_along(function, input, target, dim)
+        target_form = "labels"
+    else:
+        target_form = check_form(
+            function, "target_form", form if target_form is None else target_form
+        )
+        check_scores(function, target)
+        if target.shape != input.shape:
+            raise ValueError(
+                f"{function}(): target should have the shape of input, {tuple(input.shape)}, or be "
+                f"class indices; got {tuple(target.shape)}"
+            )
+    if temperature != 1 and "logits" not in (form, target_form):
+        raise ValueError(
+            f"{function}(): temperature is for logits, and neither input nor target holds any"
+        )
+    return softmax_loss(
+        function, loss, input, target, dim=dim, reduction=reduction, form=form,
+        target_form=target_form, ignore_index=ignore_index, temperature=temperature,
+        normalizer=normalizer,
+    )[0]  # fmt: skip
+
+
+_DIVERGENCE = """{line}
+
+    {more}
+
+    Args:
+        input: a distribution q over the classes per row, of any shape: logits, log-probabilities
+            or probabilities, as ``input_form`` says.
+        target: p, a distribution of the same shape; or class indices (int64, int32 or uint8) of
+            the shape without the classes, which are p = 1 for their class.
+        input_form: "logits", "log_probs" or "probs". Of logits the softmax is part of the kernel.
+        target_form: the same of target; where left out, that of input.
+        dim: the dimension of the classes; where left out 1, or 0 of a single row.
+        temperature: T > 0, which logits are divided by. The loss is not multiplied by T².
+        ignore_index: a label whose rows have loss and gradient 0 and do not count.
+        {own}reduction: "none", "mean", "sum" or "sample". A mean divides by the number of rows.
+        normalizer: a number, or a tensor of one, in place of the mean's denominator.
+
+    Returns:
+        The loss, of the dtype that input's and target's promote to. It is differentiable by both.
+
+    Raises:
+        ValueError: for shapes that do not match, or an unknown form or ``reduction``.
+        IndexError: for a label that is no class, on the CPU; on a GPU its row's loss is NaN.
+        RuntimeError: if the tensors are on different devices.
+
+    {source}
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
+        >>> F.{example}
+    """
+
+
+def _documented(line: str, more: str, source: str, example: str, own: str = ""):
+    def decorate(function):
+        function.__doc__ = _DIVERGENCE.format(
+            line=line, more=more, source=source, example=example, own=own
+        )
+        return function
+
+    return decorate
+
+
+@_documented(
+    "Kullback-Leibler divergence: ``KL(P ‖ Q) = Σ_c p_c (log p_c - log q_c)``.",
+    "The sum over the classes of what :func:`kl_div` has one by one; of logits, without a tensor\n"
+    "    of log-probabilities: what distillation minimises. 0 log 0 is 0.",
+    "Source: Kullback and Leibler, On Information and Sufficiency, 1951.",
+    'kl_divergence(q, p, input_form="probs")\n        tensor(0.5108)',
+    "reverse: KL(Q ‖ P) instead, of which the mode of P is the minimiser rather than its mean.\n"
+    "        ",
+)
+def kl_divergence(
+    input: Tensor,
+    target: Tensor,
+    *,
+    input_form: str = "logits",
+    target_form: str | None = None,
+    dim: int | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    reverse: bool = False,
+    reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    if overridden(input, target):
+        return handle(
+            kl_divergence, (input, target), input, target, input_form=input_form,
+            target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
+            reverse=reverse, reduction=reduction, normalizer=normalizer,
+        )  # fmt: skip
+    return _divergence(
+        "kl_divergence", "reverse_kl" if reverse else "kl", input, target, input_form, target_form,
+        dim, temperature, ignore_index, reduction, normalizer,
+    )  # fmt: skip
+
+
+@_documented(
+    "Jensen-Shannon divergence: ``½ KL(P ‖ M) + ½ KL(Q ‖ M)``, M = ½ (P + Q).",
+    "Symmetric, and at most log 2. Accurate also where the two are close.",
+    "Source: Lin, Divergence Measures Based on the Shannon Entropy, 1991.",
+    'js_divergence(q, p, input_form="probs")\n        tensor(0.1017)',
+)
+def js_divergence(
+    input: Tensor,
+    target: Tensor,
+    *,
+    input_form: str = "logits",
+    target_form: str | None = None,
+    dim: int | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    if overridden(input, target):
+        return handle(
+            js_divergence, (input, target), input, target, input_form=input_form,
+            target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
+            reduction=reduction, normalizer=normalizer,
+        )  # fmt: skip
+    return _divergence(
+        "js_divergence", "jensen_shannon", input, target, input_form, target_form, dim,
+        temperature, ignore_index, reduction, normalizer,
+    )  # fmt: skip
+
+
+@_documented(
+    "Total variation distance: ``½ Σ_c |p_c - q_c|``.",
+    "At most 1. The derivative where p_c = q_c is 0.",
+    "Source: Levin and Peres, Markov Chains and Mixing Times, 2017, chapter 4.",
+    'total_variation(q, p, input_form="probs")\n        tensor(0.4000)',
+)
+def total_variation(
+    input: Tensor,
+    target: Tensor,
+    *,
+    input_form: str = "logits",
+    target_form: str | None = None,
+    dim: int | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    if overridden(input, target):
+        return handle(
+            total_variation, (input, target), input, target, input_form=input_form,
+            target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
+            reduction=reduction, normalizer=normalizer,
+        )  # fmt: skip
+    return _divergence(
+        "total_variation", "total_variation", input, target, input_form, target_form, dim,
+        temperature, ignore_index, reduction, normalizer,
+    )  # fmt: skip
+
+
+@_documented(
+    "L1 distance (MAE) of two distributions: ``Σ_c |p_c - q_c|``.",
+    "Robust to wrong labels, and slower to learn from than cross entropy. The derivative where\n"
+    "    p_c = q_c is 0.",
+    "Source: Ghosh, Kumar and Sastry, Robust Loss Functions under Label Noise, 2017.",
+    'l1_distribution_loss(q, p, input_form="probs")\n        tensor(0.8000)',
+)
+def l1_distribution_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    input_form: str = "logits",
+    target_form: str | None = None,
+    dim: int | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    if overridden(input, target):
+        return handle(
+            l1_distribution_loss, (input, target), input, target, input_form=input_form,
+            target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
+            reduction=reduction, normalizer=normalizer,
+        )  # fmt: skip
+    return _divergence(
+        "l1_distribution_loss", "l1_distribution", input, target, input_form, target_form, dim,
+        temperature, ignore_index, reduction, normalizer,
+    )  # fmt: skip
+
+
+@_documented(
+    "Cross entropy of two distributions: ``-Σ_c p_c log q_c``.",
+    "With labels and logits this is :func:`cross_entropy`, which has weights and smoothing, too.\n"
+    "    0 log 0 is 0.",
+    "Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.",
+    'soft_cross_entropy(q, p, input_form="probs")\n        tensor(1.2040)',
+)
+def soft_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    input_form: str = "logits",
+    target_form: str | None = None,
+    dim: int | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    if overridden(input, target):
+        return handle(
+            soft_cross_entropy, (input, target), input, target, input_form=input_form,
+            target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
+            reduction=reduction, normalizer=normalizer,
+        )  # fmt: skip
+    return _divergence(
+        "soft_cross_entropy", "soft_cross_entropy", input, target, input_form, target_form, dim,
+        temperature, ignore_index, reduction, normalizer,
+    )  # fmt: skip

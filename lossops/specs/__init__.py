@@ -1,0 +1,1 @@
+"""One row per loss: what tests, documentation, benchmarks and verify loop over."""

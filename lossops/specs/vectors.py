@@ -1,0 +1,126 @@
+"""One row per loss over rows of vectors, as :mod:`lossops.specs.elementwise` has them.
+
+Read by tests, benchmarks and documents, never by the library itself.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+
+from lossops import functional, nn
+
+# Of vectors and what else a row is given.
+Loss = Callable[..., Tensor]
+
+
+def _tversky(input: Tensor, target: Tensor, alpha=0.5, beta=0.5, **options) -> Tensor:
+    """As its users write it."""
+    p = input if options.get("input_form") == "probs" else torch.sigmoid(input)
+    smooth = options.get("smooth", 1.0)
+    found, wrong = (p * target).sum(1), (p * (1 - target)).sum(1)
+    missed = ((1 - p) * target).sum(1)
+    loss = 1 - (found + smooth) / (found + alpha * wrong + beta * missed + smooth)
+    reduction = options.get("reduction", "mean")
+    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+def _dice(input: Tensor, target: Tensor, smooth=1.0, **options) -> Tensor:
+    return _tversky(input, target, smooth=0.5 * smooth, **options)
+
+
+def _lists(rows: int, length: int, generator: torch.Generator) -> Tensor:
+    """Of up to ten labels each, as images or documents have them."""
+    labels = torch.rand(rows, length, generator=generator).argsort(1)
+    counts = torch.randint(1 + min(10, length), (rows, 1), generator=generator)
+    return torch.where(torch.arange(length) < counts, labels, -1)
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """What is known of a loss over rows of vectors."""
+
+    name: str  # in lossops.functional
+    formula: str
+    module: type[torch.nn.Module]
+    vectors: int  # that a row has and the loss is differentiated by
+    samples: tuple[dict[str, Any], ...]  # keyword arguments; the plainest first
+    given: str = ""  # what else a row has: as a VectorSignature's label, or "mask", of its length
+    in_torch: Loss | None = None  # where torch has none: as its users write it
+    compiles: bool = True  # whether torch.compile has memory for it at the size of a benchmark
+
+    @property
+    def function(self) -> Loss:
+        return getattr(functional, self.name)
+
+    @property
+    def torchs_own(self) -> bool:
+        return self.in_torch is None
+
+    @property
+    def torch_function(self) -> Loss:
+        return self.in_torch or getattr(torch_functional, self.name)
+
+    def tensors(
+        self, shape: tuple[int, int], dtype: torch.dtype, seed: int = 0, device: str = "cpu",
+        probs: bool = False,
+    ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+        """The vectors, and what else the loss is given. Later vectors are near the first."""
+        generator = torch.Generator().manual_seed(seed + zlib.crc32(f"{self.name}{shape}".encode()))
+        first = torch.randn(shape, dtype=torch.float64, generator=generator)
+        vectors = [first]
+        for _ in range(self.vectors - 1):
+            vectors.append(first + torch.randn(shape, dtype=torch.float64, generator=generator))
+        if probs:
+            vectors = [torch.sigmoid(v) for v in vectors]
+        rows, length = shape
+        given = {
+            "": list,
+            "number": lambda: [torch.randint(2, (rows,), generator=generator) * 2 - 1],
+            "index": lambda: [torch.randint(length, (rows,), generator=generator)],
+            "list": lambda: [_lists(rows, length, generator)],
+            "mask": lambda: [torch.randint(2, shape, generator=generator).to(dtype)],
+        }[self.given]()
+        return [v.to(device, dtype) for v in vectors], [t.to(device) for t in given]
+
+
+VECTOR_SPECS = (
+    VectorSpec(
+        "cosine_embedding_loss",
+        "1 - cos(x₁, x₂) where y is 1, max(0, cos(x₁, x₂) - m) where it is -1",
+        nn.CosineEmbeddingLoss, 2, ({}, {"margin": 0.3}), "number",
+    ),
+    VectorSpec(
+        "triplet_margin_loss", "max(0, ‖a - p‖ - ‖a - n‖ + m)",
+        nn.TripletMarginLoss, 3, ({}, {"swap": True, "margin": 2.0}, {"p": 1.0}),
+    ),
+    VectorSpec(
+        "multi_margin_loss", "w_y Σ_(c ≠ y) max(0, m - x_y + x_c)^p / C",
+        nn.MultiMarginLoss, 1, ({}, {"p": 2, "margin": 0.5}), "index",
+    ),
+    VectorSpec(
+        "multilabel_margin_loss", "Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C",
+        # Compiled, torch's makes a tensor of all pairs: 64 GiB for 16384 rows of 1024.
+        nn.MultiLabelMarginLoss, 1, ({},), "list", compiles=False,
+    ),
+    VectorSpec(
+        "dice_loss", "1 - (2 Σ p y + s) / (Σ p + Σ y + s)",
+        nn.DiceLoss, 1, ({},), "mask", _dice,
+    ),
+    VectorSpec(
+        "tversky_loss", "1 - (TP + s) / (TP + α FP + β FN + s)",
+        nn.TverskyLoss, 1,
+        ({"alpha": 0.3, "beta": 0.7}, {"alpha": 1.0, "beta": 0.5, "input_form": "probs"}),
+        "mask", _tversky,
+    ),
+)  # fmt: skip
+
+
+def vector_spec(name: str) -> VectorSpec:
+    return next(row for row in VECTOR_SPECS if row.name == name)

@@ -1,0 +1,149 @@
+"""The raw ops of the losses over rows of vectors: schemas, contract, and results without data.
+
+``vectors`` are one to three tensors of one dtype and of the shape
+(rows, length); ``label`` and ``row_weight``, which multiplies a row's loss, are numbers or have one
+per row, but that lists of labels have the shape of the vectors. A mean is over the rows. With x, y
+and z the vectors of a row, and ``params`` in brackets:
+
+"cosine_embedding" (margin)
+    c = x·y / sqrt((x·x + 1e-12) (y·y + 1e-12)); of a label 1 it is 1 - c, of -1 max(0, c - margin),
+    of others 0
+"triplet_margin", "triplet_margin_l1" (margin, swap, epsilon)
+    max(0, |x - y + epsilon| - |x - z + epsilon| + margin) of Euclidean norms, or of sums of
+    absolute values; with ``swap`` not 0, the lesser of the second and |y - z + epsilon|
+"multi_margin", "multi_margin_squared" (margin)
+    sum_(c != label) max(0, margin - x_label + x_c)^p / length, p being 1 or 2; labels are indices.
+    One out of range is a RuntimeError on the CPU; on a GPU it makes its row's loss NaN, the
+    gradients of which are 0
+"tversky_of_logits", "tversky" (alpha, beta, s)
+    1 - (TP + s) / (TP + alpha FP + beta FN + s), with p the sigmoid of x or x itself, and
+    TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y
+"multilabel_margin" ()
+    sum_y sum_c max(0, 1 - x_y + x_c) / length over the row's labels y, which are listed before the
+    first number below 0, and the indices c that are not. Indices out of range as of "multi_margin";
+    what is behind the end of a list is looked at on the CPU alone, and must be -1 or an index there
+
+``vectors_forward``
+    the loss, and the gradients by the vectors that ``output_mask`` asks for, for
+    ``grad_output == 1`` (only where the loss is a single number).
+``vectors_backward``
+    the gradients for ``grad_output``, of the shape of the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lossops.core.contract import (
+    KERNEL_DTYPES,
+    LABEL_DTYPES,
+    check_dtype,
+    check_gradients_come,
+    check_mask,
+    check_number_or,
+    check_reduction,
+    check_shape,
+    check_tensors,
+    require,
+)
+from lossops.core.library import PARAMS, declare
+
+_VECTORS_READ = (
+    f"Tensor[] vectors, Tensor? label, Tensor? row_weight, str loss, {PARAMS}, str reduction"
+)
+
+
+class VectorSignature(NamedTuple):
+    """What a loss over rows of vectors takes."""
+
+    vectors: int  # of a row
+    params: int
+    label: str = ""  # of a row: a "number", an "index", or a "list" of indices
+
+
+VECTOR_SIGNATURES = {
+    "cosine_embedding": VectorSignature(2, 1, "number"),
+    "triplet_margin": VectorSignature(3, 3),
+    "triplet_margin_l1": VectorSignature(3, 3),
+    "multi_margin": VectorSignature(1, 1, "index"),
+    "multi_margin_squared": VectorSignature(1, 1, "index"),
+    "tversky_of_logits": VectorSignature(2, 3),
+    "tversky": VectorSignature(2, 3),
+    "multilabel_margin": VectorSignature(1, 0, "list"),
+}
+
+
+def _check_vectors(vectors, label, row_weight, loss, params, reduction) -> None:
+    takes = VECTOR_SIGNATURES.get(loss)
+    require(takes is not None, lambda: f"unknown vector loss {loss!r}")
+    require(
+        len(vectors) == takes.vectors and len(params) == takes.params,
+        lambda: (
+            f"loss {loss!r} takes {takes.vectors} vectors and {takes.params} parameters, "
+            f"got {len(vectors)} and {len(params)}"
+        ),
+    )
+    require(
+        (label is not None) == bool(takes.label),
+        lambda: f"loss {loss!r} takes {'a' if takes.label else 'no'} label",
+    )
+    check_reduction(reduction)
+    first = vectors[0]
+    require(
+        first.dim() == 2,
+        lambda: f"vectors should have the shape (rows, length), got {tuple(first.shape)}",
+    )
+    for vector in vectors:
+        check_tensors(first.device, vector=vector)
+        check_shape("a vector", vector, first.shape, "the others")
+        require(
+            vector.dtype == first.dtype,
+            lambda: f"vectors should have one dtype, got {[v.dtype for v in vectors]}",
+        )
+    dtypes = LABEL_DTYPES if takes.label in ("index", "list") else KERNEL_DTYPES
+    check_tensors(first.device, dtypes, label=label)
+    check_tensors(first.device, row_weight=row_weight)
+    if takes.label == "list":
+        check_shape("label", label, first.shape, "the vectors")
+    else:
+        check_number_or("label", label, first.shape[:1], "the rows")
+    check_number_or("row_weight", row_weight, first.shape[:1], "the rows")
+
+
+def _of_vectors(vectors, mask) -> Callable[[], tuple]:
+    check_mask(mask, (*vectors, None, None)[:3])
+    first = vectors[0]
+    return lambda: tuple(first.new_empty(first.shape) if wanted else None for wanted in mask)
+
+
+def _vectors_forward(vectors, label, row_weight, loss, params, reduction, out_dtype, output_mask):
+    _check_vectors(vectors, label, row_weight, loss, params, reduction)
+    check_dtype("out_dtype", out_dtype)
+    check_gradients_come(output_mask, reduction)
+    shape = vectors[0].shape[:1] if reduction == "none" else ()
+    grads = _of_vectors(vectors, output_mask)
+    return lambda: (vectors[0].new_empty(shape, dtype=out_dtype), *grads())
+
+
+def _vectors_backward(
+    grad_output, vectors, label, row_weight, loss, params, reduction, output_mask
+):
+    _check_vectors(vectors, label, row_weight, loss, params, reduction)
+    check_tensors(vectors[0].device, grad_output=grad_output)
+    rows = vectors[0].shape[:1] if reduction == "none" else ()
+    check_number_or("grad_output", grad_output, rows, "the loss")
+    return _of_vectors(vectors, output_mask)
+
+
+declare(
+    "vectors_forward",
+    _vectors_forward,
+    f"({_VECTORS_READ}, ScalarType out_dtype, bool[3] output_mask) "
+    "-> (Tensor, Tensor?, Tensor?, Tensor?)",
+)
+declare(
+    "vectors_backward",
+    _vectors_backward,
+    f"(Tensor grad_output, {_VECTORS_READ}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
+)

@@ -1,0 +1,220 @@
+"""Losses of two or three vectors; public as part of :mod:`lossops.functional`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lossops.core.arguments import (
+    check_reduction,
+    defined,
+    legacy_reduction,
+    number,
+    require_tensors,
+)
+from lossops.core.overrides import handle, overridden
+from lossops.core.unfused import composed
+from lossops.vectors import reference
+from lossops.vectors.call import vectors_loss
+
+KERNELS = {2.0: "triplet_margin", 1.0: "triplet_margin_l1"}  # by the p of the norm
+
+__all__ = ["cosine_embedding_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss"]
+
+
+def cosine_embedding_loss(
+    input1: Tensor,
+    input2: Tensor,
+    target: Tensor,
+    margin: float = 0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""``1 - cos(x1, x2)`` where y is 1, ``max(0, cos(x1, x2) - margin)`` where y is -1.
+
+    Args:
+        input1, input2: x1 and x2, of shape (N, D) or (D).
+        target: y, 1 or -1, of shape (N) or ().
+        margin: the cosine that vectors which do not belong together may have, from -1 to 1.
+        size_average, reduce: deprecated, see ``reduction``.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+
+    Returns:
+        The loss: a scalar, or for "none" a number per pair.
+
+    Raises:
+        ValueError: if ``reduction`` is none of these.
+        RuntimeError: for shapes that do not fit.
+        TypeError: if ``margin`` is not a number.
+
+    Follows :func:`torch.nn.functional.cosine_embedding_loss`.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> F.cosine_embedding_loss(torch.eye(2), torch.ones(2, 2), torch.tensor([1, -1]))
+        tensor(0.5000)
+    """
+    if overridden(input1, input2, target):
+        return handle(
+            cosine_embedding_loss, (input1, input2, target), input1, input2, target, margin=margin,
+            size_average=size_average, reduce=reduce, reduction=reduction,
+        )  # fmt: skip
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    check_reduction(reduction)
+    require_tensors("cosine_embedding_loss", input1=input1, input2=input2, target=target)
+    margin = defined("cosine_embedding_loss", "margin", margin)
+    if target.dim() not in (0, 1):
+        raise RuntimeError(
+            "0D or 1D target tensor expected, multi-target not supported, got target of shape "
+            f"{tuple(target.shape)}"
+        )
+    if input1.dim() != target.dim() + 1 or input2.dim() != target.dim() + 1:
+        raise RuntimeError(
+            f"{target.dim()}D target tensor expects {target.dim() + 1}D input tensors, but found "
+            f"inputs with sizes {tuple(input1.shape)} and {tuple(input2.shape)}"
+        )
+    label = target if target.is_floating_point() else target.to(torch.float32)
+    return vectors_loss(
+        "cosine_embedding_loss", "cosine_embedding", (input1, input2), reduction, (margin,), label
+    )
+
+
+def triplet_margin_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    margin: float = 1.0,
+    p: float = 2,
+    eps: float = 1e-6,
+    swap: bool = False,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Whether an anchor is nearer to what it belongs to: ``max(0, |a - p| - |a - n| + margin)``.
+
+    Args:
+        anchor, positive, negative: a, p and n, of shape (N, D) or (D).
+        margin: by how much nearer it should be, above 0.
+        p: of the norm.
+        eps: is added to differences, so that the norm can be differentiated at 0.
+        swap: take \|p - n\| for \|a - n\| where that is smaller.
+        size_average, reduce: deprecated, see ``reduction``.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+
+    Returns:
+        The loss: a scalar, or for "none" a number per triplet.
+
+    Raises:
+        ValueError: if ``margin`` is not above 0, or ``reduction`` is none of these.
+        RuntimeError: if the tensors do not have the same number of dimensions.
+        TypeError: if ``margin``, ``p`` or ``eps`` is not a number.
+
+    One pass for p = 1 and 2, a formula in plain torch for others. Follows
+    :func:`torch.nn.functional.triplet_margin_loss`. Balntas et al., Learning local feature
+    descriptors with triplets and shallow convolutional neural networks, 2016.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> a, p, n = torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]], [[1.0, 0.0]]])
+        >>> F.triplet_margin_loss(a, p, n)
+        tensor(5.0000)
+    """
+    if overridden(anchor, positive, negative):
+        return handle(
+            triplet_margin_loss, (anchor, positive, negative), anchor, positive, negative,
+            margin=margin, p=p, eps=eps, swap=swap, size_average=size_average, reduce=reduce,
+            reduction=reduction,
+        )  # fmt: skip
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    check_reduction(reduction)
+    p = defined("triplet_margin_loss", "p", p)
+    eps = defined("triplet_margin_loss", "eps", eps)
+    margin = _check_triplet("triplet_margin_loss", anchor, positive, negative, margin)
+    vectors, params = (anchor, positive, negative), (margin, float(bool(swap)), eps)
+    if p in KERNELS and anchor.dim():
+        return vectors_loss("triplet_margin_loss", KERNELS[p], vectors, reduction, params)
+
+    def formula(*vectors: Tensor) -> Tensor:
+        return reference.triplet_margin(vectors, None, *params, p)
+
+    return composed("triplet_margin_loss", formula, vectors, reduction)
+
+
+def triplet_margin_with_distance_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    *,
+    distance_function: Callable[[Tensor, Tensor], Tensor] | None = None,
+    margin: float = 1.0,
+    swap: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""The triplet loss of any distance: ``max(0, d(a, p) - d(a, n) + margin)``.
+
+    Args:
+        anchor, positive, negative: a, p and n, as ``distance_function`` takes them.
+        distance_function: d, of two tensors, which of half precision come in float32; the Euclidean
+            distance where there is none.
+        margin: by how much nearer the anchor should be to p, above 0.
+        swap: take d(p, n) for d(a, n) where that is smaller.
+        reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
+
+    Returns:
+        The loss: a scalar, or for "none" a number per triplet.
+
+    Raises:
+        ValueError: if ``margin`` is not above 0, or ``reduction`` is none of these.
+        RuntimeError: if the tensors do not have the same number of dimensions.
+        TypeError: if ``margin`` is not a number.
+
+    Follows :func:`torch.nn.functional.triplet_margin_with_distance_loss`.
+
+    Example:
+        >>> import torch, lossops.functional as F
+        >>> def distance(x, y):
+        ...     return 1 - torch.nn.functional.cosine_similarity(x, y)
+        >>> a, p, n = torch.tensor([[[0.0, 1.0]], [[3.0, 4.0]], [[1.0, 0.0]]])
+        >>> F.triplet_margin_with_distance_loss(a, p, n, distance_function=distance)
+        tensor(0.2000)
+    """
+    if overridden(anchor, positive, negative):
+        return handle(
+            triplet_margin_with_distance_loss, (anchor, positive, negative), anchor, positive,
+            negative, distance_function=distance_function, margin=margin, swap=swap,
+            reduction=reduction,
+        )  # fmt: skip
+    check_reduction(reduction)
+    margin = _check_triplet("triplet_margin_with_distance_loss", anchor, positive, negative, margin)
+    if distance_function is None and anchor.dim():
+        return vectors_loss(
+            "triplet_margin_with_distance_loss", KERNELS[2.0], (anchor, positive, negative),
+            reduction, (margin, float(bool(swap)), 1e-6),
+            widens=anchor.device.type != "cpu",  # as torch's
+        )  # fmt: skip
+    distance = distance_function or torch.pairwise_distance
+
+    def formula(*vectors: Tensor) -> Tensor:
+        return reference.triplets(distance, vectors, margin, swap)
+
+    return composed(
+        "triplet_margin_with_distance_loss", formula, (anchor, positive, negative), reduction
+    )
+
+
+def _check_triplet(function, anchor, positive, negative, margin) -> float:
+    require_tensors(function, anchor=anchor, positive=positive, negative=negative)
+    margin = number(function, "margin", margin)
+    if not margin > 0:
+        raise ValueError(f"margin must be greater than 0, got {margin}")
+    if not anchor.dim() == positive.dim() == negative.dim():
+        raise RuntimeError(
+            "The anchor, positive, and negative tensors are expected to have the same number of "
+            f"dimensions, but got: anchor {anchor.dim()}D, positive {positive.dim()}D, and "
+            f"negative {negative.dim()}D inputs"
+        )
+    return margin
