@@ -151,7 +151,7 @@ class FusedSoftmax(Function):
             return *grads, None, None, None
         present = [grad for grad in grads if grad is not None]
         if any(grad.dtype == torch.float16 for grad in present):
-            # As in the elementwise family: scaling afterwards would lose a float16 gradient's digits.
+            # Scaling afterwards would lose digits of a float16 gradient of a mean.
             ops.softmax_backward_(present, grad_output, *inputs, *op_args, mask)
         else:
             ops.elementwise_rescale_(present, grad_output)
@@ -160,8 +160,8 @@ class FusedSoftmax(Function):
 
 def _compiled_gradients(ctx, cotangents, call, mask) -> tuple:
     """Without mutation, so that the compiler may fuse the scaling into what comes next."""
-    # As in the elementwise family: compiled autograd finds no gradients here, and what has taken the
-    # place of the logits it has to leave to eager execution.
+    # Compiled autograd comes here from a forward pass that was not compiled and saved no gradients.
+    # What has taken the place of the logits it has to leave to eager execution.
     if call.in_place and len(ctx.saved_tensors) == 4:
         raise RuntimeError("not to be traced: the gradient is not among what was saved")
     input, target, class_weight, normalizer, *grads = ctx.saved_tensors
