@@ -4,7 +4,7 @@
 # make test-torch the same as test with other torch releases, each in a clone: build/torch-…
 # make build    the environment in .venv and the compiled kernels
 # make gpu      builds, tests, checks and measures on this machine's GPU: build/gpu
-# make format   formats Python and C++, writes the README's tables of losses, benchmarks/README.md
+# make format   formats Python and C++, writes docs/losses.md's tables and benchmarks/README.md
 # make clean    removes what was made, but for the environment
 #
 # Variables: PYTHON (to make .venv with; for make gpu: one that has torch with CUDA, which is used as

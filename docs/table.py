@@ -1,5 +1,4 @@
-"""Writes the README's tables of losses from lossops.specs, softmax_specs and vectors_specs. Run by
-``make format``."""
+"""Writes the tables of losses in docs/losses.md from lossops.specs. Run by ``make format``."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from lossops.specs import elementwise as specs
 from lossops.specs import softmax as softmax_specs
 from lossops.specs.vectors import VECTOR_SPECS
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).with_name("losses.md")
 
 
 def of_elements() -> str:
@@ -68,4 +67,4 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    PAGE.write_text(with_tables(PAGE.read_text()))

@@ -38,16 +38,18 @@ def test_docstring_examples(name):
     assert result.attempted > 0 or name == "lossops.nn"
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+@each_document
 def test_python_in_documents_runs(document):
-    text = (ROOT / document).read_text()
-    examples = re.findall(r"```python\n(.*?)```", text, re.S)
-    if document == "README.md":
-        assert examples
+    examples = re.findall(r"```python\n(.*?)```", document.read_text(), re.S)
+    assert examples or document.name not in ("README.md", "rows.md", "performance.md")
     scope: dict = {}
     for example in examples:
         if "…" not in example:  # a fragment of a file, shown to be read
-            exec(compile(example, document, "exec"), scope)
+            exec(compile(example, document.name, "exec"), scope)
 
 
 def test_quoted_code_is_the_code():
@@ -91,22 +93,29 @@ def test_tables_of_losses_are_todays():
     spec = importlib.util.spec_from_file_location("table", ROOT / "docs" / "table.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    readme = (ROOT / "README.md").read_text()
-    assert module.with_tables(readme) == readme, "run: make format"
+    page = module.PAGE.read_text()
+    assert module.with_tables(page) == page, "run: make format"
     listed = set(re.findall(r"^\| `(\w+)", "".join(t() for t in module.TABLES.values()), re.M))
     composed = {name for module in COMPOSED for name in module.__all__}
     composed -= {row.public_name for row in specs.SPECS}  # they have kernels
     composed -= {row.name for row in VECTOR_SPECS}
     assert listed == set(functional.__all__) - composed
-    assert all(f"`{name}`" in readme for name in composed)
+    assert all(f"`{name}`" in page for name in composed)
 
 
-def test_relative_links_lead_somewhere():
-    for document in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / document).read_text()
-        for target in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\":]+)\"", text):
-            path = target[0] or target[1]
-            assert (ROOT / path).exists(), f"{document} links to {path}"
+@each_document
+def test_relative_links_lead_somewhere(document):
+    for path, fragment in re.findall(r"\]\(([^)#:]*)(#[^)]+)?\)", document.read_text()):
+        target = document.parent / path if path else document
+        assert target.exists(), f"{document.name} links to {path}"
+        if fragment and target.suffix == ".md":
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+            anchors = {"#" + re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+            assert fragment in anchors, f"{document.name} links to {path}{fragment}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 160
 
 
 def test_version_is_one():
