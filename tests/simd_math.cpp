@@ -1,6 +1,6 @@
-// Compares the float32 functions of cpu/common/simd.h with float64 ones, over every STEP-th float there
-// is, and prints a line per function: name, largest error in units of the last place, how many
-// results are of another kind (NaN, infinite) than they should be.
+// Compares the float32 functions of cpu/common/simd.h with float64 ones, over every STEP-th float
+// there is, and prints a line per function: name, largest error in units of the last place, how
+// many results are of another kind (NaN, infinite) than they should be.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>

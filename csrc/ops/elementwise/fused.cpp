@@ -38,7 +38,8 @@ struct State : torch::CustomClassHolder {
   ReadyGradients<3> grads;
 };
 
-// lossops.elementwise.autograd's differentiable backward. Never freed: the interpreter may be gone by then.
+// The differentiable backward of lossops/elementwise/autograd.py. Never freed: the interpreter may
+// be gone by then.
 pybind11::handle differentiable_backward;
 
 variable_list place(const std::array<Tensor, 3>& grads) {
