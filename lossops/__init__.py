@@ -1,4 +1,4 @@
-"""lossops: losses for PyTorch as one fused kernel pass, loss and gradient together.
+"""lossops: fused losses for PyTorch. One kernel pass computes the loss and its gradient.
 
 >>> import torch, lossops
 >>> predicted = torch.tensor([1.0, 2.0], requires_grad=True)

@@ -22,7 +22,7 @@ exit status: 0 all well, 1 a check failed or something needed is missing, 2 usag
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status."""
+    """Runs a command and returns the exit status."""
     description = "Losses for PyTorch as one fused kernel pass: loss and gradient together."
     return command_line.run("lossops", description, _EPILOG, (_add_info, _add_verify), arguments)
 

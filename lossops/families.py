@@ -1,3 +1,3 @@
-"""The families of losses that have kernels of their own, each a folder of this package."""
+"""The families of losses that have their own kernels. Each is a folder of this package."""
 
 FAMILIES = ("elementwise", "softmax", "vectors")

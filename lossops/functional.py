@@ -1,21 +1,22 @@
-"""Losses with the names and signatures of ``torch.nn.functional``, and those torch lacks.
+"""Losses with the names and signatures of ``torch.nn.functional``, and losses that torch lacks.
 
-There are losses over elements, and over rows of class scores. Every function computes loss and
-gradient in one fused pass over memory. All take tensors of float64, float32, bfloat16 or float16,
-also mixed (the result has the promoted dtype, float32 under autocast, and every gradient has the
-dtype of its tensor); compute in at least float32; and differentiate by ``input``, ``weight`` and a
-``target`` that is no label, to any order. Over rows, derivatives of gradients and those by class
-weights are not fused: they come of the formulas in plain torch.
+There are losses over elements, over rows of class scores and over vectors. Unless its docstring
+says otherwise, a function computes the loss and its gradient in one fused pass over memory. Tensors
+may be float64, float32, bfloat16 or float16, also mixed: the result has the promoted dtype (float32
+under autocast), and each gradient has the dtype of its tensor. Computation is in float32 or wider.
+All losses are differentiable to any order with respect to ``input``, ``weight`` and a ``target``
+that is not a label. For losses over rows, higher-order derivatives and those by class weights are
+not fused, but use formulas in plain torch.
 
-``reduction`` is, for all of them but :func:`log_prob_of`:
+All functions but :func:`log_prob_of` take a ``reduction``:
 
 ``"none"``    one number per element, or per row
-``"mean"``    the mean over all of them, a scalar
-``"sum"``     their sum, a scalar
+``"mean"``    the mean over all of these, a scalar
+``"sum"``     the sum over all of these, a scalar
 ``"sample"``  one number per sample of the batch: the mean over all dimensions but the first,
               a tensor of shape (B,)
 
-and for :func:`kl_div` also "batchmean".
+:func:`kl_div` also takes "batchmean".
 """
 
 from __future__ import annotations

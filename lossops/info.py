@@ -1,4 +1,4 @@
-"""What this installation can do, in words and as data."""
+"""Reports what this installation can do."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def _version(package: str) -> str | None:
 
 
 def info() -> dict[str, Any]:
-    """Returns what is installed: versions, machine, how the extension was built, and which
-    backends run on which device.
+    """Describes the installation: versions, machine, build options of the extension, and the
+    backends that run on each device.
 
     Example:
         >>> import lossops

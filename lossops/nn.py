@@ -1,7 +1,8 @@
-"""Loss modules: the classes of ``torch.nn`` with only ``forward`` replaced, and those torch lacks.
+"""Loss modules: subclasses of those in ``torch.nn``, and modules that torch lacks.
 
-Every ``forward`` takes the optional ``weight`` of its function in :mod:`lossops.functional`, over
-rows of class scores the ``normalizer``, and ``reduction`` may also be "sample".
+Most ``forward`` methods take the optional ``weight`` of their function in
+:mod:`lossops.functional`; those of cross entropy, its relatives and divergences take
+``normalizer`` instead. ``reduction`` may also be "sample".
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ __all__ = [
 
 
 class MSELoss(torch.nn.MSELoss):
-    """Squared error; see :func:`lossops.functional.mse_loss`."""
+    """Squared error loss; see :func:`lossops.functional.mse_loss`."""
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.mse_loss(input, target, reduction=self.reduction, weight=weight)
 
 
 class L1Loss(torch.nn.L1Loss):
-    """Absolute error; see :func:`lossops.functional.l1_loss`."""
+    """Absolute error loss; see :func:`lossops.functional.l1_loss`."""
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.l1_loss(input, target, reduction=self.reduction, weight=weight)
 
 
 class SmoothL1Loss(torch.nn.SmoothL1Loss):
-    """Smooth L1; see :func:`lossops.functional.smooth_l1_loss`."""
+    """Smooth L1 loss; see :func:`lossops.functional.smooth_l1_loss`."""
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.smooth_l1_loss(
@@ -60,7 +61,7 @@ class SmoothL1Loss(torch.nn.SmoothL1Loss):
 
 
 class HuberLoss(torch.nn.HuberLoss):
-    """Huber; see :func:`lossops.functional.huber_loss`."""
+    """Huber loss; see :func:`lossops.functional.huber_loss`."""
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.huber_loss(
@@ -69,7 +70,7 @@ class HuberLoss(torch.nn.HuberLoss):
 
 
 class LogCoshLoss(_Loss):
-    """Log-cosh; see :func:`lossops.functional.log_cosh_loss`.
+    """Log-cosh loss; see :func:`lossops.functional.log_cosh_loss`.
 
     Args:
         reduction: "none", "mean", "sum" or "sample".
@@ -83,7 +84,7 @@ class LogCoshLoss(_Loss):
 
 
 class QuantileLoss(_Loss):
-    """Quantile (pinball); see :func:`lossops.functional.quantile_loss`.
+    """Quantile (pinball) loss; see :func:`lossops.functional.quantile_loss`.
 
     Args:
         quantile: q, 0 < q < 1.
@@ -101,7 +102,7 @@ class QuantileLoss(_Loss):
 
 
 class CharbonnierLoss(_Loss):
-    """Charbonnier; see :func:`lossops.functional.charbonnier_loss`.
+    """Charbonnier loss; see :func:`lossops.functional.charbonnier_loss`.
 
     Args:
         epsilon: ε > 0.
@@ -128,7 +129,7 @@ class KLDivLoss(torch.nn.KLDivLoss):
 
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """Of two weights, the module's own and the call's."""
+    """Combines two weights, the module's own and that of the call."""
     if a is None or b is None:
         return b if a is None else a
     return a * b
@@ -166,7 +167,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
 
     Args:
         weight, size_average, reduce, reduction: as in :class:`torch.nn.BCEWithLogitsLoss`.
-        pos_weight: a tensor, as there, or a number.
+        pos_weight: a tensor, as in torch, or a number.
         label_smoothing: between 0 and 1.
     """
 
@@ -197,7 +198,7 @@ class SigmoidFocalLoss(_Loss):
     """RetinaNet's focal loss; see :func:`lossops.functional.sigmoid_focal_loss`.
 
     Args:
-        alpha: the weight of the positive class, at most 1; a negative number for none.
+        alpha: the weight of the positive class, at most 1. A negative number means no weight.
         gamma: γ ≥ 0.
         reduction: "none", "mean", "sum" or "sample".
     """
@@ -217,9 +218,10 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """Cross entropy; see :func:`lossops.functional.cross_entropy`.
 
     Args:
-        weight, size_average, ignore_index, reduce, reduction, label_smoothing: as torch's.
-        z_loss, softcap, temperature, empty, inplace: as the function's.
-        return_lse, return_entropy, return_accuracy: as the function's; it then returns a tuple.
+        weight, size_average, ignore_index, reduce, reduction, label_smoothing: as in torch.
+        z_loss, softcap, temperature, empty, inplace: as for the function.
+        return_lse, return_entropy, return_accuracy: as for the function. With any of these, the
+            module returns a tuple.
     """
 
     def __init__(
@@ -276,8 +278,8 @@ class NLLLoss(torch.nn.NLLLoss):
     """Negative log-likelihood; see :func:`lossops.functional.nll_loss`.
 
     Args:
-        weight, size_average, ignore_index, reduce, reduction: as torch's.
-        empty: as the function's.
+        weight, size_average, ignore_index, reduce, reduction: as in torch.
+        empty: as for the function.
     """
 
     def __init__(
@@ -313,7 +315,7 @@ class FocalLoss(_WeightedLoss):
     Args:
         alpha: one number for all classes or a tensor of shape (C).
         gamma: γ ≥ 0.
-        ignore_index: a label that does not count.
+        ignore_index: a label to ignore.
         reduction: "none", "mean", "sum" or "sample".
     """
 
@@ -346,8 +348,8 @@ class PolyLoss(_WeightedLoss):
 
     Args:
         epsilon: ε.
-        weight: a number per class.
-        ignore_index: a label that does not count.
+        weight: a weight per class.
+        ignore_index: a label to ignore.
         reduction: "none", "mean", "sum" or "sample".
     """
 
@@ -373,9 +375,9 @@ class PolyLoss(_WeightedLoss):
         )  # fmt: skip
 
 
-# What torch.load may make of a file, by default: our modules, and torch's that some of them hold.
-# To load one runs no code but what copies its attributes.
-_HELD = ("Linear", "PairwiseDistance", "LinearCrossEntropyOptions")  # the last in younger torchs
+# Classes that torch.load may construct by default (weights_only=True): our modules, and the torch
+# classes that some of them hold. Loading them only copies attributes and runs no other code.
+_HELD = ("Linear", "PairwiseDistance", "LinearCrossEntropyOptions")  # the last: in newer torch only
 torch.serialization.add_safe_globals(
     [globals()[name] for name in __all__]
     + [getattr(torch.nn, name) for name in _HELD if hasattr(torch.nn, name)]

@@ -1,5 +1,5 @@
-"""The modules of losses with margins, of likelihoods, pairs and sequences; public as part of
-:mod:`lossops.nn`."""
+"""Modules of losses with margins, of likelihoods, and of pairs, regions and sequences; public as
+part of :mod:`lossops.nn`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = [
 
 
 class SoftMarginLoss(torch.nn.SoftMarginLoss):
-    """Logistic loss of a signed label; see :func:`lossops.functional.soft_margin_loss`."""
+    """Logistic loss of labels 1 and -1; see :func:`lossops.functional.soft_margin_loss`."""
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.soft_margin_loss(input, target, reduction=self.reduction, weight=weight)
 
 
 class HingeEmbeddingLoss(torch.nn.HingeEmbeddingLoss):
-    """Hinge of a distance; see :func:`lossops.functional.hinge_embedding_loss`."""
+    """Hinge loss of a distance; see :func:`lossops.functional.hinge_embedding_loss`."""
 
     def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.hinge_embedding_loss(
@@ -47,7 +47,7 @@ class HingeEmbeddingLoss(torch.nn.HingeEmbeddingLoss):
 
 
 class MarginRankingLoss(torch.nn.MarginRankingLoss):
-    """Whether one ranks above another; see :func:`lossops.functional.margin_ranking_loss`."""
+    """Ranking loss of two scores; see :func:`lossops.functional.margin_ranking_loss`."""
 
     def forward(
         self, input1: Tensor, input2: Tensor, target: Tensor, weight: Tensor | None = None
@@ -58,7 +58,7 @@ class MarginRankingLoss(torch.nn.MarginRankingLoss):
 
 
 class MultiMarginLoss(torch.nn.MultiMarginLoss):
-    """Hinge loss of many classes; see :func:`lossops.functional.multi_margin_loss`."""
+    """Multi-class hinge loss; see :func:`lossops.functional.multi_margin_loss`."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.multi_margin_loss(
@@ -67,14 +67,14 @@ class MultiMarginLoss(torch.nn.MultiMarginLoss):
 
 
 class MultiLabelMarginLoss(torch.nn.MultiLabelMarginLoss):
-    """Hinge loss of several labels; see :func:`lossops.functional.multilabel_margin_loss`."""
+    """Multi-label hinge loss; see :func:`lossops.functional.multilabel_margin_loss`."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.multilabel_margin_loss(input, target, reduction=self.reduction)
 
 
 class MultiLabelSoftMarginLoss(torch.nn.MultiLabelSoftMarginLoss):
-    """Binary cross entropy over classes; see
+    """Multi-label loss, the binary cross entropy over classes; see
     :func:`lossops.functional.multilabel_soft_margin_loss`."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -82,7 +82,8 @@ class MultiLabelSoftMarginLoss(torch.nn.MultiLabelSoftMarginLoss):
 
 
 class PoissonNLLLoss(torch.nn.PoissonNLLLoss):
-    """Likelihood of a count; see :func:`lossops.functional.poisson_nll_loss`."""
+    """Negative log-likelihood of a Poisson distribution; see
+    :func:`lossops.functional.poisson_nll_loss`."""
 
     def forward(self, log_input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.poisson_nll_loss(
@@ -92,7 +93,8 @@ class PoissonNLLLoss(torch.nn.PoissonNLLLoss):
 
 
 class GaussianNLLLoss(torch.nn.GaussianNLLLoss):
-    """Likelihood of a measurement; see :func:`lossops.functional.gaussian_nll_loss`."""
+    """Negative log-likelihood of a normal distribution; see
+    :func:`lossops.functional.gaussian_nll_loss`."""
 
     def forward(
         self, input: Tensor, target: Tensor, var: Tensor | float, weight: Tensor | None = None
@@ -109,7 +111,7 @@ class GaussianNLLLoss(torch.nn.GaussianNLLLoss):
 
 
 class CosineEmbeddingLoss(torch.nn.CosineEmbeddingLoss):
-    """Of the cosine of two vectors; see :func:`lossops.functional.cosine_embedding_loss`."""
+    """Loss of the cosine of two vectors; see :func:`lossops.functional.cosine_embedding_loss`."""
 
     def forward(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
         return F.cosine_embedding_loss(
@@ -118,7 +120,7 @@ class CosineEmbeddingLoss(torch.nn.CosineEmbeddingLoss):
 
 
 class TripletMarginLoss(torch.nn.TripletMarginLoss):
-    """Of the distances of three vectors; see :func:`lossops.functional.triplet_margin_loss`."""
+    """Triplet margin loss of a p-norm; see :func:`lossops.functional.triplet_margin_loss`."""
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         return F.triplet_margin_loss(
@@ -128,7 +130,7 @@ class TripletMarginLoss(torch.nn.TripletMarginLoss):
 
 
 class TripletMarginWithDistanceLoss(torch.nn.TripletMarginWithDistanceLoss):
-    """The same of any distance; see
+    """Triplet margin loss of any distance; see
     :func:`lossops.functional.triplet_margin_with_distance_loss`."""
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
@@ -139,7 +141,7 @@ class TripletMarginWithDistanceLoss(torch.nn.TripletMarginWithDistanceLoss):
 
 
 class CTCLoss(torch.nn.CTCLoss):
-    """Of all alignments of a sequence; see :func:`lossops.functional.ctc_loss`."""
+    """Connectionist temporal classification; see :func:`lossops.functional.ctc_loss`."""
 
     def forward(
         self, log_probs: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor
@@ -150,7 +152,7 @@ class CTCLoss(torch.nn.CTCLoss):
         )  # fmt: skip
 
 
-# torch's own is younger than the oldest torch that lossops runs with.
+# The oldest torch that lossops supports does not have this class.
 class LinearCrossEntropyLoss(getattr(torch.nn, "LinearCrossEntropyLoss", _WeightedLoss)):
     """A linear layer and its cross entropy; see :func:`lossops.functional.linear_cross_entropy`.
 
@@ -158,15 +160,15 @@ class LinearCrossEntropyLoss(getattr(torch.nn, "LinearCrossEntropyLoss", _Weight
         in_features: H.
         num_classes: C.
         out_features: d1, …, dK.
-        bias: whether the layer has one.
-        device, dtype: of the layer's parameters.
+        bias: whether the layer has a bias.
+        device, dtype: those of the layer's parameters.
         weight, reduction, ignore_index, label_smoothing, options, z_loss, softcap, temperature: as
-            the function's.
+            for the function.
 
     Raises:
-        RuntimeError: if ``weight`` is not of shape (C), or ``label_smoothing`` not from 0 to 1.
+        RuntimeError: if ``weight`` is not of shape (C), or ``label_smoothing`` is outside [0, 1].
 
-    Follows :class:`torch.nn.LinearCrossEntropyLoss`, whose parameters it has.
+    Follows :class:`torch.nn.LinearCrossEntropyLoss`, and has the same parameters.
     """
 
     def __init__(
@@ -229,7 +231,7 @@ class LinearCrossEntropyLoss(getattr(torch.nn, "LinearCrossEntropyLoss", _Weight
 
 
 class DiceLoss(_Loss):
-    """Overlap of regions; see :func:`lossops.functional.dice_loss`.
+    """Dice loss of two regions; see :func:`lossops.functional.dice_loss`.
 
     Args:
         input_form: "logits" or "probs".
@@ -254,11 +256,11 @@ class DiceLoss(_Loss):
 
 
 class TverskyLoss(_Loss):
-    """Overlap of regions; see :func:`lossops.functional.tversky_loss`.
+    """Tversky loss of two regions; see :func:`lossops.functional.tversky_loss`.
 
     Args:
-        alpha: α ≥ 0, of what is found and should not be.
-        beta: β ≥ 0, of what should be found and is not.
+        alpha: α ≥ 0, the weight of false positives.
+        beta: β ≥ 0, the weight of false negatives.
         input_form: "logits" or "probs".
         smooth: s, above 0.
         reduction: "none", "mean", "sum" or "sample".

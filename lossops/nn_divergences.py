@@ -1,4 +1,4 @@
-"""The modules of the losses between two distributions; public as part of :mod:`lossops.nn`."""
+"""Modules of the losses between two distributions; public as part of :mod:`lossops.nn`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _DivergenceLoss(_Loss):
     """A loss between two distributions per row.
 
     Args:
-        input_form, target_form, dim, temperature, ignore_index: as the function's.
+        input_form, target_form, dim, temperature, ignore_index: as for the function.
         reduction: "none", "mean", "sum" or "sample".
     """
 
@@ -59,8 +59,8 @@ class KLDivergenceLoss(_DivergenceLoss):
     """Kullback-Leibler divergence; see :func:`lossops.functional.kl_divergence`.
 
     Args:
-        reverse: KL(Q ‖ P), Q being the input.
-        input_form, target_form, dim, temperature, ignore_index: as the function's.
+        reverse: compute KL(Q ‖ P), where Q is the input, instead of KL(P ‖ Q).
+        input_form, target_form, dim, temperature, ignore_index: as for the function.
         reduction: "none", "mean", "sum" or "sample".
     """
 
@@ -87,7 +87,7 @@ class TotalVariationLoss(_DivergenceLoss):
 
 
 class L1DistributionLoss(_DivergenceLoss):
-    """L1 distance of distributions; see :func:`lossops.functional.l1_distribution_loss`."""
+    """L1 distance of two distributions; see :func:`lossops.functional.l1_distribution_loss`."""
 
     _function = staticmethod(F.l1_distribution_loss)
 

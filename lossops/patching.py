@@ -1,4 +1,4 @@
-"""Routes torch's own losses through lossops, for code that cannot be edited."""
+"""Replaces torch's own losses by those of lossops, for code that cannot be edited."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from lossops import functional
 
 __all__ = ["use_in_torch", "use_in_torch_always"]
 
-# Every loss that torch has under the same name.
+# All losses that torch has under the same name.
 _LOSSES = tuple(name for name in functional.__all__ if hasattr(torch_functional, name))
 
-_open = 0  # blocks that are open, of whatever thread or task
-_before: dict[str, Callable] = {}  # what stood in torch when the first of them was opened
+_open = 0  # number of open blocks, across all threads and tasks
+_before: dict[str, Callable] = {}  # torch's functions when the first block was opened
 _lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def use_in_torch() -> Iterator[None]:
-    """Within it, ``torch.nn.functional``'s losses, and so ``torch.nn``'s modules, are lossops'.
+    """Replaces the losses in ``torch.nn.functional``, and so those of ``torch.nn`` modules, by
+    lossops' within a ``with`` block.
 
-    What has taken a function out of ``torch.nn.functional`` before (``from torch.nn.functional
-    import mse_loss``) keeps that one; and so do all threads share the change. When the last of the
-    blocks that are open, of whatever thread or task, is left, what was there before is there again.
+    Code that has already imported a function (``from torch.nn.functional import mse_loss``) keeps
+    torch's. All threads share the change. When the last open block, of any thread or task, exits,
+    the previous functions are restored.
 
-    Tensor subclasses with ``__torch_function__`` and ``TorchFunctionMode`` see torch's functions
-    and arguments, as they do without it; what these handlers call runs by lossops.
+    Tensor subclasses with ``__torch_function__`` and ``TorchFunctionMode`` still see torch's
+    functions and arguments. The functions that these handlers call are lossops'.
 
     Example:
         >>> import torch, lossops
@@ -47,7 +48,7 @@ def use_in_torch() -> Iterator[None]:
 
 
 def use_in_torch_always() -> None:
-    """The same, from now on and to the end of the process."""
+    """Like :func:`use_in_torch`, but from now until the end of the process."""
     _enter()
 
 

@@ -1,7 +1,7 @@
-"""``torch.jit.script``, which compiles Python and cannot know how kernels are called from it.
+"""Support for ``torch.jit.script``, which compiles Python and cannot compile calls of our kernels.
 
-A loss that torch has, too, is compiled as torch's: the numbers are the same, and the script can be
-saved. What torch lacks is refused, with what there is in place of scripting.
+A loss that torch has as well is compiled as torch's loss: the results are the same, and the script
+can be saved. A loss that torch lacks is rejected with a message that names the alternatives.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _refusal(what: str) -> NotImplementedError:
 
 
 def _torchs_function(ours: Callable) -> Callable:
-    """What is compiled for a function of ours."""
+    """Returns the function of torch that is compiled in place of one of ours."""
     name = ours.__name__
     if name not in TORCHS or name in _BEYOND_SCRIPT:
         raise _refusal(f"functional.{name}")
@@ -41,9 +41,10 @@ def _torchs_function(ours: Callable) -> Callable:
 
 
 def _torchs_module(self: torch.nn.Module) -> torch.nn.Module:
-    """What is compiled for a module of ours, and what a model that is compiled then holds."""
+    """Returns the module of torch that is compiled in place of one of ours. The compiled model
+    contains this module."""
     ours = next(cls for cls in type(self).__mro__ if cls in _MODULES)
-    if type(self).forward is not ours.forward:  # somebody's own
+    if type(self).forward is not ours.forward:  # overridden in a subclass
         return self
     theirs = getattr(torch.nn, ours.__name__, None)
     if theirs is None or ours.__name__ in _BEYOND_SCRIPT:
@@ -54,8 +55,10 @@ def _torchs_module(self: torch.nn.Module) -> torch.nn.Module:
         lacks = name not in known and value != option.default
         if lacks or (name == "reduction" and value == "sample"):
             raise _refusal(f"nn.{ours.__name__}({name}={value!r})")
-    module = theirs(**{name: getattr(self, name) for name in known if hasattr(self, name)})
-    return module.train(self.training)
+    options = {name: getattr(self, name) for name in known if hasattr(self, name)}
+    if isinstance(options.get("pos_weight"), float | int):  # torch's module takes a tensor only
+        options["pos_weight"] = torch.tensor(float(options["pos_weight"]))
+    return theirs(**options).train(self.training)
 
 
 for _function in (getattr(functional, name) for name in functional.__all__):

@@ -1,4 +1,4 @@
-"""The loss of an alignment; public as part of :mod:`lossops.functional`."""
+"""Losses of sequences; public as part of :mod:`lossops.functional`."""
 
 from __future__ import annotations
 
@@ -22,24 +22,26 @@ def ctc_loss(
     zero_infinity: bool = False,
 ) -> Tensor:
     r"""Connectionist temporal classification: ``-log Σ_(alignments) Π_t p_t``.
+    Use it to train sequence models if the alignment of labels to time steps is unknown.
 
-    It is a dynamic programme over time and not a loss over rows: torch's own kernels compute it.
+    torch's own kernels compute it, because it is a dynamic programme over time and not a loss over
+    rows.
 
     Args:
         log_probs: log-probabilities, of shape (T, N, C) or (T, C).
-        targets: labels, of shape (N, S), or all in one of shape (Σ target_lengths).
-        input_lengths: of the sequences, of shape (N) or ().
-        target_lengths: of the labels, of shape (N) or ().
-        blank: the class of no label.
-        reduction: "none", "mean", "sum" or "sample"; the last is the first, as a sequence is a
-            sample. "mean" divides each loss by the length of its labels first.
-        zero_infinity: count infinite losses, and their gradients, as 0.
+        targets: labels, of shape (N, S), or concatenated, of shape (Σ target_lengths).
+        input_lengths: lengths of the sequences, of shape (N) or ().
+        target_lengths: lengths of the labels, of shape (N) or ().
+        blank: the class that stands for no label.
+        reduction: "none", "mean", "sum" or "sample". "sample" is the same as "none", because a
+            sequence is a sample. "mean" first divides each loss by the length of its labels.
+        zero_infinity: replace infinite losses and their gradients by 0.
 
     Returns:
         The loss: a scalar, or a number per sequence.
 
     Raises:
-        ValueError: if ``reduction`` is none of these. Else what torch's function raises.
+        ValueError: if ``reduction`` is unknown. Otherwise the same exceptions as torch's function.
 
     Is :func:`torch.nn.functional.ctc_loss`. Graves et al., Connectionist Temporal Classification,
     2006.

@@ -36,6 +36,7 @@ class Model(torch.nn.Module):
         (nn.MSELoss(reduction="sum"), make.rand(5, 5)),
         (nn.SmoothL1Loss(beta=0.3), make.rand(5, 5)),
         (nn.BCEWithLogitsLoss(pos_weight=make.rand(5)), make.rand(5, 5)),
+        (nn.BCEWithLogitsLoss(pos_weight=3.0), make.rand(5, 5)),
         (nn.MultiMarginLoss(p=2, margin=0.5), make.arange(5)),
     ],
 )

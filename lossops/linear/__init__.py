@@ -1,1 +1,1 @@
-"""A linear layer and a loss over rows of its outputs, in chunks."""
+"""A linear layer and a loss over rows of its outputs, computed in chunks."""

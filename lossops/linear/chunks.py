@@ -1,10 +1,10 @@
-"""How gradients flow: the autograd Function of a linear layer and its cross entropy.
+"""The autograd Function of a linear layer and its cross entropy.
 
-The rows are walked in chunks: a chunk's logits are multiplied out, the row kernel puts their
-gradient in their place, and two more products carry it to the layer's input and weight. What stays
-is of the size of those. Logits of half precision are not rounded to it: they are in float32, as is
-their gradient, but for CUDA's products. ``torch.compile`` sees a walk as one op. Derivatives of
-gradients come from the formulas in :mod:`lossops.softmax.reference`, over all logits.
+A walk processes the rows in chunks. It computes the logits of a chunk, the row kernel overwrites
+them with their gradient, and two more products propagate it to the layer's input and weight. Only
+tensors of the size of these are kept. In half precision, logits and their gradient are in float32,
+except that products on CUDA round the gradient. ``torch.compile`` sees a walk as one op.
+Higher-order derivatives use the formulas in :mod:`lossops.softmax.reference`, over all logits.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from lossops.softmax import reference
 from lossops.softmax.autograd import SoftmaxCall
 from lossops.softmax.ops import check_softmax
 
-# A chunk is an eighth of the rows, or where logits are wider than the layer, a sixteenth; at least
-# so many, and no more than have logits of so many bytes in the layer's dtype: a product of fewer
-# rows is slow, and each chunk reads and writes the weight's gradient once; larger logits would be
-# what is to be avoided.
+# A chunk is an eighth of the rows, or a sixteenth if logits have a wider dtype than the layer. It
+# has at least _FEWEST_ROWS, because products of fewer rows are slow and each chunk reads and writes
+# the gradient of the weight once. Its logits have at most _MOST_BYTES in the layer's dtype, because
+# larger logits are what chunking should avoid. _FEWEST_ROWS takes precedence.
 _CHUNKS, _FEWEST_ROWS, _MOST_BYTES = 8, 128, 1 << 28
 
-# Half precision is multiplied in pieces of the classes, at least so many: there is no copy in
-# another dtype of anything as large as the weight or a chunk's logits.
+# Half precision is multiplied in pieces of at least _FEWEST_CLASSES classes, so that no tensor as
+# large as the weight or the logits of a chunk is copied to another dtype.
 _PIECES, _FEWEST_CLASSES = 16, 128
 
 _WALK = (
@@ -50,14 +50,14 @@ def _rows_at_once(chosen: int, rows: int, classes: int, dtype: torch.dtype) -> i
 
 
 class _Chunks:
-    """The layer's tensors, of ``dtype`` or to be made so, and the gradients as they are added up,
-    chunk by chunk."""
+    """The layer's tensors, which are or will be cast to ``dtype``, and their gradients, which are
+    accumulated over the chunks."""
 
     def __init__(self, input, linear_weight, linear_bias, dtype, rows, mask):
         self.input, self.wide = input, accumulator(dtype)
-        # Unrounded products of half precision: CUDA has them, elsewhere the factors are widened.
+        # CUDA multiplies half precision to unrounded products. Elsewhere the factors are widened.
         self.unrounded = dtype != self.wide and input.is_cuda and torch.version.hip is None
-        self.dtype = dtype if self.unrounded else self.wide  # of the factors
+        self.dtype = dtype if self.unrounded else self.wide  # of the factors of a product
         self.matrix = linear_weight.to(dtype) if self.unrounded else linear_weight
         self.bias = None if linear_bias is None else linear_bias.to(self.wide)
         classes = linear_weight.shape[0]
@@ -102,7 +102,7 @@ class _Chunks:
             self.by_bias += by_logits.sum(0, dtype=self.wide)
 
     def _added(self, sums: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-        """The sums, to which a product is added in place."""
+        """Adds a product to the sums, in place, and returns them."""
         if self.unrounded:
             product = torch.mm(a, b, out_dtype=self.wide)
             return product if sums is None else sums.add_(product)
@@ -114,12 +114,12 @@ class _Chunks:
 
 
 def _of_rows(target_form, params, ignore_index, reduction) -> tuple:
-    """What the raw ops of the rows are called with."""
+    """The arguments of the raw row ops."""
     return "cross_entropy", 1, "logits", target_form, params, ignore_index, False, reduction, 0
 
 
 def without_autocast(function):
-    """The function, with products in the dtype of their factors, also in a backward."""
+    """Disables autocast in a function, and in its backward: products keep their factors' dtype."""
 
     @functools.wraps(function)
     def as_given(*arguments):
@@ -137,8 +137,8 @@ def _sum(
     input, linear_weight, linear_bias, target, class_weight, backend, target_form, params,
     ignore_index, dtype, out_dtype, rows, output_mask,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """The sum of the losses, unrounded, and its gradients that are wanted, by weight and bias
-    unrounded too."""
+    """Returns the unrounded sum of the losses and its requested gradients. Those by weight and bias
+    are unrounded as well."""
     ops, wide = backends.kernel_ops(backend), accumulator(dtype)
     call = (*_of_rows(target_form, params, ignore_index, "sum"), wide)
     chunks = _Chunks(input, linear_weight, linear_bias, dtype, rows, output_mask)
@@ -147,10 +147,10 @@ def _sum(
         logits, read = chunks.logits(chunk), (target[chunk], class_weight, None)
         if any(output_mask):
             value += ops.softmax_forward_(logits, *read, *call, (False,) * 3)[0]
-            chunks.add(logits, chunk)  # by now their gradient
+            chunks.add(logits, chunk)  # logits now holds their gradient
         else:
             value += ops.softmax_forward(logits, *read, *call, (False,) * 5)[0]
-        del logits  # before the next ones are made
+        del logits  # free them before the next ones are allocated
     return value, *chunks.gradients
 
 
@@ -159,7 +159,7 @@ def _losses(
     input, linear_weight, linear_bias, target, class_weight, backend, target_form, params,
     ignore_index, dtype, out_dtype, rows,
 ) -> Tensor:  # fmt: skip
-    """The loss of every row."""
+    """Returns the loss of every row."""
     ops = backends.kernel_ops(backend)
     call = (*_of_rows(target_form, params, ignore_index, "none"), out_dtype, (False,) * 5)
     chunks = _Chunks(input, linear_weight, linear_bias, dtype, rows, (False,) * 3)
@@ -175,11 +175,11 @@ def _losses_backward(
     grad_output, input, linear_weight, linear_bias, target, class_weight, backend, target_form,
     params, ignore_index, dtype, out_dtype, rows, output_mask,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """The gradients of the losses of the rows, by weight and bias unrounded."""
+    """Returns the gradients of the row losses. Those by weight and bias are unrounded."""
     ops = backends.kernel_ops(backend)
     call = (*_of_rows(target_form, params, ignore_index, "none"), (True, False))
     chunks = _Chunks(input, linear_weight, linear_bias, dtype, rows, output_mask)
-    chunks.rows = math.ceil(chunks.rows / 2)  # as logits and their gradient are both there
+    chunks.rows = math.ceil(chunks.rows / 2)  # logits and their gradient coexist
     for chunk in chunks:
         logits, read = chunks.logits(chunk), (target[chunk], class_weight, None)
         cotangents = (grad_output[chunk], None, None)
@@ -213,12 +213,12 @@ def _fake_losses_backward(grad_output, *call):
 
 
 def _rounded(grads, layer) -> list[Tensor | None]:
-    """The gradients, in the dtypes of the layer's tensors."""
+    """Casts the gradients to the dtypes of the layer's tensors."""
     pairs = zip(grads, layer, strict=True)
     return [None if grad is None else grad.to(tensor.dtype) for grad, tensor in pairs]
 
 
-# What differentiates the ops where they stand in a graph by themselves, as in an exported program.
+# Autograd formulas of the ops, for graphs that contain them directly, such as exported programs.
 
 
 def _keep_sum(ctx, inputs, output):
@@ -252,7 +252,7 @@ def _check_walk(
     input, linear_weight, linear_bias, target, class_weight, backend, target_form, params,
     ignore_index, dtype, out_dtype, rows, output_mask=(False,) * 3,
 ) -> None:  # fmt: skip
-    """What the raw ops of the rows would refuse, of which there may be none, or do not see."""
+    """Makes the checks of the raw row ops, which are not called without rows, and further ones."""
     contract.check_tensors(
         input.device, input=input, linear_weight=linear_weight, linear_bias=linear_bias
     )
@@ -278,7 +278,7 @@ def _check_walk(
 
 
 def _checked(kernel, *first: str, has_memory: bool = True):
-    """A kernel behind the checks; ``first`` are the arguments before those of the walk."""
+    """Adds the checks to a kernel. ``first`` names the arguments that precede those of the walk."""
 
     @functools.wraps(kernel)
     def checked(*arguments):
@@ -314,14 +314,14 @@ library.compose(
 
 @dataclass(eq=False)
 class Walk:
-    """What the chunks are walked with, besides tensors."""
+    """The non-tensor arguments of a walk over the chunks."""
 
     call: SoftmaxCall
-    dtype: torch.dtype  # that the layer is multiplied in; of half precision logits are float32
-    rows: int  # at once; 0: as many as are good
+    dtype: torch.dtype  # of the layer in products; in half precision, logits are float32
+    rows: int  # per chunk; 0: chosen automatically
 
     def walks(self) -> tuple[_Eagerly | _AsOps, tuple]:
-        """The walks, as what can be traced where they are, and what they take besides tensors."""
+        """Returns the walks, as ops under torch.compile, and their non-tensor arguments."""
         call, params = self.call, settled(self.call.params)
         if not torch.compiler.is_compiling():
             walks = _Eagerly
@@ -333,13 +333,13 @@ class Walk:
         )  # fmt: skip
 
     def divisor(self, normalizer: Tensor | None, denominator: Tensor | None) -> Tensor | None:
-        """Of a mean that is a number: ``denominator``, for which a normalizer stands."""
+        """The divisor of a mean that is a number: the normalizer if given, else ``denominator``."""
         if self.call.reduction == "mean" and self.call.gives_a_number:
             return denominator if normalizer is None else normalizer
         return None
 
     def value(self, read: tuple, divisor: Tensor | None, mask: tuple) -> tuple:
-        """The loss, and the gradients of the sum that are wanted."""
+        """Returns the loss, and the requested gradients of the sum."""
         walks, op_args = self.walks()
         if not self.call.gives_a_number:
             return walks.losses(*read, *op_args), *[None] * 3
@@ -350,8 +350,8 @@ class Walk:
 
 
 class ChunkedCrossEntropy(Function):
-    """The loss of all chunks. What its gradients are multiplied by at last comes in one number, so
-    that those in float16 are not rounded to 0 first."""
+    """The loss of all chunks. backward multiplies the gradients of the sum by grad_output / divisor
+    as a single factor, so that float16 gradients are not rounded to 0 in between."""
 
     @staticmethod
     def forward(
@@ -374,7 +374,7 @@ class ChunkedCrossEntropy(Function):
     def backward(ctx, grad_output):
         walk, mask = ctx.walk, ctx.needs_input_grad[:3]
         *read, normalizer, denominator = ctx.saved_tensors[:7]
-        if torch.compiler.is_compiling():  # compiled autograd over an eager graph finds none
+        if torch.compiler.is_compiling():  # an eager forward saved none for compiled autograd
             grads = ctx.saved_tensors[7:]
         else:
             grads, ctx.grads = ctx.grads, ()
@@ -389,7 +389,7 @@ class ChunkedCrossEntropy(Function):
                 _, *grads = walks.sum(*read, *op_args, mask)
             scale = grad_output.to(accumulator(walk.dtype))
             if (divisor := walk.divisor(normalizer, denominator)) is not None:
-                scale = torch.where(divisor == 0, 0.0, scale / divisor)  # of nothing, 0
+                scale = torch.where(divisor == 0, 0.0, scale / divisor)  # 0 if nothing counts
             grads = [None if grad is None else _scaled(grad, scale) for grad in grads]
         return *_rounded(grads, read[:3]), *[None] * 5
 
@@ -422,7 +422,7 @@ def chunked_cross_entropy(
     denominator: Tensor | None,  # of a mean without a normalizer, 0-d
     walk: Walk,
 ) -> Tensor:
-    """The loss; not differentiated by target, class weights, normalizer or denominator."""
+    """Computes the loss. Not differentiable by target, class weights, normalizer or denominator."""
     layer = (input, linear_weight, linear_bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in layer):
         layer = distinct(*layer, target)[:3]
@@ -435,7 +435,7 @@ def chunked_cross_entropy(
 def _differentiable_gradients(
     grad_output, input, linear_weight, linear_bias, target, weight, normalizer, walk, mask
 ) -> list:
-    """The gradients by the formulas in plain torch, as what torch can differentiate further."""
+    """Computes the gradients from formulas in plain torch, which torch can differentiate again."""
     tensors = (input, linear_weight, linear_bias)
 
     def loss(*moving):

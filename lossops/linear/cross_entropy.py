@@ -1,9 +1,9 @@
-"""Cross entropy of logits that a linear layer makes, without ever holding all of them; public as
-part of :mod:`lossops.functional`.
+"""Cross entropy of a linear layer's logits, without materialising all of them; public as part of
+:mod:`lossops.functional`.
 
-Where a gradient is differentiated itself, under ``torch.func``'s transforms, and where the logits
-are few, the loss is what it says: ``cross_entropy(linear(x, weight), target)``. Else the rows are
-walked in chunks, by :mod:`lossops.linear.chunks`. Either way logits are never in half precision.
+Higher-order derivatives, ``torch.func`` transforms and small logits use the definition,
+``cross_entropy(linear(x, weight), target)``. Otherwise :mod:`lossops.linear.chunks` processes the
+rows in chunks. In both cases, logits are never in half precision.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lossops.softmax.classification import cross_entropy
 
 __all__ = ["linear_cross_entropy"]
 
-# Logits of so many bytes are made at once: they stay in a cache, and a walk takes longer.
+# Logits of up to this size are computed at once: they fit in a cache, and a walk is slower.
 _FEW_BYTES = 1 << 18
 
 
@@ -52,33 +52,35 @@ def linear_cross_entropy(
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
     r"""Cross entropy of a linear layer's output: ``cross_entropy(x Aᵀ + b, target)``.
+    Use it for language models with a large vocabulary, whose logits need too much memory.
 
-    The logits of a few rows exist at a time, never all of them: with a vocabulary of 128000 they
-    would be the largest tensor of a language model by far. Logits are float32 also where the layer
-    is in half precision, or under autocast, and so is the sum that the weight's gradient is.
-    Derivatives of any order and ``torch.func``'s transforms are right, but make all logits, of half
-    precision from a float32 copy of the layer; up to 256 KiB of others are made at once, too.
+    Only the logits of a few rows exist at a time. With a vocabulary of 128000, all logits together
+    would be by far the largest tensor of a language model. Logits are float32 even if the layer is
+    in half precision or under autocast, and so is the sum that forms the gradient of the weight.
+    Derivatives of any order and ``torch.func`` transforms are supported, but materialise all
+    logits; in half precision, they compute these from a float32 copy of the layer. Logits in other
+    dtypes of up to 256 KiB are also computed at once.
 
     Args:
         input: x, of shape (H) or (N, H).
-        linear_weight: A, of shape (C, H); or (C, d1, …, dK, H), whose logits of shape
-            (N, C, d1, …, dK) are made at once.
+        linear_weight: A, of shape (C, H); or (C, d1, …, dK, H), whose logits, of shape
+            (N, C, d1, …, dK), are computed at once.
         target: class indices (int64, int32 or uint8) of shape () or (N) (or (N, d1, …, dK)); or
             class probabilities, of the shape of the logits.
         linear_bias: b, of the shape of A without H.
-        weight: a number per class, of shape (C).
+        weight: a weight per class, of shape (C).
         reduction: "none", "mean", "sum" or "sample", as in :func:`cross_entropy`.
-        ignore_index: a label whose rows have loss and gradient 0 and do not count; -100 unless
-            given. Not with probabilities.
+        ignore_index: a label to ignore, -100 by default. Its rows have loss and gradient 0 and do
+            not count. Not supported with class probabilities.
         label_smoothing, z_loss, softcap, temperature, normalizer: as in :func:`cross_entropy`.
-        options: torch's ``LinearCrossEntropyOptions``, or None. Its ``batch_chunk_size``, where
-            given, is the number of rows at a time; the rest of it is not needed here.
+        options: torch's ``LinearCrossEntropyOptions``, or None. Its ``batch_chunk_size``, if given,
+            is the number of rows per chunk; its other fields are not needed here.
 
     Returns:
         The loss, of input's dtype (float32 under autocast): a scalar, or a number per row.
 
     Raises:
-        RuntimeError: for shapes that do not match, or ``ignore_index`` with probabilities.
+        RuntimeError: for mismatched shapes, or ``ignore_index`` with class probabilities.
         ValueError, IndexError: as :func:`cross_entropy`.
 
     Follows :func:`torch.nn.functional.linear_cross_entropy`. Wijmans et al., Cut Your Losses in
@@ -125,7 +127,7 @@ def linear_cross_entropy(
             target = target.unsqueeze(0)
         shape = (1, *shape)
     dtype = _dtype_of_products(input, linear_weight, linear_bias)
-    stand_in = torch.empty((), dtype=dtype, device=input.device).expand(shape)  # for the logits
+    stand_in = torch.empty((), dtype=dtype, device=input.device).expand(shape)  # for logits
     check_target("linear_cross_entropy", stand_in, target)
     soft = target.shape == shape
     if not soft:
@@ -141,15 +143,15 @@ def linear_cross_entropy(
         Walk(call, dtype, _rows_at_a_time(options)),
     )  # fmt: skip
     if input.dim() == 1 and reduction == "none":
-        return torch.ops.aten._unsafe_view(loss, ())  # no view, as a loss is none elsewhere
+        return torch.ops.aten._unsafe_view(loss, ())  # not a view, like any other loss
     return loss
 
 
 def _dtype_of_products(*tensors: Tensor | None) -> torch.dtype:
-    """What torch's linear multiplies in; it refuses tensors of several dtypes, but for those that
-    autocast makes one."""
+    """The dtype in which torch's linear multiplies. Like it, rejects tensors of different dtypes
+    that autocast does not cast to the same one."""
     dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
-    if autocasts(tensors[0].device.type):  # which leaves float64 alone
+    if autocasts(tensors[0].device.type):  # which leaves float64 unchanged
         narrow = torch.get_autocast_dtype(tensors[0].device.type)
         dtypes = {dtype if dtype == torch.float64 else narrow for dtype in dtypes}
     if len(dtypes) > 1:
@@ -161,9 +163,9 @@ def _dtype_of_products(*tensors: Tensor | None) -> torch.dtype:
 
 
 def _are_few(shape: tuple, input: Tensor) -> bool:
-    """Whether all logits may be made at once. Not in half precision, where they would be made from
-    a wider copy of the weight; and not in a program to be exported, which would be bound to few or
-    to many."""
+    """Whether all logits may be computed at once. Not in half precision, because that needs a wider
+    copy of the weight. Not under export either, because it would specialise the program to small or
+    to large logits."""
     if input.dtype in HALF_DTYPES or autocasts(input.device.type):
         return False
     if torch.compiler.is_exporting():
@@ -172,15 +174,15 @@ def _are_few(shape: tuple, input: Tensor) -> bool:
 
 
 def _rows_at_a_time(options: object | None) -> int:
-    """0: as many as are good."""
+    """The number of rows per chunk; 0 means chosen automatically."""
     chosen = getattr(options, "batch_chunk_size", None)
     if chosen is not None and chosen < 0:
-        raise ValueError(f"batch_chunk_size should be above 0, got {chosen}")
+        raise ValueError(f"batch_chunk_size should not be negative, got {chosen}")
     return chosen or 0
 
 
 def _denominator(target, weight, normalizer, call: SoftmaxCall) -> Tensor | None:
-    """What a mean divides by, where it is a number and no normalizer is given."""
+    """The divisor of a mean that is a number, if no normalizer is given."""
     if call.reduction != "mean" or not call.gives_a_number:
         return None
     if normalizer is not None:
@@ -188,7 +190,7 @@ def _denominator(target, weight, normalizer, call: SoftmaxCall) -> Tensor | None
     wide = accumulator(call.out_dtype)
     if call.target_form != "labels":
         return torch.full((), target.shape[0], dtype=wide, device=target.device)
-    target = target.long()  # in uint8, an ignore_index of -100 would be 156
+    target = target.long()  # as uint8, an ignore_index of -100 would be 156
     counts = (target != call.ignore_index) & (target >= 0)
     if weight is None:
         return counts.sum(dtype=wide)
@@ -221,7 +223,7 @@ def _logits_shape(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
 
 
 def _at_once(layer, shape, target, weight, **options) -> Tensor:
-    """The loss of all logits, which are in float32 where the layer is in half precision."""
+    """Computes the loss from all logits, which are float32 if the layer is in half precision."""
     device, dtype = layer[0].device.type, _dtype_of_products(*layer)
     if dtype in HALF_DTYPES:
         layer = (None if tensor is None else tensor.float() for tensor in layer)

@@ -1,10 +1,11 @@
-"""How gradients flow: the autograd Function of the softmax family.
+"""The autograd Function of the softmax family.
 
-The forward kernel gives the losses of rows, what else is asked for per row (lse, entropy,
-accuracy) and, where the loss is a single number, its gradients in the same pass. The first
-``backward()`` hands those out, scaled in place by ``grad_output`` unless it is 1; any other one
-recomputes them from the inputs by the backward kernel. Derivatives of gradients, ``torch.func``'s
-transforms and forward mode come from the formulas in :mod:`lossops.softmax.reference`.
+The forward kernel computes the row losses and the requested per-row outputs (lse, entropy,
+accuracy). If the loss is a single number, the same pass also computes its gradients. The first
+``backward()`` returns these, scaled in place by ``grad_output`` unless it is 1. Any other
+``backward()`` recomputes them from the inputs with the backward kernel. Higher-order derivatives,
+``torch.func`` transforms and forward-mode AD use the formulas in
+:mod:`lossops.softmax.reference`.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ from lossops.core.library import KernelOps
 from lossops.core.transforms import distinct, is_transformed, transforms_active
 from lossops.softmax import reference
 
-Outputs = tuple[Tensor, ...]  # the loss, then lse, entropy and accuracy where they are wanted
+Outputs = tuple[Tensor, ...]  # the loss, then lse, entropy and accuracy where requested
 
 
-@dataclass(eq=False)  # frozen ones take four times as long to make
+@dataclass(eq=False)  # a frozen dataclass takes four times as long to construct
 class SoftmaxCall:
-    """What a loss is called with, besides tensors.
+    """The non-tensor arguments of a loss.
 
-    Not a tuple: torch.func takes the arguments of a Function apart, and should not take this one.
+    Not a tuple, because torch.func would flatten a tuple among the arguments of a Function.
     """
 
     backend: str
     loss: str
-    dim: int  # of the classes
+    dim: int  # class dimension
     form: str
     target_form: str
     params: tuple[float, ...]
     ignore_index: int
     one_if_none: bool
     reduction: str  # "none", "mean" or "sum"
-    keep_dims: int  # leading dimensions that a reduction keeps
+    keep_dims: int  # number of leading dimensions that a reduction keeps
     out_dtype: torch.dtype
     per_row: tuple[bool, bool, bool] = (False, False, False)  # lse, entropy, accuracy
     in_place: bool = False  # the gradient may overwrite the input
@@ -57,7 +58,7 @@ class SoftmaxCall:
         )  # fmt: skip
 
     def kernels(self) -> tuple[KernelOps, tuple]:
-        """The raw ops that run it, and ``op_args`` in their form."""
+        """Returns the raw ops that run this call, and ``op_args`` in the form that they take."""
         params = settled(self.params)
         return kernel_ops(self.backend, params), self._with(params)
 
@@ -80,7 +81,7 @@ def _placed(values, wanted) -> list:
 
 
 class FusedSoftmax(Function):
-    """A loss over rows whose gradients are ready when its value is."""
+    """A loss over rows. If it is a single number, forward already computes its gradients."""
 
     @staticmethod
     def forward(ctx, input, target, class_weight, normalizer, call):
@@ -89,7 +90,7 @@ class FusedSoftmax(Function):
         arguments = (target, class_weight, normalizer, *op_args, call.out_dtype)
         if call.in_place:
             *outputs, denominator = ops.softmax_forward_(input, *arguments, call.per_row)
-            if native_extension is None:  # which counts writes of the raw ops
+            if native_extension is None:  # the extension itself counts writes of raw ops
                 torch.autograd.graph.increment_version(input)
             grads, ctx.version = [input.detach(), None], input._version
         else:
@@ -151,7 +152,7 @@ class FusedSoftmax(Function):
             return *grads, None, None, None
         present = [grad for grad in grads if grad is not None]
         if any(grad.dtype == torch.float16 for grad in present):
-            # Scaling afterwards would lose digits of a float16 gradient of a mean.
+            # Recompute: scaling a float16 gradient of a mean afterwards would lose digits.
             ops.softmax_backward_(present, grad_output, *inputs, *op_args, mask)
         else:
             ops.elementwise_rescale_(present, grad_output)
@@ -159,9 +160,10 @@ class FusedSoftmax(Function):
 
 
 def _compiled_gradients(ctx, cotangents, call, mask) -> tuple:
-    """Without mutation, so that the compiler may fuse the scaling into what comes next."""
-    # Compiled autograd comes here from a forward pass that was not compiled and saved no gradients.
-    # What has taken the place of the logits it has to leave to eager execution.
+    """Returns the gradients without mutation, so that the compiler can fuse the scaling into
+    subsequent ops."""
+    # Compiled autograd gets here from an eager forward pass, which saved no gradients. A gradient
+    # that has overwritten the logits can then be returned only by eager execution.
     if call.in_place and len(ctx.saved_tensors) == 4:
         raise RuntimeError("not to be traced: the gradient is not among what was saved")
     input, target, class_weight, normalizer, *grads = ctx.saved_tensors
@@ -177,7 +179,7 @@ def _compiled_gradients(ctx, cotangents, call, mask) -> tuple:
 
 
 def _differentiable_gradients(cotangents, inputs, call, mask) -> list:
-    """The gradients by the reference formulas, as what torch can differentiate further."""
+    """Computes the gradients from the reference formulas, so that torch can differentiate them."""
     input, target, class_weight, normalizer = inputs
     given = [cotangent is not None for cotangent in cotangents]
 
@@ -192,7 +194,7 @@ def _differentiable_gradients(cotangents, inputs, call, mask) -> list:
 
 
 def _differentiable_backward(grad_output, input, target, class_weight, normalizer, mask, *args):
-    """What csrc/ops/softmax/fused.cpp calls: the gradients, None where not wanted."""
+    """Called by csrc/ops/softmax/fused.cpp. Returns the gradients, None where not requested."""
     call = SoftmaxCall("native", *args)
     inputs = (input, target, class_weight, normalizer)
     return tuple(_differentiable_gradients((grad_output, None, None), inputs, call, mask))
@@ -203,14 +205,16 @@ if native_extension is not None:
 
 
 def softmax(
-    input: Tensor,  # scores, the classes in dimension call.dim
+    input: Tensor,  # scores, with the classes in dimension call.dim
     target: Tensor,  # class indices, or a distribution per row
     class_weight: Tensor | None,  # [classes]
     normalizer: Tensor | None,  # 0-d
     call: SoftmaxCall,
 ) -> Outputs:
-    """A loss over rows, and what else is wanted of them; not differentiated by ``normalizer``."""
-    # Plain formulas for whatever differentiates them itself.
+    """Computes a loss over rows and the requested per-row outputs. Not differentiable with respect
+    to ``normalizer``."""
+    # Transforms and gradients with respect to class weights have no kernels. The plain formulas
+    # serve them, because torch can differentiate those itself.
     weight_moves = class_weight is not None and class_weight.requires_grad
     differentiated = torch.is_grad_enabled() and (
         input.requires_grad or target.requires_grad or weight_moves

@@ -1,5 +1,7 @@
-"""Between a public function and autograd, for losses over rows of class scores: refuses what is
-wrong with a call, settles the rest. Exceptions have torch's types, and its words where it has some.
+"""Argument handling of losses over rows of class scores, between the public functions and autograd.
+
+Validates arguments; normalises shapes and dtypes. Exceptions have the same types as torch's, and
+the same messages where torch has one.
 """
 
 from __future__ import annotations
@@ -41,24 +43,24 @@ def softmax_loss(
     target: Tensor,
     *,
     class_weight: Tensor | None = None,
-    **options,  # as softmax_call's
+    **options,  # passed to softmax_call
 ) -> Outputs:
-    """Settles a call whose shapes are checked, and runs it."""
+    """Runs a loss whose shapes have been checked."""
     input, target, class_weight = map(savable, (input, target, class_weight))
     normalizer, call = softmax_call(function, loss, input, target, class_weight, **options)
     if is_spread(input):
         if call.form == "log_probs" and leaves_softmax_to_the_loss(function, input, call.dim):
-            call = replace(call, form="logits")  # as log-probabilities are logits, too
+            call = replace(call, form="logits")  # log-probabilities are valid logits
         input, target, class_weight = _whole_rows(input, target, class_weight, call)
     return softmax(input, target, class_weight, normalizer, call)
 
 
 def _whole_rows(input, target, class_weight, call: SoftmaxCall) -> tuple:
-    """What is spread over processes, as the formulas need it."""
+    """Redistributes DTensors so that every process has whole rows, as the formulas require."""
     input, class_weight = whole_along(call.dim, input), whole_along(0, class_weight)
     if call.target_form != "labels":
         target = whole_along(call.dim, target)
-    if is_whole(input):  # else an ordinary target may be a process' own: torch refuses it
+    if is_whole(input):  # else a plain target may hold local rows only: torch rejects it
         target = beside(target, input)
     return input, target, beside(class_weight, input)
 
@@ -84,8 +86,8 @@ def softmax_call(
     per_row: tuple[bool, bool, bool] = (False, False, False),
     in_place: bool = False,
 ) -> tuple[Tensor | None, SoftmaxCall]:
-    """What a call is settled to, and the normalizer as the kernels take it. Of the tensors, reads
-    nothing but shapes, dtypes and the range of labels."""
+    """Validates and normalises the arguments of a loss. Returns the normalizer in the form that the
+    kernels take, and the call. Reads only shapes, dtypes and the range of labels of the tensors."""
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{reduction} is not a valid value for reduction")
     if empty not in ("nan", "zero"):
@@ -142,14 +144,15 @@ def _normalizer(function: str, normalizer, input: Tensor, mode: str, keep_dims: 
 
 
 def _may_overwrite(function: str, input: Tensor, target: Tensor, mode: str, keep_dims: int) -> bool:
-    """Whether there is a gradient to write over the logits."""
+    """Whether the gradient will overwrite the logits. Raises if ``inplace=True`` is not possible
+    for this call."""
     if mode == "none" or keep_dims:
         raise ValueError(
             f"{function}(): inplace=True needs a loss that is a single number, of reduction "
             "'mean' or 'sum'"
         )
     if torch.compiler.is_compiling() or transforms_active():
-        return False  # they settle by themselves what memory is used again
+        return False  # these decide themselves which memory is reused
     if torch.is_grad_enabled() and target.requires_grad:
         raise RuntimeError(
             f"{function}(): with inplace=True there is no gradient by the target, and it requires "
@@ -167,12 +170,12 @@ def _may_overwrite(function: str, input: Tensor, target: Tensor, mode: str, keep
             f"{function}(): with inplace=True the logits should not share memory with each other, "
             f"got strides {input.stride()} of shape {tuple(input.shape)}"
         )
-    # A target in the same memory is still read when the first logits are gone.
+    # If the target shares memory with the logits, it would be overwritten before it is read.
     return not torch._C._is_alias_of(input, target)
 
 
 def check_scores(function: str, input) -> None:
-    """The checks that all losses over rows share."""
+    """Checks the input of any loss over rows."""
     require_tensors(function, input=input)
     if input.layout is not torch.strided:
         raise NotImplementedError(
@@ -195,7 +198,7 @@ def check_target(function: str, input: Tensor, target) -> None:
 
 
 def class_dimension(input: Tensor) -> int:
-    """Where torch has the classes: first for a single sample, then behind the batch."""
+    """torch's class dimension: 0 for a single sample, 1 after a batch dimension."""
     return 0 if input.dim() == 1 else 1
 
 
@@ -226,7 +229,7 @@ def check_label_dtype(target: Tensor) -> None:
 
 
 def check_labels(input: Tensor, target: Tensor, dim: int) -> Tensor:
-    """Refuses labels as torch does; returns them in the shape of the rows."""
+    """Validates labels as torch does, and returns them in the shape of the rows."""
     if input.dim() == 1 and target.dim() == 1:
         if target.shape[0] != 1:
             raise ValueError(

@@ -1,8 +1,8 @@
-"""The losses over rows of class scores; public as part of :mod:`lossops.functional`.
+"""Losses over rows of class scores; public as part of :mod:`lossops.functional`.
 
-A loss that also returns numbers per row (log-sum-exp, entropy, accuracy) takes them from the same
-pass. ``reduction`` is as everywhere, a row being what an element is elsewhere: "none" gives one
-number per row, "sample" the mean over the rows of each sample of the batch.
+Optional per-row outputs (log-sum-exp, entropy, accuracy) come from the same pass as the loss.
+``reduction`` works as for the elementwise losses, with rows in place of elements: "none" returns
+one number per row, "sample" the mean over the rows of each sample of the batch.
 """
 
 from __future__ import annotations
@@ -52,54 +52,60 @@ def cross_entropy(
     inplace: bool = False,
 ) -> Tensor | tuple[Tensor, ...]:
     r"""Cross entropy of logits: ``-Σ_c t_c log softmax(z)_c + ζ lse²``.
+    Use it to train classifiers and language models on class indices or class probabilities.
 
-    t_c = w_c ((1 - ε) p_c + ε/C), where p is the target's distribution: 1 for a label's class and
-    0 for the others, or the given probabilities. z = input, first capped (``s tanh(z / s)``) and
-    divided by the temperature where these are given; lse = log Σ_c exp z_c.
+    t_c = w_c ((1 - ε) p_c + ε/C), where p is the target distribution: the given probabilities, or 1
+    for the class of a label and 0 for the others. z is the input, first soft-capped
+    (``s tanh(z / s)``) and then divided by the temperature, if these are given.
+    lse = log Σ_c exp z_c.
 
     Args:
-        input: logits, of shape (C), (N, C) or (N, C, d1, …, dK); read in place, whatever its
-            strides, where the dimensions before and those behind the classes each step evenly.
+        input: logits, of shape (C), (N, C) or (N, C, d1, …, dK). Strided input is read without a
+            copy if a view can merge the dimensions before the classes into one, and also those
+            after them.
         target: class indices (int64, int32 or uint8) of shape (), (N) or (N, d1, …, dK); or class
             probabilities, of the shape of input.
-        weight: w, a number per class, of shape (C). Where it requires a gradient, the loss is
-            computed by the formulas in plain torch.
+        weight: w, a weight per class, of shape (C). If it requires a gradient, the loss is computed
+            by formulas in plain torch.
         size_average, reduce: deprecated, see ``reduction``.
-        ignore_index: a label whose rows have loss and gradient 0 and do not count. Not with
-            probabilities.
-        reduction: "none", "mean", "sum" or "sample". With labels a mean divides by the sum of the
-            weights w_y of the labels that count, with probabilities by the number of rows.
+        ignore_index: a label to ignore. Its rows have loss and gradient 0 and do not count in the
+            mean. Not supported with class probabilities.
+        reduction: "none", "mean", "sum" or "sample". With class indices, a mean divides by the sum
+            of the weights w_y of the labels that count; with probabilities, by the number of rows.
         label_smoothing: ε, from 0 to 1.
-        z_loss: ζ, the coefficient of lse²; that term is divided by what the mean divides by.
-        softcap: s > 0, the bound of capped logits.
-        temperature: what logits are divided by, > 0.
-        normalizer: a number, or a tensor of one, in place of the mean's denominator: the tokens of
-            all micro-batches and processes, say. Not differentiated by.
-        empty: what a mean over no labels is: "nan", as in torch, or "zero".
+        z_loss: ζ, the coefficient of lse². A mean divides this term by the same denominator.
+        softcap: s > 0, the bound of the capped logits.
+        temperature: the divisor of the logits, > 0.
+        normalizer: a number, or a tensor with one element, that replaces the denominator of the
+            mean, for example the number of tokens over all micro-batches and processes. Not
+            differentiable.
+        empty: the value of a mean over no labels: "nan", as in torch, or "zero".
         return_lse: also return lse per row, differentiable.
         return_entropy: also return the entropy of softmax(z) per row, differentiable.
-        return_accuracy: also return, per row, whether no class has a higher logit than the label:
-            1 or 0, and 0 for rows that do not count. With probabilities, than the likeliest class;
-            torch finds that, in a pass of its own.
-        inplace: let the gradient overwrite the logits, so that a step needs no memory of their
-            size. They must not be a leaf, and nothing else may need them afterwards; backward can
-            be called once, on the loss alone. Under ``torch.compile``, and where no gradient is
-            wanted, logits are left as they are.
+        return_accuracy: also return, per row, 1 if no class has a higher logit than the label, and
+            0 otherwise or if the row does not count. With class probabilities, the most likely
+            class replaces the label; torch finds it in a separate pass.
+        inplace: let the gradient overwrite the logits, so that a training step needs no additional
+            memory of their size. The logits must not be a leaf and must not be used afterwards.
+            backward can be called only once, on the loss alone. Under ``torch.compile``, and if no
+            gradient is required, the logits are left unchanged.
 
     Returns:
-        The loss, of input's dtype (float32 under autocast); or a tuple of it and, in this order,
-        lse, entropy and accuracy as far as asked for, in float32 for half precision.
+        The loss, of input's dtype (float32 under autocast); or a tuple of the loss and, in this
+        order, the requested ones of lse, entropy and accuracy, in float32 for half precision.
 
     Raises:
-        ValueError: for shapes that do not match, or an unknown ``reduction`` or ``empty``.
-        IndexError: for a label that is no class, on the CPU. On a GPU, where to raise would mean to
-            wait for the device, its row's loss is NaN and its gradient 0; but see
-            :func:`lossops.label_checks`.
-        RuntimeError: for a target or weight of a wrong shape or dtype, ``label_smoothing`` outside
-            of [0, 1] (torch takes negative ones), or ``ignore_index`` with probabilities.
+        ValueError: for mismatched shapes, or an unknown ``reduction`` or ``empty``.
+        IndexError: for a label out of range, on the CPU. On a GPU, raising would require a device
+            sync; the row's loss is NaN and its gradient 0 instead, unless
+            :func:`lossops.label_checks` is on.
+        RuntimeError: for a target or weight of the wrong shape or dtype, ``label_smoothing``
+            outside [0, 1] (torch accepts negative values), or a non-negative
+            ``ignore_index`` with probabilities.
 
-    Infinite logits are their limit: those of -inf are impossible classes, those of +inf, where
-    torch has NaN, equally likely and alone. In a row of -inf only, all are equally likely.
+    Infinite logits are treated as limits. A logit of -inf makes its class impossible. Logits of
+    +inf, for which torch returns NaN, share the whole probability equally. In a row that is -inf
+    everywhere, all classes are equally likely.
 
     Follows :func:`torch.nn.functional.cross_entropy`. z-loss: de Brébisson and Vincent, The Z-loss,
     2016; label smoothing: Szegedy et al., Rethinking the Inception Architecture, 2016.
@@ -151,7 +157,7 @@ def cross_entropy(
         target = check_labels(input, target, dim)
         check_class_weight("cross_entropy", input, dim, weight)
     hit = None
-    if return_accuracy and soft and input.shape[dim]:  # before the logits are overwritten
+    if return_accuracy and soft and input.shape[dim]:  # before inplace overwrites the logits
         best = whole_along(dim, target.detach()).argmax(dim, keepdim=True)
         scores = whole_along(dim, input.detach())
         hit = scores.gather(dim, best).squeeze(dim) >= scores.amax(dim)
@@ -179,23 +185,24 @@ def nll_loss(
     normalizer: float | Tensor | None = None,
     empty: str = "nan",
 ) -> Tensor:
-    r"""Negative log-likelihood: ``-w_y x_y``, of log-probabilities x and labels y.
+    r"""Negative log-likelihood: ``-w_y x_y``, for log-probabilities x and labels y.
+    Use it when the model already returns log-probabilities; for logits, use :func:`cross_entropy`.
 
     Args:
         input: log-probabilities, of shape (C), (N, C) or (N, C, d1, …, dK).
         target: class indices (int64, int32 or uint8) of shape (), (N) or (N, d1, …, dK).
-        weight: w, a number per class, of shape (C).
+        weight: w, a weight per class, of shape (C).
         size_average, reduce: deprecated, see ``reduction``.
-        ignore_index: a label whose rows have loss and gradient 0 and do not count.
+        ignore_index: a label to ignore. Its rows have loss and gradient 0 and do not count.
         reduction: "none", "mean", "sum" or "sample". A mean divides by the sum of the weights w_y.
-        normalizer: a number, or a tensor of one, in place of the mean's denominator.
-        empty: what a mean over no labels is: "nan", as in torch, or "zero".
+        normalizer: a number, or a one-element tensor, that replaces the denominator of the mean.
+        empty: the value of a mean over no labels: "nan", as in torch, or "zero".
 
     Returns:
         The loss, of input's dtype.
 
     Raises:
-        As :func:`cross_entropy`.
+        The same exceptions as :func:`cross_entropy`.
 
     Follows :func:`torch.nn.functional.nll_loss`.
 
@@ -237,23 +244,25 @@ def log_prob_of(
     return_entropy: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""The log-probability of one class per row: ``log softmax(logits / T)[index]``.
+    Use it for policy gradients, which need the log-probability of each sampled token.
 
-    What policy gradients need of each token, without a tensor of all log-probabilities.
+    It does not materialise the tensor of all log-probabilities.
 
     Args:
-        logits: of any shape, with the classes in dimension ``dim``.
+        logits: a tensor of any shape, with the classes in dimension ``dim``.
         index: class indices (int64, int32 or uint8), of the shape of logits without ``dim``.
-        dim: the dimension of the classes.
+        dim: the class dimension.
         temperature: T > 0.
         return_entropy: also return the entropy of the distribution per row, differentiable.
 
     Returns:
-        The log-probabilities, of logits' dtype and index' shape; or a tuple of them and the
-        entropies, in float32 for half precision.
+        The log-probabilities, with the dtype of logits and the shape of index; or a tuple of them
+        and the entropies, in float32 for half precision.
 
     Raises:
-        ValueError: if the shapes do not match. RuntimeError: if the index is not of an integer
-        dtype. IndexError: for an index that is no class, on the CPU; on a GPU its result is NaN.
+        ValueError: for mismatched shapes.
+        RuntimeError: if index does not have one of these integer dtypes.
+        IndexError: for an index out of range, on the CPU. On a GPU its result is NaN.
 
     Source: Williams, Simple Statistical Gradient-Following Algorithms, 1992. torch has no such
     function.
@@ -279,7 +288,7 @@ def log_prob_of(
     return (-found[0], found[1]) if return_entropy else -found[0]
 
 
-_NO_CLASS = -(2**63)  # an ignore_index that no label has: all others count or are refused
+_NO_CLASS = -(2**63)  # an ignore_index that no label has, so that every label counts
 
 
 def focal_loss(
@@ -293,24 +302,26 @@ def focal_loss(
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
     r"""Focal loss of a softmax: ``-α_y (1 - p_y)^γ log p_y``, p = softmax(input).
+    Use it for imbalanced classes, so that easy examples do not dominate the gradient.
 
-    What is predicted well counts less. The sigmoid's form is :func:`sigmoid_focal_loss`.
+    Well-classified examples are down-weighted. For independent binary labels, use
+    :func:`sigmoid_focal_loss`.
 
     Args:
         input: logits, of shape (C), (N, C) or (N, C, d1, …, dK).
         target: class indices (int64, int32 or uint8) of shape (), (N) or (N, d1, …, dK).
         alpha: α, one number for all classes or a tensor of shape (C).
         gamma: γ ≥ 0; 0 gives the cross entropy.
-        ignore_index: a label whose rows have loss and gradient 0 and do not count.
+        ignore_index: a label to ignore. Its rows have loss and gradient 0 and do not count.
         reduction: "none", "mean", "sum" or "sample". A mean divides by the number of labels that
-            count, whatever their α.
-        normalizer: a number, or a tensor of one, in place of the mean's denominator.
+            count, independently of α.
+        normalizer: a number, or a one-element tensor, that replaces the denominator of the mean.
 
     Returns:
         The loss, of input's dtype.
 
     Raises:
-        As :func:`cross_entropy`; ValueError if ``gamma`` is negative.
+        The same exceptions as :func:`cross_entropy`, and ValueError if ``gamma`` is negative.
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017. torch has no such loss.
 
@@ -393,7 +404,7 @@ def _of_labels(
         raise ValueError(f"{function}(): expected 1 or more dimensions (got 0)")
     dim = class_dimension(input)
     target = check_labels(input, target, dim)
-    if isinstance(weight, Tensor) and weight.dim() == 0:  # one for all classes
+    if isinstance(weight, Tensor) and weight.dim() == 0:  # one number for all classes
         weight = weight.expand(input.shape[dim])
     check_class_weight(function, input, dim, weight)
     return softmax_loss(

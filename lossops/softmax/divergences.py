@@ -69,20 +69,20 @@ _DIVERGENCE = """{line}
             or probabilities, as ``input_form`` says.
         target: p, a distribution of the same shape; or class indices (int64, int32 or uint8) of
             the shape without the classes, which are p = 1 for their class.
-        input_form: "logits", "log_probs" or "probs". Of logits the softmax is part of the kernel.
-        target_form: the same of target; where left out, that of input.
-        dim: the dimension of the classes; where left out 1, or 0 of a single row.
-        temperature: T > 0, which logits are divided by. The loss is not multiplied by T².
-        ignore_index: a label whose rows have loss and gradient 0 and do not count.
+        input_form: "logits", "log_probs" or "probs". For logits, the kernel computes the softmax.
+        target_form: the same for the target. Defaults to ``input_form``.
+        dim: the dimension of the classes. Defaults to 1, or to 0 for a single row.
+        temperature: T > 0. Logits are divided by it; the loss is not multiplied by T².
+        ignore_index: a label to ignore. Its rows have loss and gradient 0 and do not count.
         {own}reduction: "none", "mean", "sum" or "sample". A mean divides by the number of rows.
-        normalizer: a number, or a tensor of one, in place of the mean's denominator.
+        normalizer: a number, or a tensor of one, that replaces the mean's denominator.
 
     Returns:
-        The loss, of the dtype that input's and target's promote to. It is differentiable by both.
+        The loss, in the dtype that input and target promote to. It is differentiable by both.
 
     Raises:
         ValueError: for shapes that do not match, or an unknown form or ``reduction``.
-        IndexError: for a label that is no class, on the CPU; on a GPU its row's loss is NaN.
+        IndexError: for a label out of range, on the CPU. On a GPU its row's loss is NaN.
         RuntimeError: if the tensors are on different devices.
 
     {source}
@@ -106,12 +106,11 @@ def _documented(line: str, more: str, source: str, example: str, own: str = ""):
 
 @_documented(
     "Kullback-Leibler divergence: ``KL(P ‖ Q) = Σ_c p_c (log p_c - log q_c)``.",
-    "The sum over the classes of what :func:`kl_div` has one by one; of logits, without a tensor\n"
-    "    of log-probabilities: what distillation minimises. 0 log 0 is 0.",
+    "Use it to distil a teacher's distribution P into a student Q. It sums :func:`kl_div` over\n"
+    "    the classes, and takes logits without a tensor of log-probabilities. 0 log 0 is 0.",
     "Source: Kullback and Leibler, On Information and Sufficiency, 1951.",
     'kl_divergence(q, p, input_form="probs")\n        tensor(0.5108)',
-    "reverse: KL(Q ‖ P) instead, of which the mode of P is the minimiser rather than its mean.\n"
-    "        ",
+    "reverse: compute KL(Q ‖ P) instead, which favours the mode of P over its mean.\n        ",
 )
 def kl_divergence(
     input: Tensor,
@@ -140,7 +139,8 @@ def kl_divergence(
 
 @_documented(
     "Jensen-Shannon divergence: ``½ KL(P ‖ M) + ½ KL(Q ‖ M)``, M = ½ (P + Q).",
-    "Symmetric, and at most log 2. Accurate also where the two are close.",
+    "Use it for a symmetric, bounded distance of two predictions: it is at most log 2. It is\n"
+    "    accurate also where the two are close.",
     "Source: Lin, Divergence Measures Based on the Shannon Entropy, 1991.",
     'js_divergence(q, p, input_form="probs")\n        tensor(0.1017)',
 )
@@ -170,7 +170,8 @@ def js_divergence(
 
 @_documented(
     "Total variation distance: ``½ Σ_c |p_c - q_c|``.",
-    "At most 1. The derivative where p_c = q_c is 0.",
+    "Use it to bound how often two distributions disagree: it is at most 1. The derivative where\n"
+    "    p_c = q_c is 0.",
     "Source: Levin and Peres, Markov Chains and Mixing Times, 2017, chapter 4.",
     'total_variation(q, p, input_form="probs")\n        tensor(0.4000)',
 )
@@ -200,8 +201,8 @@ def total_variation(
 
 @_documented(
     "L1 distance (MAE) of two distributions: ``Σ_c |p_c - q_c|``.",
-    "Robust to wrong labels, and slower to learn from than cross entropy. The derivative where\n"
-    "    p_c = q_c is 0.",
+    "Use it where labels are often wrong. It is robust to them, and trains more slowly than cross\n"
+    "    entropy. The derivative where p_c = q_c is 0.",
     "Source: Ghosh, Kumar and Sastry, Robust Loss Functions under Label Noise, 2017.",
     'l1_distribution_loss(q, p, input_form="probs")\n        tensor(0.8000)',
 )
@@ -231,8 +232,8 @@ def l1_distribution_loss(
 
 @_documented(
     "Cross entropy of two distributions: ``-Σ_c p_c log q_c``.",
-    "With labels and logits this is :func:`cross_entropy`, which has weights and smoothing, too.\n"
-    "    0 log 0 is 0.",
+    "Use it for soft targets of any form. With labels and logits it equals :func:`cross_entropy`,\n"
+    "    which also has weights and smoothing. 0 log 0 is 0.",
     "Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.",
     'soft_cross_entropy(q, p, input_form="probs")\n        tensor(1.2040)',
 )

@@ -1,45 +1,49 @@
-"""The raw ops of the losses over rows of class scores: schemas, contract, results without data.
+"""The raw ops of the losses over rows of class scores: schemas, contract and fake results.
 
-``input`` has its classes in dimension ``dim``; what is left without it
-is the shape of the rows. ``target`` has the shape of the rows and holds class indices (int64, int32
-or uint8) where ``target_form`` is "labels"; otherwise it has the shape of ``input``. ``form`` and
-``target_form`` say what the numbers of a row are: "logits", "log_probs" or "probs". ``keep_dims``
-counts the leading dimensions of the rows' shape that a reduction keeps, none of them behind the
-classes. ``params`` are (temperature, softcap, label_smoothing, z_loss, p0, p1), the last two being
-the loss's own; a softcap of 0 is none.
+``input`` has its classes in dimension ``dim``. Its shape without ``dim`` is the shape of the rows.
+If ``target_form`` is "labels", ``target`` has the shape of the rows and holds class indices (int64,
+int32 or uint8); otherwise it has the shape of ``input``. ``form`` and ``target_form`` state what a
+row contains: "logits", "log_probs" or "probs". ``keep_dims`` is the number of leading dimensions of
+the rows' shape that a reduction keeps; all of them precede the class dimension. ``params`` are
+(temperature, softcap, label_smoothing, z_loss, p0, p1), where p0 and p1 belong to the particular
+loss. A softcap of 0 means none.
 
-Logits are first made z = cap tanh(input / cap) / temperature, and from these
-lse = log sum_c exp z_c, log q_c = z_c - lse, and the entropy H = -sum_c q_c log q_c; of a target,
-so log p_c. Log-probabilities and probabilities are taken as they are. With w the class weights:
+Logits are first transformed to z = cap tanh(input / cap) / temperature. Then
+lse = log sum_c exp z_c, log q_c = z_c - lse, and the entropy is H = -sum_c q_c log q_c. log p_c of
+a target is computed in the same way. Log-probabilities and probabilities are used unchanged. w are
+the class weights.
 
-*Label losses* ("cross_entropy", "focal", "poly") of a label y: w_y f(-log q_y). The linear one:
--sum_c t_c log q_c, with t_c = w_c ((1 - label_smoothing) p_c + label_smoothing / C), where p is the
-target ("probs"), or 1 for the label and 0 for the others. To that z_loss lse² is added.
+*Label losses* ("cross_entropy", "focal", "poly"), for a label y: w_y f(-log q_y). "cross_entropy",
+which is linear, is -sum_c t_c log q_c with t_c = w_c ((1 - label_smoothing) p_c +
+label_smoothing / C), where p is the target ("probs"), or 1 for the label and 0 for other classes.
+z_loss lse² is added to the loss.
 *Divergences* ("kl", "reverse_kl", "jensen_shannon", "l1_distribution", "total_variation",
-"soft_cross_entropy"): sum_c f(p_c, q_c), a label being p = 1 for its class.
+"soft_cross_entropy"): sum_c f(p_c, q_c). A label means p = 1 for its class.
 
-The options of one kind of losses are 0 for the others: a softcap, and z_loss, of label losses of
-logits; label_smoothing of "cross_entropy". Class weights are of label losses.
+Options that a loss does not support must be 0: softcap and z_loss are for label losses of logits,
+label_smoothing is for "cross_entropy". Only label losses take class weights.
 
-A row whose label is ``ignore_index`` has loss 0, of which the gradients are 0, and does not count;
-its lse and entropy are those of any row. A label out of range raises IndexError on the CPU; on a
-GPU its row's loss is NaN and the gradients of that are 0. A mean over labels divides by the sum of
-their weights (for "focal", their number) unless ``normalizer`` (0-d, or of the kept dimensions'
-shape) is given; over other targets by the number of rows. ``one_if_none``: by 1 where that is 0.
+A row whose label is ``ignore_index`` has loss 0 and gradients 0 of that loss, and does not count;
+its lse and entropy are computed as for any other row. A label out of range raises IndexError on the
+CPU; on a GPU the loss of its row is NaN, and the gradients of that loss are 0. A mean over labels
+divides by the sum of their weights (for "focal", by their number), or by ``normalizer`` (0-d, or of
+the shape of the kept dimensions) if given. A mean over other targets divides by the number of rows.
+If ``one_if_none``, a denominator of 0 is replaced by 1.
 
 ``softmax_forward``
-    the reduced loss; per row, where ``output_mask`` asks for them (label losses of logits only),
-    lse, H and, of labels, whether no class has a higher logit (1 or 0; 0 for rows that do not
-    count); the denominator of the mean over labels, for the other ops to be given as
-    ``normalizer``; and the gradients by input and target for ``grad_output == 1`` (only where
-    nothing is kept).
+    Returns the reduced loss; the per-row outputs that ``output_mask`` requests (label losses of
+    logits only), which are lse, H and, for labels, 1 if no class has a higher logit than the label
+    and 0 otherwise or if the row does not count; the denominator of a mean over labels, which the
+    other ops take as ``normalizer``; and the gradients by input and target for ``grad_output == 1``
+    (only if the loss is a single number).
 ``softmax_forward_``
-    the same, with the gradient by input written over ``input``; none by target.
+    The same, but writes the gradient by input over ``input``. There is none by target.
 ``softmax_backward``
-    the gradients for ``grad_output`` and, where given, the rows' ``grad_lse`` and ``grad_entropy``.
+    Returns the gradients for ``grad_output`` and, if given, the per-row ``grad_lse`` and
+    ``grad_entropy``.
 ``softmax_backward_``
-    the same for ``grad_output`` alone, written over ``grads``; does nothing where it, one number
-    read on the device, is 1. Gradients are rescaled by ``elementwise_rescale_``.
+    The same for ``grad_output`` alone, written over ``grads``. Does nothing if ``grad_output``, a
+    single number that is read on the device, is 1. (``elementwise_rescale_`` rescales gradients.)
 """
 
 from __future__ import annotations
@@ -75,7 +79,7 @@ _ROWS = (
 
 
 def rows_shape(input: Tensor, dim: int) -> tuple:
-    """The shape of what there is one of per row."""
+    """The shape of per-row outputs."""
     return (*input.shape[:dim], *input.shape[dim + 1 :])
 
 
@@ -83,7 +87,7 @@ def check_softmax(
     input, target, class_weight, normalizer, loss, dim, form, target_form, params, ignore_index,
     one_if_none, reduction, keep_dims,
 ) -> tuple:  # fmt: skip
-    """Returns the shape of the loss."""
+    """Checks a call and returns the shape of the loss."""
     require(
         0 <= dim < input.dim(),
         lambda: f"dim should be between 0 and {input.dim() - 1}, got {dim}",
@@ -108,7 +112,7 @@ def check_softmax(
     if class_weight is not None:
         check_shape("class_weight", class_weight, input.shape[dim : dim + 1], "the classes")
         require(of_labels, lambda: f"loss {loss!r} takes no class_weight")
-    numbers = (0,) * 6 if isinstance(params, Tensor) else params  # as the op looks at them itself
+    numbers = (0,) * 6 if isinstance(params, Tensor) else params  # the op checks their values
     _, softcap, label_smoothing, z_loss, *_ = numbers
     require(
         label_smoothing == 0 or loss == "cross_entropy",
@@ -124,7 +128,7 @@ def check_softmax(
 
 
 def _softmax_values(input, target, *call) -> Callable[[], tuple]:
-    """Checks a call that gives the loss and, as its mask says, what there is per row."""
+    """Checks a call that returns the loss and the per-row outputs that its mask requests."""
     *call, out_dtype, extras = call
     shape = check_softmax(input, target, *call)
     _, normalizer, loss, dim, form, target_form, *_, reduction, _ = call

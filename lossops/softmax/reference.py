@@ -1,8 +1,9 @@
-"""The losses over rows of class scores in plain torch: the oracle of the tests and the fallback of
-last resort, as :mod:`lossops.elementwise.reference` is for the elementwise losses.
+"""The losses over rows of class scores in plain torch.
 
-``lossops/softmax/ops.py`` says what is computed. Everything here is differentiable by torch itself,
-any number of times, by input, target and class weights.
+The tests compare against these formulas, and they are the fallback where no kernels can run, like
+:mod:`lossops.elementwise.reference` for the elementwise losses. ``lossops/softmax/ops.py`` defines
+what is computed. torch can differentiate everything here any number of times, with respect to
+input, target and class weights.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lossops.core.transforms import is_functionalized
 
 
 class Rows(NamedTuple):
-    """What comes of a call; all but the loss have one number per row."""
+    """The results of a call. All but the loss have one number per row."""
 
     loss: Tensor
     lse: Tensor
@@ -29,19 +30,20 @@ class Rows(NamedTuple):
     accuracy: Tensor
 
 
-# In torch.where both branches are differentiated, and the derivative of the one not taken is
-# multiplied by 0: it must be finite, so that branch is given harmless numbers.
+# torch.where differentiates both branches and multiplies the derivative of the unselected one by 0.
+# That derivative must be finite, or the product is NaN. So the unselected branch gets harmless
+# numbers.
 
 
 def times(x: Tensor, y: Tensor) -> Tensor:
-    """x y, and 0 where x is 0, whatever y is; the derivative by such an x is y."""
+    """x y, but 0 where x is 0, even if y is not finite. The derivative by such an x is y."""
     limit = (x == 0) & ~y.isfinite()
     finite = torch.where(limit, 0.0, x) * torch.where(limit, 0.0, y)
     return finite + infinitely_steep(torch.where(limit, x, 0.0) * y.detach().sign())
 
 
 def exp(x: Tensor) -> Tensor:
-    """exp(x); where that is 0 at -inf, so is its derivative, times infinity even."""
+    """exp(x), whose derivative at -inf is 0 even if the upstream gradient is infinite."""
     return torch.where(x == -math.inf, 0.0, x.exp())
 
 
@@ -53,7 +55,7 @@ def cross_entropy(u: Tensor) -> Tensor:
 
 
 def focal(u: Tensor, gamma: float) -> Tensor:
-    """(1 - p)^γ u, p being exp(-u)."""
+    """(1 - p)^γ u, where p = exp(-u)."""
     if gamma == 0:
         return u
     certain, hopeless = u <= 0, u == math.inf
@@ -67,7 +69,7 @@ def poly(u: Tensor, epsilon: float) -> Tensor:
     return u - epsilon * torch.expm1(-u)
 
 
-# ---- Divergences: summands of p, log p, q, log q; P is the target, Q the input.
+# ---- Divergences: summands, functions of p, log p, q and log q. P is the target, Q the input.
 
 
 def _nothing(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ def _nothing(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def kl(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
-    """By a p of 0 the derivative is -infinity, the limit, also where q is 0."""
+    """At p = 0 the derivative by p is its limit, -infinity, even if q is 0 as well."""
     return times(p, torch.where(_nothing(log_p, log_q), -math.inf, log_p - log_q))
 
 
@@ -84,8 +86,9 @@ def reverse_kl(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
 
 
 def jensen_shannon(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
-    """Of p over the mean m the logarithm is that of 1 + tanh(d / 2), d being log p - log q, also
-    where p and q are too small for a number; half of the other in the limit where both are 0."""
+    """With the mean m and d = log p - log q, log(p / m) is log(1 + tanh(d / 2)). This also holds
+    where p and q underflow. Where both are 0, each is taken in the limit with the other at 0, so
+    that m is half of it."""
     nothing = _nothing(log_p, log_q)
 
     def log_over_mean(difference: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ def jensen_shannon(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor
         close = difference.abs() < 1
         small = torch.where(close, difference, 0.0)
         large = torch.where(close, math.inf, difference)
-        # log sigmoid, of which DTensor has no derivative
+        # log(2 sigmoid(d)), written out because DTensor has no derivative of logsigmoid
         far = math.log(2) + large.clamp(max=0) - torch.log1p(torch.exp(-large.abs()))
         return torch.where(close, torch.log1p(torch.tanh(0.5 * small)), far)
 
@@ -130,9 +133,9 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
 
 
 class _Limit(torch.autograd.Function):
-    """Rows with logits of infinity as what they tend to: those are equal, and all others
-    impossible; rows of -infinity alone are equal, too. A derivative by what comes of it is one by
-    the logits."""
+    """Replaces rows with infinite logits by their limit. Logits of infinity become equal, and all
+    others of their row impossible. Rows of -infinity alone become equal, too. The gradient passes
+    through unchanged."""
 
     generate_vmap_rule = True
 
@@ -160,7 +163,8 @@ class _Limit(torch.autograd.Function):
 def _distribution(
     numbers: Tensor, dim: int, form: str, temperature: float, softcap: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log p, p, and of logits also their capped and cooled form and its log-sum-exp."""
+    """Returns log p, p and, for logits, the capped logits divided by the temperature, and their
+    log-sum-exp."""
     if form == "probs":
         positive = numbers > 0
         log_p = torch.where(positive, torch.where(positive, numbers, 1.0).log(), -math.inf)
@@ -171,7 +175,8 @@ def _distribution(
         numbers = softcap * torch.tanh(numbers / softcap)
     if temperature != 1:
         numbers = numbers / temperature
-    # Compiled transforms and functionalization cannot trace it, and give NaN, as torch does.
+    # Compiled transforms and functionalization cannot trace _Limit. There, infinite logits give
+    # NaN, as in torch.
     untraceable = torch.compiler.is_compiling() or is_functionalized()
     limit = numbers if untraceable else _Limit.apply(numbers, dim)
     log_p = _log_softmax(limit, dim)
@@ -183,7 +188,7 @@ def _distribution(
 def _log_softmax(logits: Tensor, dim: int) -> Tensor:
     if not is_spread(logits):
         return logits.log_softmax(dim)
-    # Under torch's loss_parallel() its derivative is another one.
+    # Written out, because torch's loss_parallel() changes the derivative of log_softmax.
     logits = logits - logits.detach().amax(dim, keepdim=True)
     return logits - logits.logsumexp(dim, keepdim=True)
 
@@ -217,7 +222,7 @@ def softmax(
     keep_dims: int,
     out_dtype: torch.dtype,
 ) -> Rows:
-    """What ``softmax_forward`` computes, but for the gradients."""
+    """Computes the results of ``softmax_forward``, except for the gradients."""
     compute = torch.float64 if torch.float64 in (out_dtype, input.dtype) else torch.float32
     temperature, softcap, smoothing, z_loss, *own = params
     if input.shape[dim] == 0:
@@ -236,14 +241,14 @@ def softmax(
         wide_weight = weight.view(shape)
     counts = outside = None
     if target_form == "labels":
-        target = target.long()  # in uint8, an ignore_index of -100 would be 156
+        target = target.long()  # as uint8, an ignore_index of -100 would be 156
         counts = target != ignore_index
         outside = counts & ((target < 0) | (target >= classes))
         counts = counts & ~outside
     else:
         target = target.to(compute)
 
-    # An ignored row is computed from harmless numbers, so that its derivatives are 0, not NaN.
+    # Ignored rows are computed from harmless numbers, so that their derivatives are 0 and not NaN.
     def counted(values: Tensor) -> Tensor:
         return torch.where(counts, values, 0.0) if counts is not None else values
 
@@ -298,8 +303,8 @@ def _without_classes(
     input, target, normalizer, loss, dim, target_form, z_loss, ignore_index, one_if_none, reduction,
     keep_dims, out_dtype,
 ) -> Rows:  # fmt: skip
-    """Rows of no numbers add up to 0. No label is a class of theirs; and the mean cross entropy of
-    distributions is one over the classes, too."""
+    """Handles rows without classes. Their sums are 0, and every label is out of range. A mean of
+    the cross entropy of distributions is over nothing, because it is over the classes, too."""
     zero = input.sum(dim, dtype=accumulator(input.dtype))
     value, lse = zero, zero - math.inf
     if z_loss and loss in LABEL_LOSSES:

@@ -1,1 +1,1 @@
-"""One row per loss: what tests, documentation, benchmarks and verify loop over."""
+"""One row per loss. Tests, documentation, benchmarks and verify loop over these rows."""

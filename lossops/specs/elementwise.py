@@ -1,7 +1,7 @@
-"""One row per loss: what tests, benchmarks, plots and documents need to know about it.
+"""One row per elementwise loss, which describes it for tests, benchmarks, plots and documentation.
 
-Read by those, never by the library itself. A new row brings a loss into every test, benchmark,
-plot and table.
+The library itself never reads these rows. A new row adds a loss to all tests, benchmarks, plots and
+tables.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lossops import nn
 from lossops.elementwise.call import broadcast_loss
 from lossops.specs.spec import Spec
 
-# Half the number first: what comes out should be off the borders in half precision too.
+# The argument is halved, so that results stay off the boundary in half precision, too.
 
 
 def _probability(x: Tensor) -> Tensor:
@@ -28,18 +28,18 @@ def _log_probability(x: Tensor) -> Tensor:
 
 
 def _fold_into_unit(x: Tensor) -> Tensor:
-    """|x| or 1/|x|: every exponent down from 1, and both ends."""
+    """|x| or 1/|x|: covers every exponent up to that of 1, and both ends of the interval."""
     z = x.abs()
     return torch.where(z > 1, 1 / z, z)
 
 
 def _fold_label(x: Tensor) -> Tensor:
-    """As many hard labels as soft ones."""
+    """Maps to as many hard labels as soft ones."""
     return torch.where(x.abs() > 1, (x > 0).to(x.dtype), x.abs())
 
 
 def _off(x: Tensor, *points: float) -> Tensor:
-    """Numbers that are not near any of these, so that no derivative jumps there."""
+    """Moves numbers away from points where a derivative jumps."""
     for point in points:
         x = torch.where((x - point).abs() < 0.05, x + 0.1, x)
     return x
@@ -49,7 +49,7 @@ def _sign(x: Tensor) -> Tensor:
     return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
 
 
-# Two losses take three tensors; their kernels take the difference of the first two.
+# Two losses take three tensors. Their kernels take the difference of the first two as input.
 
 
 def _margin_ranking(
@@ -273,12 +273,12 @@ SPECS: tuple[Spec, ...] = (
             {"alpha": 0.6, "gamma": 5.0},
         ),
         divides_by_weight=False,
-        # 1 - p_t is off by 1.5 eps, which is up to three units, and its power by γ times that.
+        # 1 - p_t has an error of 1.5 eps, up to 3 units in the last place; its power γ times that.
         slack=lambda kwargs: 3 * kwargs["gamma"],
         source="Lin et al., Focal Loss for Dense Object Detection, 2017",
         regression=False,
         inner=lambda x, y: (x, _probability(y)),
-        # The formula does not have the limits at infinity; tests/test_raw_ops.py does.
+        # The formula lacks the limits at infinity; tests/test_raw_ops.py covers them.
         folded=lambda x, y: (torch.where(x.isinf(), x.sign() * 50, x), _fold_label(y)),
         other_shapes="raises",
         expands_weight=True,
@@ -351,7 +351,7 @@ SPECS: tuple[Spec, ...] = (
         divides_by_weight=False,
         source="Nelder and Wedderburn, Generalized Linear Models, 1972",
         regression=False,
-        # Sums of some thousands, and exp(10), are in range in float16, too.
+        # The bounds keep exp(x), and sums of some thousand values, in the range of float16.
         takes_integers=True,
         inner=lambda x, y: (0.5 * x, y.abs()),
         folded=lambda x, y: (torch.where(x.isfinite(), x.clamp_max(10), x), y.abs()),
@@ -393,7 +393,7 @@ SPECS: tuple[Spec, ...] = (
         regression=False,
         through=_gaussian,
         inner=lambda x, y: (x, (0.5 * y).exp()),
-        # x² / v is in range in float16, too.
+        # The bounds keep x² / v in the range of float16.
         folded=lambda x, y: (
             torch.where(x.isfinite() & (y.abs() < 1), x.clamp(-0.2, 0.2), x),
             y.abs(),
@@ -402,7 +402,7 @@ SPECS: tuple[Spec, ...] = (
     ),
 )
 
-# Those that compare a prediction with a measurement.
+# The losses that compare a prediction with a measurement.
 REGRESSION = tuple(row for row in SPECS if row.regression)
 
 

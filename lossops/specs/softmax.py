@@ -1,6 +1,6 @@
-"""One row per loss over rows of class scores, as :mod:`lossops.specs.elementwise` has them.
+"""One row per loss over rows of class scores; like :mod:`lossops.specs.elementwise`.
 
-Read by tests, benchmarks, plots and documents, never by the library itself.
+Tests, benchmarks, plots and documentation read these rows, the library itself never does.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Loss = in_torch.Loss
 
 @dataclass(frozen=True)
 class Sample:
-    """One way to call a loss: options, and what input and target hold."""
+    """One way to call a loss: options, and the forms of input and target."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)
     target: str = "labels"  # or "logits", "log_probs", "probs"
     input: str = "logits"
-    ignored: bool = False  # whether some labels are the ignored one
-    per_class: str = ""  # the option that takes a number per class
+    ignored: bool = False  # whether some labels are ignored
+    per_class: str = ""  # the option that takes a tensor with one number per class
 
     def __str__(self) -> str:
         words = [f"{name}={value}" for name, value in self.kwargs.items()]
@@ -39,20 +39,21 @@ class Sample:
         return self.target != "labels"
 
     def options(self, classes: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any]:
-        """The keyword arguments, for so many classes."""
+        """The keyword arguments for this number of classes."""
         if not self.per_class:
             return dict(self.kwargs)
         weight = 0.25 + torch.rand(classes, generator=_generator(classes), dtype=torch.float64)
         return self.kwargs | {self.per_class: weight.to(device, dtype)}
 
     def inputs(self, shape, dtype: torch.dtype, generator, spread: float = 1.5) -> Tensor:
-        """Scores, the classes in dimension 1; some rows flat, others peaked."""
+        """Scores, with the classes in dimension 1. Some rows are flat, others peaked."""
         scale = torch.rand((shape[0], *[1] * (len(shape) - 1)), generator=generator)
         numbers = torch.randn(shape, dtype=torch.float64, generator=generator)
         return _as_form(numbers * spread * 4 ** (2 * scale - 1), self.input).to(dtype)
 
     def targets(self, shape, dtype: torch.dtype, generator, near: Tensor | None = None) -> Tensor:
-        """Labels; or distributions, of which every second row is close to that of ``near``."""
+        """Labels, or distributions. If the input is logits, every second distribution is close to
+        that of ``near``."""
         if not self.soft:
             rows = (shape[0], *shape[2:])
             labels = torch.randint(shape[1], rows, generator=generator)
@@ -68,7 +69,7 @@ class Sample:
     def tensors(
         self, shape, dtype: torch.dtype, seed: int = 0, device: str = "cpu"
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """input, target and keyword arguments."""
+        """Returns input, target and keyword arguments."""
         generator = _generator(seed + zlib.crc32(f"{self}{tuple(shape)}".encode()))
         input = self.inputs(shape, dtype, generator)
         target = self.targets(shape, dtype, generator, near=input)
@@ -89,19 +90,19 @@ def _as_form(numbers: Tensor, form: str) -> Tensor:
 
 @dataclass(frozen=True)
 class RowSpec:
-    """What is known of a loss over rows of class scores."""
+    """The description of a loss over rows of class scores."""
 
     name: str  # in lossops.functional
-    kernel: str  # its name in the kernels and in lossops.softmax_reference
+    kernel: str  # its name in the kernels and in lossops.softmax.reference
     formula: str  # z the logits, q = softmax(z), p the target's distribution, y its label
     samples: tuple[Sample, ...]  # the plainest first
-    in_torch: Loss  # torch's function, or the loss as its users write it
+    in_torch: Loss  # torch's function, or the loss as torch users write it
     torchs_own: bool = False  # whether torch has it
     module: type[torch.nn.Module] | None = None
     sign: float = 1.0  # -1 where the function returns minus the kernel's loss
-    # The kernel takes options under names of its own: γ or ε.
+    # The loss's own hyperparameter, γ or ε.
     parameter: tuple[str, float] | None = None  # keyword and default
-    symmetric: bool = False  # in input and target
+    symmetric: bool = False  # with respect to input and target
     source: str = ""
     refused: tuple[tuple[dict[str, Any], type[Exception], str], ...] = ()
 
@@ -111,14 +112,14 @@ class RowSpec:
         return getattr(functional, self.name)
 
     def loss(self, input: Tensor, target: Tensor, reduction: str = "mean", **kwargs) -> Tensor:
-        """The function as a training step calls it; what has no reduction is reduced by torch."""
+        """Calls the function as a training step does. If it has no reduction, torch reduces."""
         if self.name != "log_prob_of":
             return self.function(input, target, reduction=reduction, **kwargs)
         return in_torch.reduced(self.function(input, target, dim=1, **kwargs), reduction)
 
     def call(self, sample: Sample) -> Loss:
-        """The loss with what says of which form input and target are. Like ``in_torch``, one call
-        away from the function: of small tensors that is measured, too."""
+        """The loss with the arguments that state the forms of input and target. Like ``in_torch``,
+        it adds one Python call, because benchmarks of small tensors measure that, too."""
         if self.name == "log_prob_of":
             return self.loss
         function, forms = self.function, self.forms(sample)
@@ -135,7 +136,7 @@ class RowSpec:
         return forms | ({"target_form": sample.target} if sample.soft else {})
 
     def torch_call(self, sample: Sample) -> Loss:
-        """The same in torch."""
+        """The same for the loss in torch."""
         if not self.takes_forms:
             return self.in_torch
 
@@ -153,8 +154,8 @@ class RowSpec:
         return any(sample.target == "logits" for sample in self.samples)
 
     def passes_per_step(self, sample: Sample) -> int:
-        """Passes over memory of the input's size in a training step with a scalar reduction:
-        scores are read, so is a target that is no label, and the gradient is written."""
+        """Passes over memory of the input's size in a training step with a scalar reduction: it
+        reads the scores and a target of distributions, and writes the gradient."""
         return 3 if sample.soft else 2
 
     def passes_per_forward(self, sample: Sample) -> int:
@@ -167,7 +168,7 @@ _COLD = (({"temperature": 0.0}, ValueError, "temperature should be positive"), _
 
 
 def _pairs(*more: Sample) -> tuple[Sample, ...]:
-    """Both kinds of labels, and the forms."""
+    """Samples with both kinds of target, and with all forms."""
     return (
         Sample(target="logits"),
         Sample(),

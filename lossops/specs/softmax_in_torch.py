@@ -1,4 +1,4 @@
-"""The losses over rows of class scores as users of torch write them: what they compare with."""
+"""The losses over rows of class scores as torch users write them, as a baseline."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _probs(numbers: Tensor, form: str, temperature: float) -> Tensor:
 
 @dataclass(frozen=True)
 class _Distribution:
-    """Of the input. What a loss does not ask for is not computed: its users would not, either."""
+    """The input's distribution. Computes only what a loss uses, as its users would."""
 
     numbers: Tensor
     form: str
@@ -96,7 +96,8 @@ class _Distribution:
 
 
 def by_distributions(formula: Callable[..., Tensor]) -> Loss:
-    """``formula``: per class, of the input's distribution q and the target's probabilities p."""
+    """Makes a loss of ``formula``, which takes the input's distribution q and the target's
+    probabilities p and returns one number per class."""
 
     def loss(
         input, target, reduction="mean", *, input_form="logits", target_form="logits",

@@ -1,6 +1,6 @@
-"""One row per loss over rows of vectors, as :mod:`lossops.specs.elementwise` has them.
+"""One row per loss over rows of vectors; like :mod:`lossops.specs.elementwise`.
 
-Read by tests, benchmarks and documents, never by the library itself.
+Tests, benchmarks and documentation read these rows, the library itself never does.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from lossops import functional, nn
 
-# Of vectors and what else a row is given.
+# Takes the vectors and the other tensors of a row.
 Loss = Callable[..., Tensor]
 
 
 def _tversky(input: Tensor, target: Tensor, alpha=0.5, beta=0.5, **options) -> Tensor:
-    """As its users write it."""
+    """The loss as a torch user would write it."""
     p = input if options.get("input_form") == "probs" else torch.sigmoid(input)
     smooth = options.get("smooth", 1.0)
     found, wrong = (p * target).sum(1), (p * (1 - target)).sum(1)
@@ -36,7 +36,7 @@ def _dice(input: Tensor, target: Tensor, smooth=1.0, **options) -> Tensor:
 
 
 def _lists(rows: int, length: int, generator: torch.Generator) -> Tensor:
-    """Of up to ten labels each, as images or documents have them."""
+    """Lists of up to ten labels, which is typical of images or documents."""
     labels = torch.rand(rows, length, generator=generator).argsort(1)
     counts = torch.randint(1 + min(10, length), (rows, 1), generator=generator)
     return torch.where(torch.arange(length) < counts, labels, -1)
@@ -44,16 +44,16 @@ def _lists(rows: int, length: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class VectorSpec:
-    """What is known of a loss over rows of vectors."""
+    """The description of a loss over rows of vectors."""
 
     name: str  # in lossops.functional
     formula: str
     module: type[torch.nn.Module]
-    vectors: int  # that a row has and the loss is differentiated by
+    vectors: int  # number of vectors per row; the loss is differentiated by these
     samples: tuple[dict[str, Any], ...]  # keyword arguments; the plainest first
-    given: str = ""  # what else a row has: as a VectorSignature's label, or "mask", of its length
-    in_torch: Loss | None = None  # where torch has none: as its users write it
-    compiles: bool = True  # whether torch.compile has memory for it at the size of a benchmark
+    given: str = ""  # other tensor of a row: as VectorSignature.label, or a "mask" of its length
+    in_torch: Loss | None = None  # as torch users write it, if torch does not have it
+    compiles: bool = True  # whether it fits in memory under torch.compile at benchmark size
 
     @property
     def function(self) -> Loss:
@@ -71,7 +71,7 @@ class VectorSpec:
         self, shape: tuple[int, int], dtype: torch.dtype, seed: int = 0, device: str = "cpu",
         probs: bool = False,
     ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
-        """The vectors, and what else the loss is given. Later vectors are near the first."""
+        """Returns the vectors and the further arguments. Later vectors are near the first."""
         generator = torch.Generator().manual_seed(seed + zlib.crc32(f"{self.name}{shape}".encode()))
         first = torch.randn(shape, dtype=torch.float64, generator=generator)
         vectors = [first]
@@ -106,7 +106,7 @@ VECTOR_SPECS = (
     ),
     VectorSpec(
         "multilabel_margin_loss", "Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C",
-        # Compiled, torch's makes a tensor of all pairs: 64 GiB for 16384 rows of 1024.
+        # When compiled, torch's loss allocates all pairs: 64 GiB for 16384 rows of 1024.
         nn.MultiLabelMarginLoss, 1, ({},), "list", compiles=False,
     ),
     VectorSpec(

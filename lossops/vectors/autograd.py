@@ -15,9 +15,9 @@ from lossops.core.unfused import composed
 from lossops.vectors.reference import FORMULAS
 
 
-@dataclass(eq=False)  # frozen ones take four times as long to make
+@dataclass(eq=False)  # a frozen dataclass takes four times as long to construct
 class VectorsCall:
-    """The arguments of a call besides tensors. Not a tuple, which torch.func would take apart."""
+    """The non-tensor arguments of a loss. Not a tuple, which torch.func would flatten."""
 
     backend: str
     loss: str
@@ -26,13 +26,13 @@ class VectorsCall:
     out_dtype: torch.dtype
 
     def kernels(self) -> tuple[KernelOps, tuple]:
-        """The raw ops that run it, and what they take besides tensors."""
+        """Returns the raw ops that run this call, and their non-tensor arguments."""
         params = settled(self.params)
         return kernel_ops(self.backend, params), (self.loss, params, self.reduction)
 
 
 class FusedVectors(Function):
-    """A loss over rows of vectors, all of the shape (rows, length) and of one dtype."""
+    """A loss over rows of vectors, which all have the shape (rows, length) and the same dtype."""
 
     @staticmethod
     def forward(ctx, label, row_weight, call, *vectors):
@@ -68,7 +68,7 @@ class FusedVectors(Function):
                 kernel_ops(call.backend).elementwise_rescale_(
                     [g for g in grads if g is not None], grad_output
                 )
-        elif grads:  # without mutation, so that the compiler may fuse the scaling
+        elif grads:  # without mutation, so that the compiler can fuse the scaling
             grads = [None if g is None else (g * grad_output).to(g.dtype) for g in grads]
         if not grads:
             ops, op_args = call.kernels()
@@ -91,7 +91,7 @@ def formula_of(loss, params, label, row_weight):
 
 
 def _differentiable_gradients(grad_output, vectors, mask, label, row_weight, call) -> list:
-    """The gradients by the formulas, as what torch can differentiate further."""
+    """Computes the gradients from the formulas, so that torch can differentiate them again."""
 
     def loss(*moving):
         remaining = iter(moving)
@@ -106,7 +106,7 @@ def _differentiable_gradients(grad_output, vectors, mask, label, row_weight, cal
 
 
 def _differentiable_backward(grad_output, vectors, mask, label, row_weight, *args):
-    """What csrc/ops/vectors/fused.cpp calls: the gradients, None where not wanted."""
+    """Called by csrc/ops/vectors/fused.cpp. Returns the gradients, None where not requested."""
     call, mask = VectorsCall("native", *args), mask[: len(vectors)]
     found = _differentiable_gradients(grad_output, vectors, mask, label, row_weight, call)
     return tuple(found + [None] * (3 - len(found)))

@@ -1,10 +1,10 @@
-"""Losses over rows of one to three vectors: from a public function to the kernels.
+"""Argument handling and dispatch of losses over rows of one to three vectors.
 
-A row's vectors become one number. The forward kernel gives the loss and, where that is a single
-number, its gradients in the same pass; the first ``backward()`` hands those out, scaled in place by
-``grad_output``. A loss with a number per row, and one of float16, whose small gradients would lose
-digits by scaling, have theirs computed by the backward kernel. Whatever differentiates gradients,
-and ``torch.func``, gets the formulas in :mod:`lossops.vectors.reference`.
+Each row of vectors yields one number. The forward kernel computes the loss and, if it is a single
+number, its gradients in the same pass. The first ``backward()`` returns these, scaled in place by
+``grad_output``. The backward kernel computes the gradients of a loss with one number per row, and
+those of float16 losses, whose small gradients would lose digits when scaled. Higher-order
+derivatives and ``torch.func`` use the formulas in :mod:`lossops.vectors.reference`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from lossops.vectors.ops import VECTOR_SIGNATURES
 
 
 def _common_dtype(function: str, vectors, label: Tensor | None, row_weight: Tensor | None):
-    """The dtype of vectors together. Refuses tensors that are elsewhere, or not dense."""
+    """Returns the promoted dtype of the vectors. Rejects tensors that are on different devices or
+    not dense."""
     first = vectors[0]
     dtype, device = first.dtype, first.device
     for tensor in (*vectors, label, row_weight):
@@ -48,7 +49,7 @@ def _common_dtype(function: str, vectors, label: Tensor | None, row_weight: Tens
 
 
 def _as_rows(loss: str, vectors, label, row_weight, dtype: torch.dtype) -> tuple:
-    """The shape of the rows, and all as the raw ops take it."""
+    """Returns the shape of the rows, and the tensors in the form that the raw ops take."""
     first, lists = vectors[0], VECTOR_SIGNATURES[loss].label == "list"
     shape = first.shape
     if len(shape) == 2 and all(t.shape == shape and t.dtype == dtype for t in vectors):
@@ -70,7 +71,7 @@ def _as_rows(loss: str, vectors, label, row_weight, dtype: torch.dtype) -> tuple
 
 
 def _check_labels(function: str, loss: str, label: Tensor | None, classes: int) -> None:
-    """On the CPU: elsewhere to look would mean to wait."""
+    """Rejects labels out of range, on the CPU only: elsewhere this would need a device sync."""
     takes = VECTOR_SIGNATURES[loss].label
     if takes not in ("index", "list") or not can_look(label):
         return
@@ -81,26 +82,26 @@ def _check_labels(function: str, loss: str, label: Tensor | None, classes: int) 
 def vectors_loss(
     function: str,
     loss: str,
-    vectors: tuple[Tensor, ...],  # broadcast together; the last dimension is the row's
+    vectors: tuple[Tensor, ...],  # broadcast together; the last dimension runs within a row
     reduction: str,
     params: tuple[float, ...] = (),
-    label: Tensor | None = None,  # of the shape of the rows; or, lists, of that of the vectors
-    row_weight: Tensor | None = None,  # the same; multiplies a row's loss
-    widens: bool = True,  # under autocast, half precision to float32
+    label: Tensor | None = None,  # of the shape of the rows; lists have that of the vectors
+    row_weight: Tensor | None = None,  # of the shape of the rows; multiplies a row's loss
+    widens: bool = True,  # whether autocast widens half precision to float32
 ) -> Tensor:
-    """Settles shapes and dtypes and runs a call, by kernels where there are some for it."""
+    """Normalises shapes and dtypes and runs the loss, with kernels if they support the call."""
     check_reduction(reduction)
     vectors = tuple(map(savable, vectors))
     label, row_weight = savable(label), savable(row_weight)
     dtype = _common_dtype(function, vectors, label, row_weight)
     backend = backends.resolve(*vectors, label, row_weight)
-    # A norm is over the length of its own vectors, before these are broadcast.
+    # A norm is taken over the length of its own vectors, before broadcasting.
     one_length = all(tensor.shape[-1] == vectors[0].shape[-1] for tensor in vectors[1:])
     graph = torch.is_grad_enabled()
     moves = row_weight is not None and row_weight.requires_grad and graph
     plain = not one_length or dtype not in KERNEL_DTYPES or moves or transforms_active()
     plain = plain or backend == "reference"
-    if plain or backend == "triton":  # the native kernels look themselves
+    if plain or backend == "triton":  # the native kernels check labels themselves
         _check_labels(function, loss, label, vectors[0].shape[-1])
     if plain:
         return composed(function, formula_of(loss, params, label, row_weight), vectors, reduction)
@@ -123,6 +124,6 @@ def vectors_loss(
         value = ops.vectors_forward(rows, label, row_weight, *op_args, out_dtype, (False,) * 3)[0]
     if single:
         return value
-    if len(kept) != 1:  # no view, which would forbid to change it in place
+    if len(kept) != 1:  # not a view, which could not be modified in place
         value = torch.ops.aten._unsafe_view(value, kept)
     return value if reduction == "none" else mean_of_samples(function, value).to(dtype)

@@ -1,4 +1,4 @@
-"""Losses of hinges over the class scores of a row."""
+"""Hinge losses over the class scores of a row."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ def multi_margin_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""Hinge loss of many classes: ``w_y Σ_(c ≠ y) max(0, margin - x_y + x_c)^p / C``.
+    r"""Multi-class hinge loss: ``w_y Σ_(c ≠ y) max(0, margin - x_y + x_c)^p / C``.
+    Use it to train a classifier for a margin between scores instead of for probabilities.
 
     Args:
         input: x, scores of shape (C) or (N, C).
         target: y, class indices (int64) of shape () or (N).
         p: 1 or 2.
-        margin: by how much the label's score should be the highest.
-        weight: w, a number per class, of shape (C).
+        margin: the margin by which the label's score should exceed all other scores.
+        weight: w, a weight per class, of shape (C).
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample". A mean divides by the number of rows.
 
     Returns:
-        The loss, of input's dtype: a scalar, or for "none" of the shape of the target.
+        The loss, of input's dtype: a scalar, or for "none" a tensor of the shape of the target.
 
     Raises:
-        ValueError: if ``p`` is neither 1 nor 2, or ``reduction`` is none of these.
-        RuntimeError: for shapes or dtypes that do not fit, or, on the CPU, a label that is no
-            class. On a GPU its loss is NaN.
+        ValueError: if ``p`` is neither 1 nor 2, or ``reduction`` is unknown.
+        RuntimeError: for mismatched shapes or dtypes, or, on the CPU, a label out of range. On a
+            GPU the loss of its row is NaN.
 
     Follows :func:`torch.nn.functional.multi_margin_loss`, which cannot be differentiated twice;
     Crammer and Singer, On the Algorithmic Implementation of Multiclass Kernel-based Vector
@@ -99,14 +100,15 @@ def multilabel_margin_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""Hinge loss of several labels: ``Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C``.
+    r"""Multi-label hinge loss: ``Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C``.
+    Use it if a sample has several labels, and each should outscore all other classes by a margin.
 
-    Looks at all pairs of a label and a class that is none, without memory for them.
+    All pairs of a label and another class contribute, but they are never stored.
 
     Args:
         input: x, scores of shape (C) or (N, C).
-        target: class indices (int64) of the shape of input; of each row, those before the first
-            that is -1 are its labels.
+        target: class indices (int64) of the shape of input. The labels of a row are the indices
+            before its first -1.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample". A mean divides by the number of rows.
 
@@ -114,10 +116,10 @@ def multilabel_margin_loss(
         The loss, of input's dtype: a scalar, or for "none" a number per row.
 
     Raises:
-        ValueError: if ``reduction`` is none of these.
-        RuntimeError: for shapes or dtypes that do not fit, or, on the CPU, a number that is neither
-            a class nor -1. On a GPU one that is listed makes its row's loss NaN. Also for more than
-            1.7 million classes on a GPU.
+        ValueError: if ``reduction`` is unknown.
+        RuntimeError: for mismatched shapes or dtypes, for more than 1.7 million classes on a GPU,
+            or, on the CPU, for a number that is neither a class nor -1. On a GPU such a number
+            among the labels makes the loss of its row NaN.
 
     Follows :func:`torch.nn.functional.multilabel_margin_loss`, which cannot be differentiated
     twice.

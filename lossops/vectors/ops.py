@@ -1,33 +1,34 @@
-"""The raw ops of the losses over rows of vectors: schemas, contract, and results without data.
+"""The raw ops of the losses over rows of vectors: schemas, contract and fake results.
 
-``vectors`` are one to three tensors of one dtype and of the shape
-(rows, length); ``label`` and ``row_weight``, which multiplies a row's loss, are numbers or have one
-per row, but that lists of labels have the shape of the vectors. A mean is over the rows. With x, y
-and z the vectors of a row, and ``params`` in brackets:
+``vectors`` are one to three tensors of the same dtype and of the shape (rows, length). ``label``
+and ``row_weight``, which multiplies the loss of a row, are single numbers or have one number per
+row, except that lists of labels have the shape of the vectors. A mean is over the rows. x, y and z
+are the vectors of a row; ``params`` are in brackets:
 
 "cosine_embedding" (margin)
-    c = x·y / sqrt((x·x + 1e-12) (y·y + 1e-12)); of a label 1 it is 1 - c, of -1 max(0, c - margin),
-    of others 0
+    With c = x·y / sqrt((x·x + 1e-12) (y·y + 1e-12)): 1 - c for a label of 1, max(0, c - margin) for
+    a label of -1, and 0 for others.
 "triplet_margin", "triplet_margin_l1" (margin, swap, epsilon)
-    max(0, |x - y + epsilon| - |x - z + epsilon| + margin) of Euclidean norms, or of sums of
-    absolute values; with ``swap`` not 0, the lesser of the second and |y - z + epsilon|
+    max(0, |x - y + epsilon| - |x - z + epsilon| + margin), with Euclidean norms or L1 norms. If
+    ``swap`` is not 0, the second norm is replaced by |y - z + epsilon| where that is smaller.
 "multi_margin", "multi_margin_squared" (margin)
-    sum_(c != label) max(0, margin - x_label + x_c)^p / length, p being 1 or 2; labels are indices.
-    One out of range is a RuntimeError on the CPU; on a GPU it makes its row's loss NaN, the
-    gradients of which are 0
+    sum_(c != label) max(0, margin - x_label + x_c)^p / length, where p is 1 or 2. Labels are
+    indices. A label out of range raises a RuntimeError on the CPU; on a GPU the loss of its row is
+    NaN, and the gradients of that loss are 0.
 "tversky_of_logits", "tversky" (alpha, beta, s)
-    1 - (TP + s) / (TP + alpha FP + beta FN + s), with p the sigmoid of x or x itself, and
-    TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y
+    1 - (TP + s) / (TP + alpha FP + beta FN + s), where p is sigmoid(x), or x itself, and
+    TP = sum p y, FP = sum p (1 - y), FN = sum (1 - p) y.
 "multilabel_margin" ()
-    sum_y sum_c max(0, 1 - x_y + x_c) / length over the row's labels y, which are listed before the
-    first number below 0, and the indices c that are not. Indices out of range as of "multi_margin";
-    what is behind the end of a list is looked at on the CPU alone, and must be -1 or an index there
+    sum_y sum_c max(0, 1 - x_y + x_c) / length, over the labels y of the row and all other indices
+    c. The labels are the numbers before the first negative one. An index out of range is handled as
+    in "multi_margin". Numbers after the end of a list are checked on the CPU only, where they must
+    be -1 or an index.
 
 ``vectors_forward``
-    the loss, and the gradients by the vectors that ``output_mask`` asks for, for
-    ``grad_output == 1`` (only where the loss is a single number).
+    Returns the loss, and the gradients by the vectors that ``output_mask`` requests for
+    ``grad_output == 1`` (only if the loss is a single number).
 ``vectors_backward``
-    the gradients for ``grad_output``, of the shape of the loss.
+    Returns the gradients for ``grad_output``, which has the shape of the loss.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ _VECTORS_READ = (
 
 
 class VectorSignature(NamedTuple):
-    """What a loss over rows of vectors takes."""
+    """The arguments that a loss over rows of vectors takes."""
 
-    vectors: int  # of a row
+    vectors: int  # number of vectors per row
     params: int
-    label: str = ""  # of a row: a "number", an "index", or a "list" of indices
+    label: str = ""  # per row: a "number", an "index", or a "list" of indices
 
 
 VECTOR_SIGNATURES = {

@@ -1,4 +1,4 @@
-"""Losses of two or three vectors; public as part of :mod:`lossops.functional`."""
+"""Losses of pairs and triplets of vectors; public as part of :mod:`lossops.functional`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lossops.core.unfused import composed
 from lossops.vectors import reference
 from lossops.vectors.call import vectors_loss
 
-KERNELS = {2.0: "triplet_margin", 1.0: "triplet_margin_l1"}  # by the p of the norm
+KERNELS = {2.0: "triplet_margin", 1.0: "triplet_margin_l1"}  # keyed by the p of the norm
 
 __all__ = ["cosine_embedding_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss"]
 
@@ -33,12 +33,15 @@ def cosine_embedding_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""``1 - cos(x1, x2)`` where y is 1, ``max(0, cos(x1, x2) - margin)`` where y is -1.
+    r"""Cosine embedding loss: a loss of the cosine similarity of two vectors.
+    Use it to learn embeddings from similar and dissimilar pairs if only directions matter.
+
+    It is ``1 - cos(x1, x2)`` where y is 1, and ``max(0, cos(x1, x2) - margin)`` where y is -1.
 
     Args:
         input1, input2: x1 and x2, of shape (N, D) or (D).
-        target: y, 1 or -1, of shape (N) or ().
-        margin: the cosine that vectors which do not belong together may have, from -1 to 1.
+        target: y, 1 for similar and -1 for dissimilar pairs, of shape (N) or ().
+        margin: the cosine that dissimilar pairs may have without loss, from -1 to 1.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
 
@@ -46,8 +49,8 @@ def cosine_embedding_loss(
         The loss: a scalar, or for "none" a number per pair.
 
     Raises:
-        ValueError: if ``reduction`` is none of these.
-        RuntimeError: for shapes that do not fit.
+        ValueError: if ``reduction`` is unknown.
+        RuntimeError: for mismatched shapes.
         TypeError: if ``margin`` is not a number.
 
     Follows :func:`torch.nn.functional.cosine_embedding_loss`.
@@ -94,14 +97,17 @@ def triplet_margin_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""Whether an anchor is nearer to what it belongs to: ``max(0, |a - p| - |a - n| + margin)``.
+    r"""Triplet margin loss: ``max(0, |a - p| - |a - n| + margin)``.
+    Use it to learn embeddings in which an anchor is closer to its positive than to its negative.
+
+    It runs in one pass for p = 1 and p = 2, and by a formula in plain torch for other norms.
 
     Args:
         anchor, positive, negative: a, p and n, of shape (N, D) or (D).
-        margin: by how much nearer it should be, above 0.
-        p: of the norm.
-        eps: is added to differences, so that the norm can be differentiated at 0.
-        swap: take \|p - n\| for \|a - n\| where that is smaller.
+        margin: the margin by which the positive should be closer to the anchor, above 0.
+        p: the order of the norm.
+        eps: is added to the differences, so that the norm is differentiable at 0.
+        swap: use \|p - n\| instead of \|a - n\| where it is smaller.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
 
@@ -109,12 +115,11 @@ def triplet_margin_loss(
         The loss: a scalar, or for "none" a number per triplet.
 
     Raises:
-        ValueError: if ``margin`` is not above 0, or ``reduction`` is none of these.
+        ValueError: if ``margin`` is not above 0, or ``reduction`` is unknown.
         RuntimeError: if the tensors do not have the same number of dimensions.
         TypeError: if ``margin``, ``p`` or ``eps`` is not a number.
 
-    One pass for p = 1 and 2, a formula in plain torch for others. Follows
-    :func:`torch.nn.functional.triplet_margin_loss`. Balntas et al., Learning local feature
+    Follows :func:`torch.nn.functional.triplet_margin_loss`. Balntas et al., Learning local feature
     descriptors with triplets and shallow convolutional neural networks, 2016.
 
     Example:
@@ -154,21 +159,24 @@ def triplet_margin_with_distance_loss(
     swap: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""The triplet loss of any distance: ``max(0, d(a, p) - d(a, n) + margin)``.
+    r"""Triplet margin loss of any distance: ``max(0, d(a, p) - d(a, n) + margin)``.
+    Use it in place of :func:`triplet_margin_loss` if the distance is not a p-norm.
+
+    With a ``distance_function``, it uses a formula in plain torch.
 
     Args:
-        anchor, positive, negative: a, p and n, as ``distance_function`` takes them.
-        distance_function: d, of two tensors, which of half precision come in float32; the Euclidean
-            distance where there is none.
-        margin: by how much nearer the anchor should be to p, above 0.
-        swap: take d(p, n) for d(a, n) where that is smaller.
+        anchor, positive, negative: a, p and n, in the form that ``distance_function`` takes.
+        distance_function: d, a function of two tensors, the Euclidean distance by default. Tensors
+            in half precision are passed to it as float32.
+        margin: the margin by which the positive should be closer to the anchor, above 0.
+        swap: use d(p, n) instead of d(a, n) where it is smaller.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
 
     Returns:
         The loss: a scalar, or for "none" a number per triplet.
 
     Raises:
-        ValueError: if ``margin`` is not above 0, or ``reduction`` is none of these.
+        ValueError: if ``margin`` is not above 0, or ``reduction`` is unknown.
         RuntimeError: if the tensors do not have the same number of dimensions.
         TypeError: if ``margin`` is not a number.
 
@@ -194,7 +202,7 @@ def triplet_margin_with_distance_loss(
         return vectors_loss(
             "triplet_margin_with_distance_loss", KERNELS[2.0], (anchor, positive, negative),
             reduction, (margin, float(bool(swap)), 1e-6),
-            widens=anchor.device.type != "cpu",  # as torch's
+            widens=anchor.device.type != "cpu",  # as in torch
         )  # fmt: skip
     distance = distance_function or torch.pairwise_distance
 

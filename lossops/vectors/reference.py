@@ -1,6 +1,7 @@
-"""Losses over rows of vectors, by their formulas in plain torch: a number per row.
+"""Formulas of the losses over rows of vectors in plain torch: one number per row.
 
-Twins of ``csrc/losses/vectors.h``. They serve derivatives of gradients, ``torch.func`` and tests.
+They mirror ``csrc/losses/vectors.h``, and are used for higher-order derivatives, ``torch.func`` and
+tests.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from torch import Tensor
 
 
 def hinge(x: Tensor) -> Tensor:
-    """max(0, x), at 0 with the derivative 1: that of torch.clamp_min depends on torch's version."""
+    """max(0, x) with derivative 1 at 0. That of torch.clamp_min depends on the torch version."""
     return torch.where(x < 0, 0, x)
 
 
 def cosine_embedding(vectors, label: Tensor, margin: float) -> Tensor:
     x1, x2 = vectors
-    tiny = 1e-12  # torch's
+    tiny = 1e-12  # the constant of torch
     squares = ((x1 * x1).sum(-1) + tiny) * ((x2 * x2).sum(-1) + tiny)
     cosine = (x1 * x2).sum(-1) / squares.sqrt()
     zero = torch.zeros((), dtype=cosine.dtype, device=cosine.device)
@@ -27,7 +28,7 @@ def cosine_embedding(vectors, label: Tensor, margin: float) -> Tensor:
 
 
 def triplets(distance, vectors, margin: float, swap: bool) -> Tensor:
-    """Of any distance."""
+    """The triplet margin loss of any distance."""
     anchor, positive, negative = vectors
     near, far = distance(anchor, positive), distance(anchor, negative)
     if swap:
@@ -48,7 +49,7 @@ def triplet_margin_l1(vectors, label, margin: float, swap: float, epsilon: float
 
 def multi_margin(vectors, label: Tensor, margin: float, squared: bool = False) -> Tensor:
     (x,) = vectors
-    classes, label = x.shape[-1], label.long()  # in uint8, 291 classes would be 35
+    classes, label = x.shape[-1], label.long()  # as uint8, 291 classes would be 35
     inside = (label >= 0) & (label < classes)
     index = torch.where(inside, label, 0).unsqueeze(-1)
     z = torch.relu(x + (margin - x.gather(-1, index))).scatter(-1, index, 0.0)
@@ -67,7 +68,7 @@ def tversky(vectors, label, alpha: float, beta: float, smooth: float, logits=Fal
     if weight:
         wanted, unwanted = y * weight[0], unwanted * weight[0]
     found, wrong, missed = ((p * wanted).sum(-1), (p * unwanted).sum(-1), (q * wanted).sum(-1))
-    lost = alpha * wrong + beta * missed  # not 1 minus what is left: that has no digits near 0
+    lost = alpha * wrong + beta * missed  # not 1 - (…) / (…), which cancels near 0
     return lost / (found + lost + smooth)
 
 
@@ -76,18 +77,19 @@ def tversky_of_logits(vectors, label, alpha: float, beta: float, smooth: float) 
 
 
 def multilabel_margin(vectors, labels: Tensor) -> Tensor:
-    """Sorts the scores of a row, so that it needs no memory for all pairs of classes."""
+    """Sorts the scores of a row to avoid storing all pairs of classes."""
     (x,) = vectors
     classes = x.shape[-1]
     labels = labels.long()
-    given = (labels >= 0).cumprod(-1).bool()  # those before the first that is none
+    given = (labels >= 0).cumprod(-1).bool()  # those before the first negative one
     outside = (given & (labels >= classes)).any(-1)
     safe = torch.where(given & (labels < classes), labels, 0)
     hits = torch.zeros_like(labels).scatter_add(-1, safe, given.long()) > 0
-    # Only differences count: of small numbers they have more digits.
+    # Only differences of scores matter, and those of smaller numbers have more correct digits.
     largest = x.detach().amax(-1, keepdim=True)
     x = x - torch.where(largest.isfinite(), largest, 0)
-    # A label's hinges are open for the highest of the others: so many, which add up to this.
+    # The hinges of a label are positive for the `count` highest scores of other classes. The sum of
+    # these hinges is `total`.
     others = torch.where(hits, -math.inf, x).sort(-1, descending=True).values
     left = 1 - x.gather(-1, safe)
     count = torch.searchsorted((-others.detach()).contiguous(), left.detach().contiguous())
@@ -98,7 +100,7 @@ def multilabel_margin(vectors, labels: Tensor) -> Tensor:
 
 
 def _no_difference(x: Tensor, hits: Tensor) -> Tensor:
-    """Whether a pair of a label and another class has a NaN, or the same infinity twice."""
+    """Whether some pair of a label and another class has a NaN, or the same infinity twice."""
 
     def both(where: Tensor) -> Tensor:
         return (where & hits).any(-1) & (where & ~hits).any(-1)

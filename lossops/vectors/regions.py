@@ -1,4 +1,4 @@
-"""Losses of regions that should overlap; public as part of :mod:`lossops.functional`."""
+"""Losses of the overlap of two regions; public as part of :mod:`lossops.functional`."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ def dice_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     r"""Dice loss of two regions: ``1 - (2 Σ p y + s) / (Σ p + Σ y + s)``.
+    Use it for segmentation if the foreground is small compared with the background.
 
-    The Tversky loss with α = β = ½, of which the smoothing is s/2: :func:`tversky_loss` says more.
+    It is the Tversky loss with α = β = ½ and smoothing s/2; see :func:`tversky_loss`.
 
     Args:
-        input: of shape (N, …) or (N, C, …, …); logits, or probabilities p.
-        target: y, between 0 and 1, of the shape of input; a mask may hold integers or truth values.
-        input_form: "logits", of which p is the sigmoid, or "probs".
-        smooth: s, above 0: the loss of two empty regions is 0.
-        reduction: "none", "mean", "sum" or "sample", of the numbers per region.
-        weight: w, of the shape of input: how much an element counts in every sum.
+        input: logits, or probabilities p, of shape (N, …) or (N, C, …, …).
+        target: y, between 0 and 1, of the shape of input. A mask may be integer or bool.
+        input_form: "logits", which means p = sigmoid(input), or "probs".
+        smooth: s, above 0, which makes the loss of two empty regions 0.
+        reduction: "none", "mean", "sum" or "sample", over the losses of the regions.
+        weight: w, of the shape of input: the weight of each element in every sum.
 
     Returns:
-        The loss, of input's dtype: a scalar, or for "none" of shape (N) or (N, C).
+        The loss, of input's dtype: a scalar, or for "none" a tensor of shape (N) or (N, C).
 
     Raises:
-        ValueError: if the shapes differ, ``input_form`` or ``reduction`` is none of these, or
-            ``smooth`` is not above 0.
-        TypeError: if ``smooth`` is not a number, or the tensors are none.
+        ValueError: if the shapes differ, ``input_form`` or ``reduction`` is unknown, or ``smooth``
+            is not above 0.
+        TypeError: if ``smooth`` is not a number, or input, target or weight is not a tensor.
         NotImplementedError: if input is not floating point.
 
     Source: Milletari, Navab and Ahmadi, V-Net, 2016, without the squares. torch has no such loss.
@@ -58,7 +59,7 @@ def dice_loss(
             dice_loss, (input, target, weight), input, target, input_form=input_form, smooth=smooth,
             reduction=reduction, weight=weight,
         )  # fmt: skip
-    smooth = 0.5 * number("dice_loss", "smooth", smooth)
+    smooth = 0.5 * _above_0("dice_loss", smooth)
     return _overlap("dice_loss", input, target, 0.5, 0.5, input_form, smooth, reduction, weight)
 
 
@@ -74,32 +75,34 @@ def tversky_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     r"""Tversky loss of two regions: ``1 - (TP + s) / (TP + α FP + β FN + s)``.
+    Use it for segmentation if false positives and false negatives should cost differently.
 
     TP = Σ p y, FP = Σ p (1 - y), FN = Σ (1 - p) y. α = β = ½ gives the Dice loss, α = β = 1 the
-    Jaccard loss. The sums are over all dimensions but the first, or the first two where there are
-    more than two: a region per sample, or per sample and class.
+    Jaccard loss. There is one region per sample or, if the input has more than two dimensions, per
+    sample and class: the sums are over all dimensions after the first, or after the first two. The
+    loss takes one pass over x and y; with ``weight``, it uses a formula in plain torch.
 
     Args:
-        input: of shape (N, …) or (N, C, …, …); logits, or probabilities p.
-        target: y, between 0 and 1, of the shape of input; a mask may hold integers or truth values.
-        alpha: α ≥ 0, of what is found and should not be.
-        beta: β ≥ 0, of what should be found and is not.
-        input_form: "logits", of which p is the sigmoid, or "probs".
-        smooth: s, above 0: the loss of two empty regions is 0.
-        reduction: "none", "mean", "sum" or "sample", of the numbers per region.
-        weight: w, of the shape of input: how much an element counts in every sum.
+        input: logits, or probabilities p, of shape (N, …) or (N, C, …, …).
+        target: y, between 0 and 1, of the shape of input. A mask may be integer or bool.
+        alpha: α ≥ 0, the weight of false positives.
+        beta: β ≥ 0, the weight of false negatives.
+        input_form: "logits", which means p = sigmoid(input), or "probs".
+        smooth: s, above 0, which makes the loss of two empty regions 0.
+        reduction: "none", "mean", "sum" or "sample", over the losses of the regions.
+        weight: w, of the shape of input: the weight of each element in every sum.
 
     Returns:
-        The loss, of input's dtype: a scalar, or for "none" of shape (N) or (N, C).
+        The loss, of input's dtype: a scalar, or for "none" a tensor of shape (N) or (N, C).
 
     Raises:
-        ValueError: if the shapes differ, ``input_form`` or ``reduction`` is none of these,
-            ``alpha`` or ``beta`` is negative, or ``smooth`` is not above 0.
-        TypeError: if a hyperparameter is not a number, or the tensors are none.
+        ValueError: if the shapes differ, ``input_form`` or ``reduction`` is unknown, ``alpha`` or
+            ``beta`` is negative, or ``smooth`` is not above 0.
+        TypeError: if a hyperparameter is not a number, or input, target or weight is not a tensor.
         NotImplementedError: if input is not floating point.
 
-    One pass over x and y; with ``weight`` a formula in plain torch. Source: Salehi, Erdogmus and
-    Gholipour, Tversky Loss Function for Image Segmentation, 2017. torch has no such loss.
+    Source: Salehi, Erdogmus and Gholipour, Tversky Loss Function for Image Segmentation, 2017.
+    torch has no such loss.
 
     Example:
         >>> import torch, lossops.functional as F
@@ -112,16 +115,21 @@ def tversky_loss(
             tversky_loss, (input, target, weight), input, target, alpha=alpha, beta=beta,
             input_form=input_form, smooth=smooth, reduction=reduction, weight=weight,
         )  # fmt: skip
-    alpha, beta, smooth = (
-        number("tversky_loss", name, value)
-        for name, value in (("alpha", alpha), ("beta", beta), ("smooth", smooth))
-    )
+    alpha, beta = number("tversky_loss", "alpha", alpha), number("tversky_loss", "beta", beta)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0 <= value < math.inf:
             raise ValueError(f"tversky_loss(): {name} should be 0 or more, and finite, got {value}")
+    smooth = _above_0("tversky_loss", smooth)
     return _overlap(
         "tversky_loss", input, target, alpha, beta, input_form, smooth, reduction, weight
     )
+
+
+def _above_0(function: str, smooth) -> float:
+    smooth = number(function, "smooth", smooth)
+    if not 0 < smooth < math.inf:
+        raise ValueError(f"{function}(): smooth should be above 0, and finite, got {smooth}")
+    return smooth
 
 
 def _overlap(function, input, target, alpha, beta, form, smooth, reduction, weight) -> Tensor:
@@ -142,8 +150,6 @@ def _overlap(function, input, target, alpha, beta, form, smooth, reduction, weig
         raise ValueError(f"{function}(): input should have a batch dimension, got shape ()")
     if form not in ("logits", "probs"):
         raise ValueError(f"{function}(): input_form should be logits or probs, got {form!r}")
-    if not 0 < smooth < math.inf:
-        raise ValueError(f"{function}(): smooth should be above 0, and finite, got {smooth}")
     kept = 2 if input.dim() > 2 else 1
 
     params, logits = (alpha, beta, smooth), form == "logits"

@@ -11,38 +11,18 @@
 
 #include "losses/elementwise.h"
 #include "ops/large.h"
+#include "ops/losses.h"
 
 namespace lossops::ops {
-namespace {
-
-struct NamedLoss {
-  std::string_view name;
-  int num_params;
-};
-
-template <class... Losses>
-const std::array<NamedLoss, sizeof...(Losses)>& table_of(LossList<Losses...>) {
-  static constexpr std::array<NamedLoss, sizeof...(Losses)> table{
-      NamedLoss{Losses::name, Losses::num_params}...};
-  return table;
-}
-
-int find_loss(std::string_view name) {
-  const auto& table = table_of(ElementwiseLosses{});
-  for (size_t i = 0; i < table.size(); ++i) {
-    if (table[i].name == name) return static_cast<int>(i);
-  }
-  TORCH_CHECK(false, "unknown elementwise loss '", std::string(name), "'");
-}
-
-}  // namespace
-
 ElementwiseProblem start_problem(const ElementwiseCall& call) {
   ElementwiseProblem problem;
-  problem.loss = find_loss(call.loss);
-  const auto& loss = table_of(ElementwiseLosses{})[problem.loss];
-  TORCH_CHECK(static_cast<int>(call.params.size()) == loss.num_params, "loss '", call.loss,
-              "' takes ", loss.num_params, " parameters, got ", call.params.size());
+  const auto loss = find(ElementwiseLosses{}, call.loss);
+  TORCH_CHECK(loss, "unknown elementwise loss '", std::string(call.loss), "'");
+  problem.loss = *loss;
+  visit(ElementwiseLosses{}, *loss, [&]<class Loss>() {
+    TORCH_CHECK(static_cast<int>(call.params.size()) == Loss::num_params, "loss '", call.loss,
+                "' takes ", Loss::num_params, " parameters, got ", call.params.size());
+  });
   std::copy(call.params.begin(), call.params.end(), problem.params);
   check_reduction(call.reduction);
   TORCH_CHECK(call.keep_dims >= 0 && call.keep_dims <= call.input.dim(),

@@ -8,41 +8,10 @@
 #include <limits>
 
 #include "ops/large.h"
+#include "ops/losses.h"
 
 namespace lossops::ops {
 namespace {
-
-struct NamedLoss {
-  std::string_view name;
-  bool divergence;
-  int position;
-  bool divides_by_weight;
-};
-
-template <class... Losses>
-bool find(LossList<Losses...>, std::string_view name, bool divergence, NamedLoss& found) {
-  int position = 0;
-  const auto matches = [&]<class Loss>() {
-    if (Loss::name != name) {
-      ++position;
-      return false;
-    }
-    found = {Loss::name, divergence, position, false};
-    if constexpr (requires { Loss::divides_by_weight; }) {
-      found.divides_by_weight = Loss::divides_by_weight;
-    }
-    return true;
-  };
-  return (matches.template operator()<Losses>() || ...);
-}
-
-NamedLoss find_loss(std::string_view name) {
-  NamedLoss found;
-  const bool known =
-      find(LabelLosses{}, name, false, found) || find(Divergences{}, name, true, found);
-  TORCH_CHECK(known, "unknown softmax loss '", std::string(name), "'");
-  return found;
-}
 
 Form form_of(std::string_view name, const char* what, bool of_target) {
   if (name == "logits") return Form::logits;
@@ -152,9 +121,12 @@ void SoftmaxTask::settle_shape() {
 void SoftmaxTask::settle_loss() {
   TORCH_CHECK(call_.params.size() == 4 + kMaxParams, "a softmax loss takes ", 4 + kMaxParams,
               " parameters, got ", call_.params.size());
-  const NamedLoss loss = find_loss(call_.loss);
-  problem.divergence = loss.divergence;
-  problem.loss = loss.position;
+  const auto of_labels = find(LabelLosses{}, call_.loss);
+  const auto loss = of_labels ? of_labels : find(Divergences{}, call_.loss);
+  TORCH_CHECK(loss, "unknown softmax loss '", std::string(call_.loss), "'");
+  const bool cross_entropy = call_.loss == CrossEntropy::name;
+  problem.divergence = !of_labels;
+  problem.loss = *loss;
   problem.temperature = call_.params[0];
   problem.softcap = call_.params[1];
   problem.label_smoothing = call_.params[2];
@@ -162,22 +134,24 @@ void SoftmaxTask::settle_loss() {
   std::copy_n(call_.params.begin() + 4, kMaxParams, problem.params);
   problem.form = form_of(call_.form, "form", false);
   problem.target_form = form_of(call_.target_form, "target_form", true);
-  TORCH_CHECK(loss.divergence || problem.target_form == Form::labels ||
-                  (loss.name == CrossEntropy::name && problem.target_form == Form::probs),
-              "loss '", call_.loss, "' takes labels",
-              loss.name == CrossEntropy::name ? " or probs" : "", " as target, got ",
-              call_.target_form);
-  TORCH_CHECK(loss.divergence || problem.form != Form::probs, "loss '", call_.loss,
+  TORCH_CHECK(!of_labels || problem.target_form == Form::labels ||
+                  (cross_entropy && problem.target_form == Form::probs),
+              "loss '", call_.loss, "' takes labels", cross_entropy ? " or probs" : "",
+              " as target, got ", call_.target_form);
+  TORCH_CHECK(!of_labels || problem.form != Form::probs, "loss '", call_.loss,
               "' takes logits or log_probs, got ", call_.form);
-  TORCH_CHECK(problem.label_smoothing == 0 || loss.name == CrossEntropy::name, "loss '", call_.loss,
+  TORCH_CHECK(problem.label_smoothing == 0 || cross_entropy, "loss '", call_.loss,
               "' takes no label_smoothing");
   TORCH_CHECK((problem.softcap == 0 && problem.z_loss == 0) || has_row_outputs(),
               "softcap and z_loss are for label losses of logits");
-  TORCH_CHECK(!call_.class_weight.has_value() || !loss.divergence, "loss '", call_.loss,
+  TORCH_CHECK(!call_.class_weight.has_value() || of_labels, "loss '", call_.loss,
               "' takes no class_weight");
   problem.ignore_index = call_.ignore_index;
   problem.one_if_none = call_.one_if_none;
-  problem.count_weights = loss.divides_by_weight && call_.class_weight.has_value();
+  if (!of_labels) return;
+  visit(LabelLosses{}, *loss, [&]<class Loss>() {
+    problem.count_weights = Loss::divides_by_weight && call_.class_weight.has_value();
+  });
 }
 
 void SoftmaxTask::check_rows(const Tensor& tensor, const char* name) const {

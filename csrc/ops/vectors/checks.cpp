@@ -6,55 +6,35 @@
 #include <limits>
 
 #include "ops/large.h"
+#include "ops/losses.h"
 
 namespace lossops::ops {
-namespace {
-
-struct NamedLoss {
-  int position, vectors, num_params;
-  bool has_index, has_number, has_list;
-
-  bool has_label() const { return has_index || has_number || has_list; }
-};
-
-template <class... Losses>
-std::optional<NamedLoss> find(LossList<Losses...>, std::string_view name) {
-  std::optional<NamedLoss> found;
-  int position = 0;
-  const auto look = [&]<class Loss>() {
-    if (Loss::name == name) {
-      found = NamedLoss{position,        Loss::vectors,    Loss::num_params,
-                        kHasIndex<Loss>, kHasNumber<Loss>, kHasList<Loss>};
-    }
-    ++position;
-  };
-  (look.template operator()<Losses>(), ...);
-  return found;
-}
-
-}  // namespace
-
 VectorsTask::VectorsTask(const VectorsCall& call)
     : call_(call), operands_(call.vectors.empty() ? at::kCPU : call.vectors[0].device()) {
   const auto loss = find(VectorLosses{}, call.loss);
   TORCH_CHECK(loss, "unknown vector loss '", std::string(call.loss), "'");
-  TORCH_CHECK(call.vectors.size() == size_t(loss->vectors), "loss '", call.loss, "' takes ",
-              loss->vectors, " vectors per row, got ", call.vectors.size());
-  TORCH_CHECK(call.params.size() == size_t(loss->num_params), "loss '", call.loss, "' takes ",
-              loss->num_params, " parameters, got ", call.params.size());
-  TORCH_CHECK(call.label.has_value() == loss->has_label(), "loss '", call.loss, "' takes ",
+  problem.loss = *loss;
+  bool has_label = false, has_number = false;
+  visit(VectorLosses{}, *loss, [&]<class Loss>() {
+    TORCH_CHECK(call.vectors.size() == size_t(Loss::vectors), "loss '", call.loss, "' takes ",
+                Loss::vectors, " vectors per row, got ", call.vectors.size());
+    TORCH_CHECK(call.params.size() == size_t(Loss::num_params), "loss '", call.loss, "' takes ",
+                Loss::num_params, " parameters, got ", call.params.size());
+    has_number = kHasNumber<Loss>;
+    has_label = has_number || kHasIndex<Loss> || kHasList<Loss>;
+  });
+  TORCH_CHECK(call.label.has_value() == has_label, "loss '", call.loss, "' takes ",
               call.label.has_value() ? "no" : "a", " label");
   check_reduction(call.reduction);
-  problem.loss = loss->position;
   std::copy(call.params.begin(), call.params.end(), problem.params);
   add_vectors();
   if (call.reduction == "mean" && problem.rows > 0) {
     problem.scale = 1.0 / static_cast<double>(problem.rows);
   }
-  if (loss->has_index || loss->has_list) {
-    add_labels(*call.label, loss->has_list);
-  } else if (loss->has_number) {
+  if (has_number) {
     problem.signs = numbers(*call.label, "label");
+  } else if (has_label) {
+    add_labels(*call.label, problem.has_lists());
   }
   if (call.row_weight.has_value()) problem.row_weight = numbers(*call.row_weight, "row_weight");
 }
