@@ -127,6 +127,11 @@ def test_dtypes(spec):
         assert spec.function(integers, integers + 2, reduction="sum").item() == 8
         rows = spec.function(complexes, complexes + 3, reduction="sample")
         torch.testing.assert_close(rows, make.full((4,), 3.0))
+        assert spec.function(
+            complexes[:0, None], complexes[:0, None], reduction="sample"
+        ).shape == (0,)
+        with pytest.raises(ValueError, match="needs a batch dimension"):
+            spec.function(complexes[0], complexes[0], reduction="sample")
         assert spec.function(complexes, complexes + 3).item() == pytest.approx(3)
     else:
         integers = (torch.int64, torch.bool, torch.uint8)

@@ -1,1 +1,1 @@
-"""What the families share; depends on none of them."""
+"""Code shared by the loss families. Does not depend on any of them."""

@@ -1,7 +1,7 @@
-"""Between a public function and autograd: refuses what is wrong with a call, settles the rest.
+"""Shared argument validation: rejects invalid arguments and normalises the others.
 
-Exceptions have torch's types, and its words where it has some; they name the argument, what it was
-and what it should be.
+Exceptions have the same types as torch's, and the same messages where torch has one. Messages name
+the argument, the expected value and the actual value.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import _reduction as _torch_reduction
 
 HALF_DTYPES = frozenset({torch.bfloat16, torch.float16})
 KERNEL_DTYPES = HALF_DTYPES | {torch.float64, torch.float32}
-# What a reduction is to the kernels: how they reduce, and the leading dimensions they keep.
+# Public reduction -> (reduction of the kernels, number of leading dimensions that they keep).
 REDUCTIONS = {"none": ("none", 0), "mean": ("mean", 0), "sum": ("sum", 0), "sample": ("mean", 1)}
 
 
@@ -26,8 +26,8 @@ def legacy_reduction(size_average, reduce, reduction: str) -> str:
 
 
 def number(function: str, name: str, value) -> float:
-    """A hyperparameter as a float. A loss is not differentiated by it, so a tensor that wants a
-    gradient is refused."""
+    """Converts a hyperparameter to a float. Losses are not differentiable with respect to
+    hyperparameters, so a tensor that requires grad is rejected."""
     if type(value) is float:
         return value
     if isinstance(value, Tensor):
@@ -43,14 +43,14 @@ def number(function: str, name: str, value) -> float:
 
 
 def number_on(device: torch.device, value: float, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A number as a 0-d tensor."""
-    if torch.compiler.is_compiling():  # a constructor would bind the graph to the value of a symbol
+    """Converts a number to a 0-d tensor."""
+    if torch.compiler.is_compiling():  # torch.full would specialise the graph on a symbolic value
         return torch.ones((), dtype=dtype, device=device) * value
     return torch.full((), value, dtype=dtype, device=device)
 
 
 def defined(function: str, name: str, value) -> float:
-    """A hyperparameter as a float that is not NaN."""
+    """Converts a hyperparameter to a float; rejects NaN."""
     value = number(function, name, value)
     if value != value:
         raise ValueError(f"{function}(): {name} should be a number, got nan")
@@ -58,8 +58,8 @@ def defined(function: str, name: str, value) -> float:
 
 
 def savable(tensor: Tensor | None) -> Tensor | None:
-    """The tensor, in a form that autograd saves: an inference tensor, of a teacher say, as another
-    over its memory."""
+    """Returns a tensor that autograd can save. An inference tensor, such as the output of a teacher
+    model, is replaced by a normal tensor that shares its memory."""
     if type(tensor) is not Tensor or torch.compiler.is_compiling():
         return tensor
     if not tensor.is_inference() or torch.is_inference_mode_enabled():
@@ -88,12 +88,12 @@ def integer_or_complex(input, target) -> bool:
 
 
 def autocasts(device: str) -> bool:
-    # Asking about a device that autocast does not know, as the meta device, is an error.
+    # torch.is_autocast_enabled raises for device types without autocast, such as meta.
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def promoted(input: Tensor, target: Tensor) -> torch.dtype:
-    """torch.result_type of two tensors, in a form that torch.compile can follow."""
+    """``torch.result_type`` of two tensors, in a form that torch.compile can trace."""
     if input.is_floating_point() and target.is_floating_point():
         if (input.dim() == 0) == (target.dim() == 0):
             return torch.promote_types(input.dtype, target.dtype)

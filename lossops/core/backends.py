@@ -1,12 +1,12 @@
-"""Which backend runs a call.
+"""Selection of the backend that runs a call.
 
 ``native``     the compiled kernels: C++ on the CPU, CUDA C++ on the GPU. The default.
 ``triton``     Triton kernels, on the GPU (and on the CPU under TRITON_INTERPRET=1, for tests).
 ``reference``  plain torch.
 
-``with lossops.backend("triton"): …`` and the environment variable ``LOSSOPS_BACKEND`` choose. A
-backend that was chosen and cannot run a call raises. Without a choice, a call goes to the first
-backend that can run it.
+``with lossops.backend("triton"): …`` and the environment variable ``LOSSOPS_BACKEND`` choose a
+backend. If the chosen backend cannot run a call, the call raises. Without a choice, a call runs on
+the first backend that supports it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Params = tuple[float, ...] | Tensor
 
 try:
     from lossops import _C as native_extension
-except ImportError as error:  # not built: the library works on the reference
+except ImportError as error:  # not built: fall back to the reference backend
     native_extension = None
     native_import_error: ImportError | None = error
     if importlib.util.find_spec("lossops._C") is not None:
@@ -53,22 +53,22 @@ _from_environment = os.environ.get("LOSSOPS_BACKEND") or None
 if _from_environment is not None:
     _checked(_from_environment, "LOSSOPS_BACKEND")
 
-# One choice for the whole process. A plain variable, because torch.compile can read and guard it;
-# context and thread-local variables it cannot.
+# The choice is process-wide. It is a plain global because torch.compile can read and guard a
+# global, but not a context variable or a thread-local.
 _chosen: str | None = _from_environment
-_choices: list[list[str]] = []  # one entry per `with` block that is open, of whatever thread
+_choices: list[list[str]] = []  # one entry per open `with` block, across all threads
 _lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Runs all losses in the ``with`` block, of every thread, on one backend.
+    """Runs all losses on one backend, in every thread, while the ``with`` block is open.
 
     Args:
         name: "native", "triton" or "reference".
 
     Raises:
-        ValueError: if there is no such backend.
+        ValueError: if ``name`` is not a backend.
 
     Example:
         >>> import torch, lossops
@@ -76,7 +76,7 @@ def backend(name: str) -> Iterator[None]:
         ...     lossops.functional.mse_loss(torch.ones(3), torch.zeros(3)).item()
         1.0
     """
-    choice = [_checked(name, "backend")]  # a list, to be told from another choice of that name
+    choice = [_checked(name, "backend")]  # a list: two choices of the same name stay distinct
     with _lock:
         _choices.append(choice)
         _settle_choice()
@@ -89,13 +89,13 @@ def backend(name: str) -> Iterator[None]:
 
 
 def _settle_choice() -> None:
-    """The latest block that is still open decides."""
+    """Applies the most recent block that is still open, or else the environment variable."""
     global _chosen
     _chosen = _choices[-1][0] if _choices else _from_environment
 
 
 def chosen() -> str | None:
-    """The backend that was asked for, or None."""
+    """The backend that the user chose, or None."""
     return _chosen
 
 
@@ -109,8 +109,8 @@ def _native_devices() -> tuple[str, ...]:
 _NATIVE_DEVICES = _native_devices()
 
 
-# torch.compile takes the results of these two as they are: it can trace neither an import nor a
-# cached function.
+# torch.compile treats the results of these two functions as constants, because it cannot trace an
+# import or a cached function.
 @torch.compiler.assume_constant_result
 def _triton_available() -> bool:
     from lossops.core import triton
@@ -136,13 +136,17 @@ def _runs_on(name: str, device: str) -> bool:
 
 
 def backends_for(device: str) -> tuple[str, ...]:
-    """The backends that can run a call on this device type, best first."""
+    """The backends that can run a call on this device type, in order of preference."""
     return tuple(name for name in NAMES if _runs_on(name, device))
 
 
 def resolve(input: Tensor, *others: Tensor | None) -> str:
-    """The backend for a call on these tensors."""
-    if torch._C._get_tracing_state() is not None:  # which knows no arguments like the kernels'
+    """Returns the backend for a call on these tensors.
+
+    torch.jit.trace, and tensor subclasses that only torch's own ops support, always get the
+    reference.
+    """
+    if torch._C._get_tracing_state() is not None:  # cannot record the kernels' argument types
         return "reference"
     for tensor in (input, *others):
         if tensor is not None and type(tensor) is not Tensor and _is_for_torch(tensor):
@@ -163,11 +167,11 @@ def resolve(input: Tensor, *others: Tensor | None) -> str:
 
 
 def _is_for_torch(tensor: Tensor) -> bool:
-    """Whether only torch's own ops know what to do with a tensor of this class."""
+    """Whether only torch's own ops support this tensor subclass."""
     if is_spread(tensor):
         return True
-    # A compiled graph hands its first call's arguments to a check of torch's, which refuses
-    # subclasses that are no wrappers as arguments of a custom op.
+    # On its first call, a compiled graph passes its arguments to a check in torch that rejects
+    # non-wrapper subclasses as arguments of a custom op.
     wrapper = torch.utils._python_dispatch.is_traceable_wrapper_subclass
     return (
         torch.compiler.is_dynamo_compiling()
@@ -177,7 +181,7 @@ def _is_for_torch(tensor: Tensor) -> bool:
 
 
 def kernel_ops(name: str, params: Params = ()) -> library.KernelOps:
-    """The raw ops of "native" or "triton", in the form for these hyperparameters."""
+    """The raw ops of the "native" or "triton" backend, in the variant for these hyperparameters."""
     if name == "triton":
         _load_triton()
     namespace = library.TRITON if name == "triton" else library.NATIVE
@@ -185,12 +189,12 @@ def kernel_ops(name: str, params: Params = ()) -> library.KernelOps:
 
 
 def settled(params: tuple[float, ...]) -> Params:
-    """Hyperparameters as a graph that is compiled takes them: those that change from call to call,
-    and are symbols to the compiler, in a tensor."""
+    """Prepares hyperparameters for a compiled graph. If any of them changes between calls, and is
+    therefore a symbol to the compiler, all are packed into one tensor."""
     if not torch.compiler.is_compiling():
         return params
     known = torch.fx.experimental.symbolic_shapes.has_static_value
     if all(known(value) for value in params):
         return params
-    one = torch.ones((), dtype=torch.float64)  # times which a symbol is a tensor
+    one = torch.ones((), dtype=torch.float64)  # multiplication turns a symbol into a tensor
     return torch.stack([one * value for value in params])

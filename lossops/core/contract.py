@@ -1,8 +1,10 @@
-"""What raw ops demand of every tensor that they are given, whoever calls: they are reachable from
-exported programs and compiled graphs, and kernels believe what they are told about memory.
+"""Checks that raw ops apply to all their tensors, regardless of the caller.
 
-For kernels in Python; the twin of ``csrc/ops/contract.h``. The modules ``ops`` of the families say
-what each op demands besides.
+Raw ops are reachable from exported programs and compiled graphs, and kernels trust what they are
+told about memory.
+
+This module is for kernels written in Python; its C++ counterpart is ``csrc/ops/contract.h``. The
+``ops`` module of each family defines the additional requirements of its ops.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ KERNEL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
 
 
-# ---- One tensor.
+# ---- Checks of one argument.
 
 
 def require(condition, message: Callable[[], str]) -> None:
-    """Raises a RuntimeError unless so. Of sizes that are not known yet, it is checked later."""
+    """Raises a RuntimeError unless ``condition`` holds. A condition on sizes that are not known yet
+    is checked later."""
     if condition is True:
         return
     torch._check(condition, message)
@@ -82,7 +85,7 @@ def check_single(grad_output: Tensor) -> None:
 
 
 def check_mask(mask: Sequence[bool], tensors: Sequence[Tensor | None]) -> None:
-    """Gradients are those by tensors that there are, of numbers."""
+    """Checks that gradients are requested only of floating-point tensors that are present."""
     require(
         len(mask) == len(tensors),
         lambda: f"output_mask should have {len(tensors)} entries, got {len(mask)}",
@@ -95,7 +98,7 @@ def check_mask(mask: Sequence[bool], tensors: Sequence[Tensor | None]) -> None:
 
 
 def check_gradients_come(mask: Sequence[bool], reduction: str, keep_dims: int = 0) -> None:
-    """A forward pass gives gradients of one number."""
+    """Checks that gradients are requested of a forward pass only if the loss is a single number."""
     require(
         not any(mask) or (reduction != "none" and keep_dims == 0),
         lambda: "gradients come only where the loss is a single number",
@@ -103,7 +106,8 @@ def check_gradients_come(mask: Sequence[bool], reduction: str, keep_dims: int = 
 
 
 def check_gradients(grads: Sequence[Tensor], mask, tensors) -> None:
-    """The gradients to be written over: as many as are asked for, like what they are by."""
+    """Checks the gradients that an op overwrites: their number matches the mask, and each has the
+    shape and device of its tensor."""
     check_mask(mask, tensors)
     wanted = [tensor for tensor, yes in zip(tensors, mask, strict=True) if yes]
     require(
@@ -115,19 +119,21 @@ def check_gradients(grads: Sequence[Tensor], mask, tensors) -> None:
         check_shape("a gradient", grad, tensor.shape, "input")
 
 
-# ---- Memory, of tensors that have some.
+# ---- Checks of memory, for tensors that have storage.
 
 
 def _steps(tensor: Tensor) -> list[tuple[int, int]]:
-    """Of each dimension, the bytes from one to the next and how many there are."""
+    """The stride in bytes and the size of each dimension larger than 1."""
     dims = zip(tensor.stride(), tensor.shape, strict=True)
     return [(stride * tensor.itemsize, size) for stride, size in dims if size > 1]
 
 
 def _lie_apart(steps: list[tuple[int, int]], bytes: int) -> bool:
-    """Whether elements of so many bytes do: each dimension steps over all that is inside of it.
+    """Whether elements of ``bytes`` bytes do not overlap: each dimension steps over everything
+    inside it.
 
-    There are other ways to lie apart, which few use and no walk over strides would show.
+    The test is conservative. Rare layouts without overlap fail it, because a walk over the strides
+    cannot recognise them.
     """
     for stride, size in sorted(steps):
         if stride < bytes:
@@ -137,7 +143,7 @@ def _lie_apart(steps: list[tuple[int, int]], bytes: int) -> bool:
 
 
 def overlaps_itself(tensor: Tensor) -> bool:
-    """Whether elements of a tensor may share memory, as those of an expanded one do."""
+    """Whether elements of a tensor may share memory, as those of an expanded tensor do."""
     return tensor.numel() > 0 and not _lie_apart(_steps(tensor), tensor.itemsize)
 
 
@@ -153,7 +159,7 @@ def _may_overlap(a: Tensor, b: Tensor) -> bool:
     (begin_a, end_a), (begin_b, end_b) = _extent(a), _extent(b)
     if end_a <= begin_b or end_b <= begin_a:
         return False
-    # Parts of one tensor, as chunk() gives, are one with one more dimension.
+    # Two parts of one tensor, as from chunk(), are treated as one tensor with an extra dimension.
     sizes = [max(sizes) for sizes in zip(a.shape, b.shape, strict=False)]
     strides = [
         [stride * t.itemsize for stride, size in zip(t.stride(), sizes, strict=False) if size > 1]
@@ -166,8 +172,8 @@ def _may_overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def check_memory(arguments: Sequence[tuple[str, object, bool]]) -> None:
-    """Of (name, argument, whether it is written), each tensor lies within its memory, and apart
-    from what is written."""
+    """Checks (name, argument, is_written) triples. Each tensor must lie within its storage. A
+    tensor that is written must not overlap itself or any other tensor."""
     tensors = [
         (name, tensor, written)
         for name, value, written in arguments

@@ -1,4 +1,4 @@
-"""What formulas in plain torch share: reductions, and their derivatives by torch's autograd."""
+"""Helpers for formulas in plain torch: reductions, and gradients computed by autograd."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def reduce(
     keep_dims: int = 0,
     normalizer: Tensor | None = None,  # [kept dimensions …] or 0-d
 ) -> Tensor:
-    """Reduces over everything but the first ``keep_dims`` dimensions."""
+    """Reduces over all dimensions except the first ``keep_dims``."""
     if reduction == "none":
         return _with_own_tangent(loss)
     if loss.dim() == keep_dims:
@@ -31,14 +31,14 @@ def reduce(
 
 
 def _with_own_tangent(loss: Tensor) -> Tensor:
-    """Of a tensor without dimensions a copy, whose tangent has its dtype: torch.func.jvp makes it
-    float64 where such a tensor is multiplied by a number of Python."""
+    """Copies a 0-d tensor so that its tangent keeps the tensor's dtype. torch.func.jvp makes the
+    tangent float64 if a 0-d tensor is multiplied by a Python number."""
     return loss if loss.dim() else loss.to(loss.dtype, copy=True)
 
 
 def infinitely_steep(zero: Tensor) -> Tensor:
-    """0, with an infinite derivative: in factors, because 0 times infinity is NaN."""
-    for _ in range(11):  # 1e330 is beyond float64
+    """Returns 0 with an infinite derivative. Uses finite factors, because 0 * inf is NaN."""
+    for _ in range(11):  # their product, 1e330, overflows float64
         zero = zero * 1e30
     return zero
 
@@ -46,8 +46,9 @@ def infinitely_steep(zero: Tensor) -> Tensor:
 def formula_gradients(
     formula: Callable[..., tuple[Tensor, ...]], moving: tuple[Tensor, ...], cotangents: tuple
 ) -> list[Tensor]:
-    """The gradients of a formula in plain torch, as what torch can differentiate further."""
-    with torch.enable_grad():  # not torch.func.vjp, which leaves cycles of references
+    """The gradients of a formula in plain torch, in a form that autograd can differentiate
+    again."""
+    with torch.enable_grad():  # torch.func.vjp would leave reference cycles
         outputs = formula(*moving)
         found = torch.autograd.grad(
             outputs, moving, cotangents, create_graph=True, materialize_grads=True
@@ -56,6 +57,6 @@ def formula_gradients(
 
 
 def attached(gradient: Tensor, tensor: Tensor) -> Tensor:
-    """A gradient as a function of what it is the gradient by. Where the loss is linear it is none,
-    and to differentiate it would be an error in place of 0."""
+    """Makes a gradient depend on ``tensor`` in the autograd graph. The gradient of a linear loss
+    does not depend on it, and differentiating it would raise an error instead of giving 0."""
     return torch.where(torch.zeros_like(tensor, dtype=torch.bool), tensor, gradient)

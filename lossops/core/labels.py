@@ -1,8 +1,8 @@
-"""Labels that are no class, looked for before a loss is computed.
+"""Checks for out-of-range labels, made before a loss is computed.
 
-On a GPU a loss cannot raise without waiting for the device: the row of such a label is NaN.
+On a GPU a loss cannot raise without a device sync, so the row of such a label is NaN.
 ``with lossops.label_checks(): …`` and the environment variable ``LOSSOPS_LABEL_CHECKS=1`` make
-every loss wait, and raise with the row and the label.
+every loss sync, and raise an error that names the row and the label.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from lossops.core.spread import gathered
 from lossops.core.transforms import transforms_active
 
-# As in lossops.core.backends: one count for the whole process, which torch.compile can guard.
+# A process-wide global that torch.compile can guard, as in lossops.core.backends.
 _open = int(os.environ.get("LOSSOPS_LABEL_CHECKS", "0") not in ("", "0"))
 _lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def label_checks() -> Iterator[None]:
-    """Has every loss in the ``with`` block, of every thread, raise for a label that is no class.
+    """Makes every loss raise for out-of-range labels, in every thread, while the ``with`` block is
+    open.
 
-    On the CPU losses do so anyway. On a GPU each call then waits for the device. Under
-    ``torch.compile`` and ``torch.func``'s transforms nothing is checked.
+    On the CPU, losses always raise for them. On a GPU, each call then syncs with the device.
+    Nothing is checked under ``torch.compile`` and ``torch.func`` transforms.
 
     Raises:
-        IndexError: in the block, with the row and its label.
+        IndexError: from a loss in the block, with the row and its label.
 
     Example:
         >>> import torch, lossops
@@ -49,7 +50,7 @@ def label_checks() -> Iterator[None]:
 
 
 def labels_are_checked() -> bool:
-    """Whether a ``with`` block of label_checks, or the environment, asks for it."""
+    """Whether a :func:`label_checks` block or the environment variable requests label checks."""
     return _open > 0
 
 
@@ -60,12 +61,12 @@ def _add(more: int) -> None:
 
 
 def can_look(tensor: Tensor) -> bool:
-    """Whether to read its numbers makes nobody wait, and is possible."""
+    """True if the values can be read without a device sync."""
     return tensor.device.type == "cpu" and not _is_traced() and not isinstance(tensor, FakeTensor)
 
 
 def _is_traced() -> bool:
-    """Whether somebody looks on who needs what holds for all numbers."""
+    """Whether the call is traced or transformed, so that it must not depend on tensor values."""
     return (
         torch.compiler.is_compiling()
         or transforms_active()
@@ -75,14 +76,14 @@ def _is_traced() -> bool:
 
 
 def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
-    """Raises for a label that is neither a class nor ignored, where that is asked for."""
+    """Raises for a label that is neither a class nor ignored, if label checks are requested."""
     if not labels_are_checked() or labels.device.type == "meta" or _is_traced():
         return
     require_classes(labels, classes, ignore_index)
 
 
 def require_classes(labels: Tensor, classes: int, ignore_index: int) -> None:
-    """Raises for a label that is neither a class nor ignored. Waits for the labels."""
+    """Raises for a label that is neither a class nor ignored. Syncs with the labels' device."""
     labels = gathered(labels.detach()).long()  # in uint8, an ignore_index of -100 would be 156
     outside = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
     if not outside.any():

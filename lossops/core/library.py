@@ -1,17 +1,18 @@
-"""The raw ops: how families declare them, and backends implement them.
+"""The raw ops: how loss families declare them and how backends implement them.
 
-Every backend that is a kernel implements the same ops in a namespace of its own (``lossops`` for
-C++ and CUDA C++, ``lossops_triton`` for Triton). A family declares its ops once, with their schemas
-and a function that checks a call's arguments, in its module ``ops``; so they exist even where the
-compiled extension does not.
+Each kernel backend implements the same ops in its own namespace (``lossops`` for C++ and CUDA C++,
+``lossops_triton`` for Triton). A family declares each op once, in its ``ops`` module, with a schema
+and a function that checks the arguments of a call. The ops therefore exist even if the compiled
+extension does not.
 
-``output_mask`` says which of an op's outputs are wanted; the others are None. Those of forward
-passes are Tensor? in the schemas, as programs compiled ahead of time need it, and others Tensor, as
-the vmap behind ``torch.autograd.grad(is_grads_batched=True)`` does.
+``output_mask`` selects which outputs an op computes; the others are None. In the schemas, optional
+outputs of forward passes are ``Tensor?``, which programs compiled ahead of time require. Those of
+other ops are ``Tensor``, which the vmap behind ``torch.autograd.grad(is_grads_batched=True)``
+requires.
 
-Every op with ``params`` has a twin, ``…_tensor_params``, that takes them as a tensor on the CPU.
-``torch.compile`` makes a symbol of a number that changes from call to call, and a list of numbers
-would bind a graph to their values.
+Each op with ``params`` has a variant, ``…_tensor_params``, that takes them as a CPU tensor.
+``torch.compile`` represents a number that changes between calls as a symbol, and a list of numbers
+would specialise the graph on their values.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ from lossops.core.contract import check_memory
 
 NATIVE = "lossops"
 TRITON = "lossops_triton"
-PARAMS = "float[] params"  # of a loss, in schemas
+PARAMS = "float[] params"  # the hyperparameters of a loss, as written in schemas
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of what a row has besides its loss: lse, entropy, accuracy, denominators."""
+    """The dtype of the values other than the loss: lse, entropy, accuracy, denominators."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def empty_like(tensors, mask) -> tuple:
-    """Results of the shapes of tensors, None where they are not wanted."""
+    """Allocates outputs shaped like the tensors; None where the mask is False."""
     pairs = zip(tensors, mask, strict=True)
     return tuple(torch.empty_like(tensor) if wanted else None for tensor, wanted in pairs)
 
 
 class KernelOps:
-    """The raw ops of one backend as attributes, which take hyperparameters as numbers, or as a
-    tensor."""
+    """The raw ops of one backend as attributes. They take hyperparameters as numbers, or as a
+    tensor if ``tensor_params``."""
 
     def __init__(self, namespace: str, tensor_params: bool):
         self.namespace, self.tensor_params = namespace, tensor_params
@@ -56,16 +57,15 @@ KERNEL_OPS = {
     for namespace in (NATIVE, TRITON)
     for tensor_params in (False, True)
 }
-# A Library takes its ops with it when it is collected.
+# Keeps the libraries alive: a Library unregisters its ops when it is garbage collected.
 _libraries = [torch.library.Library(namespace, "DEF") for namespace in (NATIVE, TRITON)]
-# Of each op: its check and its schema. The check takes the arguments of a call, raises for what
-# breaks the contract, and returns a function that makes the results, whose contents a kernel would
-# compute.
+# Op name -> (check, schema). The check takes the arguments of a call and raises if they violate the
+# contract. It returns a function that allocates the outputs without computing their values.
 DECLARED: dict[str, tuple[Callable, str]] = {}
 
 
 def declare(name: str, check: Callable, schema: str) -> None:
-    """Declares an op for every backend."""
+    """Declares an op in the namespace of every kernel backend."""
     DECLARED[name] = check, schema
     for library in _libraries[:2]:
         _declare_in(library, name)
@@ -88,7 +88,7 @@ def _declare_in(library: torch.library.Library, name: str) -> None:
 
 
 def _define(library: torch.library.Library, name: str, schema: str) -> None:
-    """Declares an op, and its twin where it has hyperparameters."""
+    """Defines an op, and its ``…_tensor_params`` variant if it has hyperparameters."""
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     if PARAMS not in schema:
         return
@@ -112,15 +112,15 @@ def _define(library: torch.library.Library, name: str, schema: str) -> None:
 
 
 def register_fake(library: torch.library.Library, name: str, fake) -> None:
-    """Says what an op, and its twin, gives on tensors without data."""
+    """Registers the fake tensor implementation of an op and of its ``…_tensor_params`` variant."""
     for form in (name, f"{name}_tensor_params"):
         if hasattr(getattr(torch.ops, library.ns), form):
             torch.library.register_fake(f"{library.ns}::{form}", fake, lib=library)
 
 
 def implement(namespace: str, name: str, device: str, kernel: Callable) -> None:
-    """Registers a Python function as the kernel of an op on a device type. It is called with
-    arguments that keep the contract."""
+    """Registers a Python function as the kernel of an op for a device type. The kernel is called
+    only with arguments that satisfy the contract."""
     check, _ = DECLARED[name]
     schema = getattr(getattr(torch.ops, namespace), name).default._schema.arguments
     known = [(argument.name, argument.is_write) for argument in schema]
@@ -136,7 +136,7 @@ def implement(namespace: str, name: str, device: str, kernel: Callable) -> None:
 
 
 def compose(name: str, schema: str, kernel, fake, backward=None, setup_context=None) -> None:
-    """An op that is made of others, wherever these run."""
+    """Registers an op that is composed of other ops, for every device on which those run."""
     library, full = torch.library.Library(NATIVE, "FRAGMENT"), f"{NATIVE}::{name}"
     _define(library, name, schema)
     register_fake(library, name, fake)

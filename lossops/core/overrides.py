@@ -1,8 +1,8 @@
-"""Calls that others handle: tensor subclasses with ``__torch_function__``, and modes.
+"""``__torch_function__`` overrides: calls handled by tensor subclasses or modes.
 
-They see a call as torch's own functions show theirs: what is required by position, options by name.
-While :func:`lossops.use_in_torch` has put our function in the place of torch's, they see torch's,
-by which they know what to do, and where they call it, ours runs.
+Handlers receive a call in the form that torch's own functions use: required arguments by position,
+options by keyword. While :func:`lossops.use_in_torch` replaces torch's function with ours, handlers
+receive torch's function, because that is the one they recognise. If they call it, ours runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.overrides import (
     has_torch_function_variadic,
 )
 
-# As they are when this is imported: lossops.use_in_torch() may put ours in their place.
+# Captured at import time, because lossops.use_in_torch() may replace these functions later.
 TORCHS: dict[str, Callable] = {
     name: function
     for name, function in vars(torch.nn.functional).items()
@@ -31,15 +31,15 @@ TORCHS: dict[str, Callable] = {
 
 
 def overridden(*tensors) -> bool:
-    """Whether a mode, or the class of one of the tensors, handles calls."""
+    """Whether a mode or the class of one of the tensors overrides the call."""
     if not has_torch_function_variadic(*tensors):
         return False
-    # The compiler's has_torch_function_variadic forgets where handlers are disabled.
+    # Under torch.compile, has_torch_function_variadic ignores that overrides may be disabled.
     return not torch.compiler.is_compiling() or torch._C._is_torch_function_enabled()
 
 
 def handle(ours: Callable, tensors: tuple, *required, **options) -> Tensor | tuple[Tensor, ...]:
-    """Hands a call to the mode, or the class of one of the tensors, that handles it."""
+    """Passes a call to the mode, or the class of one of the tensors, that overrides it."""
     torchs, shown = ours, options
     if not torch.compiler.is_compiling() and getattr(torch.nn.functional, ours.__name__, 0) is ours:
         torchs, shown = _as_torchs(ours, options)
@@ -57,12 +57,12 @@ def handle(ours: Callable, tensors: tuple, *required, **options) -> Tensor | tup
 
 
 class _OursForTorchs(TorchFunctionMode):
-    """Below who handles a call of torch's function: what is called in the end is ours."""
+    """A mode below the handler of torch's function: if the handler calls torch's, ours runs."""
 
     def __init__(self, ours: Callable, torchs: Callable, passes: bool = False) -> None:
         super().__init__()
         self.ours, self.torchs = ours, torchs
-        self.passes = passes  # the call itself, which is for the tensors' class to handle
+        self.passes = passes  # leave the first call to the tensors' class
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if self.passes:
@@ -73,7 +73,8 @@ class _OursForTorchs(TorchFunctionMode):
 
 
 def _as_torchs(ours: Callable, options: dict) -> tuple[Callable, dict]:
-    """Torch's function and what options of a call it has; ours where one is given that it lacks."""
+    """Returns torch's function and the options it supports, or ours if torch's lacks an option that
+    is not at its default."""
     torchs = TORCHS[ours.__name__]
     known, defaults = _parameters(torchs), _parameters(ours)
     for name, value in options.items():

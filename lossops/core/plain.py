@@ -1,10 +1,10 @@
-"""A short way for plain calls.
+"""A fast path for plain calls.
 
-Of a loss over a few rows, the checks in Python take longer than loss and gradient. So the functions
-whose counterparts in torch are the fastest first try whether the extension takes the call as it is:
-ordinary tensors, arguments of the expected types, nothing that transforms or records it
-(``csrc/ops/plain.h``). It runs the same kernels, to the same bits. All other calls, and all that
-are wrong, it leaves to the checks.
+For a loss over a few rows, the checks in Python take longer than computing the loss and its
+gradient. The functions with the fastest counterparts in torch therefore first try whether the
+extension accepts the call as it is: ordinary tensors, arguments of the expected types, no transform
+and no tracing (``csrc/ops/plain.h``). The extension runs the same kernels, with bitwise identical
+results. All other calls, including invalid ones, go through the checks in Python.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lossops.core.backends import native_extension
 
 
 def _may_be_plain() -> bool:
-    """Whether the extension would run a plain call, and nobody asked for more checks."""
+    """Whether the extension would run a plain call and no label checks are requested."""
     return (
         not torch.compiler.is_compiling()
         and backends.chosen() in (None, "native")
@@ -31,8 +31,8 @@ def cross_entropy(
     input, target, weight, ignore_index, reduction, label_smoothing=0.0, z_loss=0.0,
     temperature=1.0, form="logits",
 ) -> Tensor | None:  # fmt: skip
-    """:func:`lossops.functional.cross_entropy`, and of ``form`` "log_probs" ``nll_loss``; or None
-    where the call is not plain."""
+    """Computes :func:`lossops.functional.cross_entropy`, or ``nll_loss`` if ``form`` is
+    "log_probs". Returns None if the call is not plain."""
     if not _may_be_plain():
         return None
     return native_extension.plain_cross_entropy(
@@ -41,7 +41,8 @@ def cross_entropy(
 
 
 def multi_margin_loss(input, target, p, margin, reduction) -> Tensor | None:
-    """:func:`lossops.functional.multi_margin_loss`, or None where the call is not plain."""
+    """Computes :func:`lossops.functional.multi_margin_loss`. Returns None if the call is not
+    plain."""
     if not _may_be_plain():
         return None
     return native_extension.plain_multi_margin(input, target, p, margin, reduction)

@@ -1,8 +1,8 @@
-"""Tensors that are spread over processes (``DTensor``): the formulas in plain torch compute their
-losses, and torch sends what has to be sent.
+"""Support for ``DTensor``: the formulas in plain torch compute the losses, and torch handles the
+communication.
 
-Formulas over rows are given whole rows, also of scores that are sharded by class: what torch makes
-of such scores by itself is not always right.
+Formulas over rows receive whole rows, even if the scores are sharded by class, because torch's own
+results for such scores are not always correct.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from torch import Tensor
 
 
 def is_spread(tensor) -> bool:
-    """Whether it is a DTensor. Not by its class, whose import takes long."""
+    """Whether it is a DTensor. Avoids isinstance, because importing the class is slow."""
     return type(tensor) is not Tensor and hasattr(tensor, "device_mesh")
 
 
 def whole_along(dim: int, tensor):
-    """The tensor; if it is spread, whole along a dimension in every process."""
+    """Returns the tensor. A DTensor is redistributed so that no process has only a part of
+    ``dim``."""
     if not is_spread(tensor):
         return tensor
     from torch.distributed.tensor import Replicate
@@ -31,13 +32,14 @@ def whole_along(dim: int, tensor):
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """All of a tensor, in every process. By what all have, all raise; else one would wait for ever
-    for another that has raised."""
+    """Gathers the whole tensor in every process. A check of it then raises in all of them. If only
+    one process raised, the others would wait for it forever."""
     return tensor.full_tensor() if is_spread(tensor) else tensor
 
 
 def beside(tensor: Tensor | None, like) -> Tensor | None:
-    """A tensor that is the same in every process, as one to compute with beside spread ones."""
+    """Converts a tensor that is equal in every process to a replicated DTensor if ``like`` is a
+    DTensor, so that they can be combined."""
     if tensor is None or is_spread(tensor) or not is_spread(like):
         return tensor
     from torch.distributed.tensor import DTensor, Replicate
@@ -47,13 +49,13 @@ def beside(tensor: Tensor | None, like) -> Tensor | None:
 
 
 def is_whole(tensor) -> bool:
-    """Whether every process has all of it."""
+    """Whether it is a DTensor that is replicated in every process."""
     return is_spread(tensor) and all(p.is_replicate() for p in tensor.placements)
 
 
 def leaves_softmax_to_the_loss(function: str, log_probs, dim: int) -> bool:
-    """Whether these are of a log_softmax that passes gradients on as they are, because in torch's
-    loss_parallel() a loss has the derivative of both: that by the logits."""
+    """Whether ``log_probs`` come from a log_softmax that passes gradients through unchanged. Under
+    torch's loss_parallel() the loss returns the gradient of both, with respect to the logits."""
     dispatcher = getattr(log_probs, "_op_dispatcher", None)
     handlers = getattr(dispatcher, "_custom_op_handlers", {})
     sharded = any(p.is_shard(dim) for p in log_probs.placements)

@@ -1,4 +1,4 @@
-"""What differentiates, batches or traces a call, and helpers of autograd Functions."""
+"""Detection of functorch transforms and forward-mode AD; helpers for autograd Functions."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from torch.autograd import forward_ad
 
 
 def transforms_active() -> bool:
-    """Whether torch.func or forward-mode AD is looking."""
+    """Whether a functorch transform or forward-mode AD is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_transformed(grad_output: Tensor) -> bool:
-    """Whether what comes of it will be differentiated, or is a batch: under torch.func, forward
-    mode, or the older vmap behind ``torch.autograd.grad(is_grads_batched=True)``."""
+    """Whether a result computed from ``grad_output`` may be differentiated or batched: under
+    torch.func, in forward mode, or under the legacy vmap behind
+    ``torch.autograd.grad(is_grads_batched=True)``."""
     return transforms_active() or torch._C._functorch.is_legacy_batchedtensor(grad_output)
 
 
 def is_functionalized() -> bool:
-    """Whether torch.func.functionalize looks on, which knows no autograd.Function."""
+    """Whether torch.func.functionalize is active, which does not support autograd.Function."""
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return any(i.key() == torch._C._functorch.TransformType.Functionalize for i in stack)
 
 
 def distinct(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The same, a tensor that comes again being a view of itself: torch.compile takes none twice
-    as an argument of a Function."""
+    """Replaces repeated tensors by views, because torch.compile does not accept a tensor twice as
+    an argument of a Function."""
     found: list[Tensor | None] = []
     for tensor in tensors:
         if tensor is not None and any(tensor is other for other in found):

@@ -1,8 +1,8 @@
-"""Losses that are formulas in plain torch, differentiable any number of times by torch itself: what
-they share.
+"""Helpers for losses without kernels: formulas in plain torch that autograd can differentiate any
+number of times.
 
-They have the signatures, the conventions and the accuracy of their kin with kernels, half precision
-included: computed in float32, rounded once.
+These losses have the signatures, conventions and accuracy of the losses with kernels. In half
+precision too, they compute in float32 and round once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def composed(
     moving: tuple[Tensor, ...],
     reduction: str,
 ) -> Tensor:
-    """``formula`` of the tensors in the dtype to compute in, reduced and rounded."""
+    """Applies ``formula`` to the tensors in the compute dtype, then reduces and rounds."""
     check_reduction(reduction)
     dtype = moving[0].dtype
     for tensor in moving[1:]:
@@ -38,14 +38,14 @@ def composed(
     if reduction == "sample":
         reduced = mean_of_samples(function, value)
     elif not wide.is_floating_point and reduction == "mean":
-        return value.mean()  # which torch refuses, of integers
+        return value.mean()  # raises torch's error for integers
     else:
         reduced = reduce(value, *REDUCTIONS[reduction])
     return reduced if wide == dtype else reduced.to(dtype)
 
 
 def mean_of_samples(function: str, value: Tensor) -> Tensor:
-    """What is left of a number per sample, or of several."""
+    """Reduces one or more values per sample to one value per sample."""
     if value.dim() == 0:
         raise ValueError(
             f"{function}(): reduction='sample' needs a batch dimension, got one loss alone"
@@ -54,19 +54,20 @@ def mean_of_samples(function: str, value: Tensor) -> Tensor:
 
 
 def has_kernels(*tensors: Tensor) -> bool:
-    """Whether the tensors are of dtypes that kernels take; they have none of integers alone."""
+    """Whether kernels support these dtypes. They need at least one floating-point tensor."""
     return any(tensor.is_floating_point() for tensor in tensors)
 
 
 def floating(tensor: Tensor, *others: Tensor) -> Tensor:
-    """The tensor; integers among integers as torch makes numbers of them."""
+    """Converts an integer tensor to the default dtype if no tensor is floating point, as torch's
+    own type promotion does."""
     if not isinstance(tensor, Tensor) or tensor.is_complex() or has_kernels(tensor, *others):
         return tensor
     return tensor.to(torch.get_default_dtype())
 
 
 def difference(a: Tensor, b: Tensor) -> tuple[Tensor, torch.dtype]:
-    """a - b, of half precision in float32; and the dtype that a loss of it has."""
+    """Returns a - b, computed in float32 for half precision, and the dtype of a loss of it."""
     dtype = promoted(a, b)
     if dtype not in HALF_DTYPES:
         return a - b, dtype

@@ -1,7 +1,6 @@
-"""How gradients flow: the autograd Functions of the elementwise family.
+"""The autograd Functions of the elementwise losses.
 
-A loss L(input, target, weight) is differentiated by three fused kernels, and every derivative that
-torch asks for is one of them:
+Three fused kernels compute a loss L(input, target, weight) and its first and second derivatives:
 
 =====================  ======================================================================
 ``forward``            L, and its gradients for ``grad_output == 1`` in the same pass
@@ -9,13 +8,13 @@ torch asks for is one of them:
 ``double_backward``    for a direction v: the derivative ⟨∂L, v⟩, and g · ∂⟨∂L, v⟩
 =====================  ======================================================================
 
-The derivative of ``backward`` along v is ``double_backward``, in reverse mode and, the Hessian
-being symmetric, in forward mode too. Derivatives of ``double_backward`` itself (third order and
-up) come from the formulas in :mod:`lossops.elementwise.reference`.
+The derivative of ``backward`` along v is ``double_backward``, both in reverse mode and, because the
+Hessian is symmetric, in forward mode. Derivatives of ``double_backward`` itself (third order and
+up) are computed from the formulas in :mod:`lossops.elementwise.reference`.
 
-There are two ways in. :class:`FusedElementwise` serves plain and compiled training: it takes the
-gradient from the forward pass. :class:`Elementwise` serves ``torch.func`` and forward mode, where
-the gradient is always recomputed, because it may itself be differentiated.
+There are two entry points. :class:`FusedElementwise` serves eager and compiled training and takes
+the gradient from the forward pass. :class:`Elementwise` serves ``torch.func`` and forward mode. It
+always recomputes the gradient, because the gradient may itself be differentiated.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ from lossops.elementwise import batching as _batching  # noqa: F401  (registers 
 from lossops.elementwise import reference
 
 
-@dataclass(eq=False)  # frozen ones take four times as long to make
+@dataclass(eq=False)  # a frozen dataclass takes four times as long to create
 class Call:
-    """What a loss is called with, besides tensors.
+    """The arguments of a loss other than its tensors.
 
-    Not a tuple: torch.func takes the arguments of a Function apart, and should not take this one.
+    Not a tuple, because torch.func would flatten a tuple among the arguments of a Function.
     """
 
     backend: str
@@ -52,14 +51,14 @@ class Call:
     reduction: str  # "none", "mean" or "sum"
     keep_dims: int  # leading dimensions that a reduction keeps
     out_dtype: torch.dtype
-    mask: tuple[bool, ...] = ()  # the wanted outputs, for the Functions that have several
+    mask: tuple[bool, ...] = ()  # which outputs to compute, for Functions with several outputs
 
     @property
     def op_args(self) -> tuple:
         return self.loss, self.params, self.reduction, self.keep_dims
 
     def kernels(self) -> tuple[KernelOps, tuple]:
-        """The raw ops that run it, and ``op_args`` in their form."""
+        """The raw ops that run the call, and ``op_args`` in the form that they take."""
         params = settled(self.params)
         ops = kernel_ops(self.backend, params)
         return ops, (self.loss, params, self.reduction, self.keep_dims)
@@ -69,7 +68,7 @@ class Call:
         return self.keep_dims == 0 and self.reduction != "none"
 
     def asking_for(self, *mask: bool, dtype: torch.dtype | None = None) -> Call:
-        """The same call, wanting these outputs, the loss-like one in this dtype."""
+        """The same call with another output mask and, if given, another dtype of the loss."""
         return replace(self, mask=mask, out_dtype=dtype or self.out_dtype)
 
 
@@ -77,17 +76,18 @@ _NO_GRADIENTS = (False, False, False)
 
 
 def _place(grads, mask) -> list:
-    """Puts the wanted gradients where the mask says they belong, None elsewhere."""
+    """Expands the computed gradients to the positions in the mask, with None elsewhere."""
     remaining = iter(grads)
     return [next(remaining) if wanted else None for wanted in mask]
 
 
 class FusedElementwise(Function):
-    """A loss whose gradient is ready when its value is.
+    """A loss whose forward pass also computes the gradient.
 
-    The first ``backward()`` hands that gradient out, scaled in place by ``grad_output`` unless it
-    is 1. It is an attribute of ``ctx`` and not a saved tensor, whose version check would refuse
-    the scaling. Any further backward recomputes from the inputs.
+    The first ``backward()`` returns that gradient, scaled in place by ``grad_output`` unless it
+    is 1. The gradient is an attribute of ``ctx`` and not a saved tensor, because the version check
+    of saved tensors would reject the scaling. Further backward passes recompute the gradient from
+    the inputs.
     """
 
     @staticmethod
@@ -122,8 +122,8 @@ class FusedElementwise(Function):
         else:
             present = [grad for grad in grads if grad is not None]
             if any(grad.dtype == torch.float16 for grad in present):
-                # A float16 gradient of a mean is so small that scaling it afterwards would lose
-                # its digits: that is what loss scaling is there to avoid.
+                # The float16 gradient of a mean may be so small that scaling it afterwards loses
+                # digits, which loss scaling is meant to avoid. Recompute it with grad_output.
                 ops.elementwise_backward_(present, grad_output, *inputs, *op_args, mask)
             else:
                 ops.elementwise_rescale_(present, grad_output)
@@ -131,9 +131,10 @@ class FusedElementwise(Function):
 
 
 def _compiled_gradients(ctx, grad_output, call, mask) -> tuple:
-    """Without mutation, so that the compiler may fuse the scaling into what comes next."""
+    """Scales the gradients out of place, so that the compiler can fuse the scaling into the ops
+    that follow."""
     input, target, weight, normalizer, *grads = ctx.saved_tensors
-    # Compiled autograd comes here from a forward pass that was not compiled and saved no gradients.
+    # Compiled autograd may call this after an eager forward pass, which saves no gradients.
     ready = grads and call.gives_a_number
     if not ready or any(g is not None and g.dtype == torch.float16 for g in grads):
         ops, op_args = call.kernels()
@@ -148,9 +149,9 @@ def _wanted(outputs, mask) -> tuple:
 
 
 class Elementwise(Function):
-    """A loss that any transform of ``torch.func`` may be applied to."""
+    """A loss that supports every ``torch.func`` transform."""
 
-    generate_vmap_rule = True  # from the rules of the raw ops, in lossops.batching
+    generate_vmap_rule = True  # uses the rules of the raw ops in lossops.elementwise.batching
 
     @staticmethod
     def forward(input, target, weight, normalizer, call):
@@ -180,7 +181,7 @@ class Elementwise(Function):
 
 
 class ElementwiseBackward(Function):
-    """The wanted gradients of a loss, as a tuple; itself differentiable."""
+    """Computes the gradients selected by the mask, as a tuple. Differentiable."""
 
     generate_vmap_rule = True
 
@@ -202,7 +203,8 @@ class ElementwiseBackward(Function):
         wanted = ctx.needs_input_grad[:4]
         if not any(wanted) or all(cotangent is None for cotangent in cotangents):
             return (None,) * 6
-        # The gradient of ⟨cotangents, g ∂L⟩: by g it is the derivative along the cotangents.
+        # The gradient of ⟨cotangents, g ∂L⟩. With respect to g, it is the derivative of L along the
+        # cotangents.
         call = ctx.call.asking_for(*wanted, dtype=ctx.saved_tensors[0].dtype)
         directions = _place(cotangents, ctx.call.mask)
         grads = ElementwiseDoubleBackward.apply(*ctx.saved_tensors, *directions, call)
@@ -223,7 +225,8 @@ class ElementwiseBackward(Function):
 
 
 class ElementwiseDoubleBackward(Function):
-    """The wanted ones of (derivative along the tangents, its gradients times g), as a tuple."""
+    """Computes (derivative along the tangents, g times its gradients), as a tuple of the outputs
+    selected by the mask."""
 
     generate_vmap_rule = True
 
@@ -257,7 +260,8 @@ class ElementwiseDoubleBackward(Function):
 
 
 def _by_reference(tensors, moving, call):
-    """double_backward by the reference formulas, as a function of the tensors that move."""
+    """double_backward from the reference formulas, as a function of the tensors that require a
+    derivative."""
 
     def function(*values):
         return _reference_double_backward(*merge(tensors, moving, values), call)
@@ -266,7 +270,8 @@ def _by_reference(tensors, moving, call):
 
 
 def _differentiable_backward(grad_output, input, target, weight, normalizer, *args):
-    """What csrc/ops/elementwise/fused.cpp calls: the gradients, None where not wanted."""
+    """The differentiable gradients, None where the mask is False. Called by
+    csrc/ops/elementwise/fused.cpp."""
     call = Call("native", *args)
     grads = ElementwiseBackward.apply(grad_output, input, target, weight, normalizer, call)
     return _place(grads, call.mask)
@@ -280,7 +285,8 @@ def _reference_double_backward(
     grad_output, input, target, weight, normalizer,
     tangent_input, tangent_target, tangent_weight, call,
 ):  # fmt: skip
-    """double_backward by torch.func from the reference formula, for what differentiates it."""
+    """double_backward from the reference formula and torch.func, so that it can be differentiated
+    again."""
     tensors = [input, target, weight]
     given = [t is not None for t in tensors]
     present = tuple(t for t in tensors if t is not None)
@@ -317,10 +323,11 @@ def elementwise(
     normalizer: Tensor | None,
     call: Call,
 ) -> Tensor:
-    """A loss over tensors of one shape. ``normalizer`` is not differentiated by."""
+    """Computes a loss of tensors of one shape. It is not differentiable with respect to
+    ``normalizer``."""
     transformed = transforms_active()
-    # torch.compile does not see the derivative rules of a Function inside torch.func's transforms;
-    # plain formulas it differentiates, and fuses, itself. Functionalization knows no Function.
+    # Inside torch.func transforms, torch.compile ignores the derivative rules of a Function. It can
+    # differentiate and fuse plain formulas itself. functionalize does not support Functions.
     plain = transformed and (torch.compiler.is_compiling() or is_functionalized())
     if call.backend == "reference" or plain:
         return reference.elementwise(

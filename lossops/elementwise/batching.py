@@ -1,4 +1,4 @@
-"""``vmap`` for the raw ops: a batch is one more leading dimension that reductions keep."""
+"""``vmap`` rules of the raw ops: the batch becomes a leading dimension that reductions keep."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lossops.core import library
 
 
 class _Batch:
-    """Brings the tensors of a vmapped op into the shapes of the batched op."""
+    """Converts the tensors of a vmapped op to the shapes of the batched op."""
 
     def __init__(self, info, dims_and_tensors, reduction: str, keep_dims: int):
         self.size = info.batch_size
@@ -26,7 +26,7 @@ class _Batch:
         return tensor.movedim(dim, 0)
 
     def kept(self, dim: int | None, tensor: Tensor | None) -> Tensor | None:
-        """A tensor of the loss's shape, or of one number per batch entry."""
+        """Batches a tensor that has the shape of the loss or holds a single number."""
         tensor = self._front(dim, tensor)
         if tensor is None or not self.reduces:
             return tensor

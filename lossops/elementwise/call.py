@@ -1,7 +1,7 @@
-"""Validates the arguments of an elementwise loss; settles shapes and dtypes.
+"""Validates the arguments of elementwise losses; normalises shapes and dtypes.
 
-Exceptions have torch's types, and its words where it has some; they name the argument, what it was
-and what it should be.
+Exceptions have the same types as torch's, and the same messages where torch has one. Messages name
+the argument, the expected value and the actual value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lossops.core.library import accumulator
 from lossops.core.transforms import transforms_active
 from lossops.elementwise.autograd import Call, elementwise
 
-# As it is when this is imported: lossops.use_in_torch() may put ours in its place.
+# Captured at import time, because lossops.use_in_torch() may replace this function later.
 _torch_l1_loss = torch.nn.functional.l1_loss
 
 
@@ -40,8 +40,8 @@ def elementwise_loss(
     normalizer: Tensor | None = None,
     warns_of_broadcast: bool = True,
 ) -> Tensor:
-    """Checks a call, settles shapes and dtypes, and runs it. A ``normalizer``, 0-d, is what the sum
-    is divided by."""
+    """Validates a call, normalises shapes and dtypes, and runs the loss. If a 0-d ``normalizer`` is
+    given, the sum is divided by it."""
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{reduction} is not a valid value for reduction")
     _check_tensors(loss, input, target, weight)
@@ -74,8 +74,8 @@ def elementwise_loss(
     denominator = normalizer if sum_of_weights is None else sum_of_weights
     moves = sum_of_weights is not None and torch.is_grad_enabled() and weight.requires_grad
     if denominator is not None and (moves or transforms_active()):
-        # The loss depends on the weight through the denominator too; and to a transform it may be a
-        # tensor like any other. Leave it to autograd.
+        # The loss depends on the weight through the denominator too, and a transform may act on the
+        # denominator as on any other tensor. Leave the division to autograd.
         total = replace(call, reduction="sum", out_dtype=accumulator(dtype))
         loss = elementwise(input, target, weight, None, total)
         return (loss / denominator).to(dtype)
@@ -83,7 +83,8 @@ def elementwise_loss(
 
 
 def broadcast_loss(loss: str, input, target, weight, reduction: str, *params: float) -> Tensor:
-    """The same where tensors may broadcast, and a weighted mean is one over the elements."""
+    """:func:`elementwise_loss`, but tensors broadcast without a warning, and a weighted mean
+    divides by the number of elements."""
     return elementwise_loss(
         loss, input, target, weight, reduction, params,
         divides_by_weight=False, warns_of_broadcast=False,
@@ -91,7 +92,7 @@ def broadcast_loss(loss: str, input, target, weight, reduction: str, *params: fl
 
 
 def _warn_of_broadcast(input: Tensor, target: Tensor) -> None:
-    if torch.compiler.is_compiling():  # which cannot follow a warning
+    if torch.compiler.is_compiling():  # torch.compile cannot trace a warning
         return
     warnings.warn(
         f"Using a target size ({target.size()}) that is different to the input size "
@@ -118,21 +119,22 @@ def _check_tensors(loss: str, input, target, weight) -> None:
 
 
 def _sum_of_weights(weight: Tensor, target: Tensor, keep_dims: int) -> Tensor:
-    """What a weighted mean divides by. The mean sums the weights as they are given, as torch does;
-    a sample's own mean sums those of its elements, broadcast."""
+    """The denominator of a weighted mean. A mean over everything sums the weights without
+    broadcasting them, as torch does. The mean of a sample sums the broadcast weights of its
+    elements."""
     double = torch.float64 in (weight.dtype, target.dtype)
     dtype = torch.float64 if double else torch.float32
     if keep_dims == 0:
         return weight.sum(dtype=dtype)
     weight = weight.expand(torch.broadcast_shapes(weight.shape, target.shape))
-    if weight.dim() == keep_dims:  # nothing to sum over; an empty list would mean everything
+    if weight.dim() == keep_dims:  # no dim left to sum over; an empty list of dims would mean all
         return weight.to(dtype).contiguous()
     return weight.sum(tuple(range(keep_dims, weight.dim())), dtype=dtype)
 
 
 def _settle_dtypes(input: Tensor, target: Tensor, weight: Tensor | None, broadcast_first: bool):
-    """The tensors in dtypes that the kernels take, and the dtype of the loss. Where torch brings
-    them to one shape first, a number counts for as much as the tensor it meets."""
+    """Returns the tensors in dtypes that the kernels support, and the dtype of the loss. For losses
+    that torch broadcasts first, a 0-d tensor promotes dtypes like a tensor with dimensions."""
     dtype = input.dtype
     if target.dtype != dtype:
         both = torch.broadcast_tensors(input, target) if broadcast_first else (input, target)
@@ -146,8 +148,8 @@ def _settle_dtypes(input: Tensor, target: Tensor, weight: Tensor | None, broadca
         )
 
     def settle(tensor):
-        # Kernels compute in the widest dtype they are given: a float64 number does not make the
-        # loss float64, so it must not arrive as one.
+        # Kernels compute in the widest dtype they receive. A 0-d float64 tensor that does not
+        # promote the loss to float64 must therefore not be passed to them as float64.
         fits = tensor.dtype in KERNEL_DTYPES and (
             dtype == torch.float64 or tensor.dtype != torch.float64
         )
@@ -157,8 +159,12 @@ def _settle_dtypes(input: Tensor, target: Tensor, weight: Tensor | None, broadca
 
 
 def l1_in_torch(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    """The L1 loss of integer or complex tensors, for which there are no kernels."""
+    """The L1 loss of integer or complex tensors, which the kernels do not support."""
     if reduction != "sample":
         return _torch_l1_loss(input, target, reduction=reduction, weight=weight)
-    rows = _torch_l1_loss(input, target, reduction="none", weight=weight)
-    return rows.reshape(rows.shape[0], -1).mean(1)
+    each = _torch_l1_loss(input, target, reduction="none", weight=weight)
+    if each.dim() == 0:
+        raise ValueError(
+            "l1_loss: reduction='sample' needs a batch dimension, got an input of shape ()"
+        )
+    return each.unsqueeze(-1).flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""Negative log-likelihoods; public as part of :mod:`lossops.functional`."""
+"""Negative log-likelihood losses, exported by :mod:`lossops.functional`."""
 
 from __future__ import annotations
 
@@ -37,25 +37,29 @@ def poisson_nll_loss(
     *,
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Negative log-likelihood of a count: ``exp(x) - y x``, or ``x - y log(x + eps)``.
+    r"""Poisson negative log-likelihood: ``exp(x) - y x``, or ``x - y log(x + eps)``.
+
+    Use it when the target is a count, such as a number of events.
 
     Args:
-        input: x, the logarithm of the expected count; or the count, with ``log_input=False``.
-        target: y, the count, of a shape that broadcasts with the input's.
-        log_input: which of the two.
-        full: add Stirling's approximation of log(y!), where y > 1.
+        input: x, the logarithm of the expected count, or the expected count itself if ``log_input``
+            is False.
+        target: y, the count, of a shape that broadcasts with ``input``.
+        log_input: whether ``input`` is the logarithm of the expected count.
+        full: whether to add Stirling's approximation of log(y!) where y > 1.
         size_average, reduce: deprecated, see ``reduction``.
-        eps: keeps the logarithm finite.
+        eps: added to x to keep the logarithm finite if ``log_input`` is False.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of the input, multiplies it. A mean still divides by the number of
-            elements.
+        weight: w, of the same shape as ``input``; multiplies the loss of each element. A mean still
+            divides by the number of elements.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
         "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        ValueError: if ``reduction`` is not one of these, or ``weight`` does not have the shape of
+            ``input``.
         RuntimeError: if the shapes do not broadcast.
         TypeError: if ``eps`` is not a number.
 
@@ -90,30 +94,33 @@ def gaussian_nll_loss(
     *,
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Negative log-likelihood of a measurement: ``½ (log v + (x - y)² / v)``.
+    r"""Gaussian negative log-likelihood: ``½ (log v + (x - y)² / v)``.
 
-    The deviation x - y is a tensor of its own; what comes after it is one pass.
+    Use it when the model predicts a variance along with each expected value, or when the variance
+    of each target is known.
+
+    The difference x - y is materialised as a tensor; the rest is one fused pass.
 
     Args:
-        input: x, the expectation, any shape.
-        target: y, the measurement, of a shape that broadcasts with the input's.
-        var: v, the variance: a number; or a tensor of the input's shape, of that without the last
-            dimension, or with one dimension that is 1. No less than eps is used; the derivative by
-            v is that of v itself, as in torch.
-        full: add ½ log 2π.
-        eps: the least variance.
+        input: x, the expected value, of any shape.
+        target: y, the observed value, of a shape that broadcasts with ``input``.
+        var: v, the variance: a number, or a tensor of the same shape as ``input``, of that shape
+            without its last dimension, or of that shape with one dimension of size 1. It is clamped
+            to at least ``eps``; the derivative ignores the clamping, as in torch.
+        full: whether to add the constant ½ log 2π.
+        eps: the smallest variance used.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of x - y, multiplies it. A mean still divides by the number of
-            elements.
+        weight: w, of the shape of x - y; multiplies the loss of each element. A mean still divides
+            by the number of elements.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
         "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these, ``var`` has another shape or, on the CPU, an
-            entry below 0. On a GPU, where to look would stall it, and under torch.func and
-            torch.compile, the loss of such an element is NaN.
+        ValueError: if ``reduction`` is not one of these, ``var`` has another shape or, on the CPU,
+            a negative entry. On a GPU, where the check would require a device sync, and under
+            torch.func and torch.compile, the loss of such an element is NaN.
         TypeError: if ``eps`` is not a number.
 
     Follows :func:`torch.nn.functional.gaussian_nll_loss`. Nix and Weigend, Estimating the mean and

@@ -1,4 +1,4 @@
-"""Losses with a margin; public as part of :mod:`lossops.functional`."""
+"""Margin-based losses, exported by :mod:`lossops.functional`."""
 
 from __future__ import annotations
 
@@ -35,25 +35,28 @@ def soft_margin_loss(
     *,
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Logistic loss of a signed label: ``w log(1 + exp(-y x))``.
+    r"""Logistic loss of labels 1 and -1: ``w log(1 + exp(-y x))``.
+
+    Use it for binary classification when the labels are 1 and -1 instead of 1 and 0.
 
     Args:
-        input: x, any shape.
-        target: y, 1 or -1, of a shape that broadcasts with the input's.
+        input: x, the scores, of any shape.
+        target: y, 1 or -1, of a shape that broadcasts with ``input``.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of the input. A mean still divides by the number of elements.
+        weight: w, of the same shape as ``input``. A mean still divides by the number of elements.
 
     Returns:
-        The loss, of input's dtype: a scalar, or a tensor of the broadcast shape for "none", of
-        shape (B,) for "sample".
+        The loss, of the dtype of ``input``: a scalar, or a tensor of the broadcast shape for
+        "none", of shape (B,) for "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        ValueError: if ``reduction`` is not one of these, or ``weight`` does not have the shape of
+            ``input``.
         RuntimeError: if the shapes do not broadcast.
 
     Follows :func:`torch.nn.functional.soft_margin_loss`, but does not overflow: where y x is very
-    negative it is -y x, and torch's is infinite.
+    negative, the loss is -y x, whereas torch's is infinite.
 
     Example:
         >>> import torch, lossops.functional as F
@@ -82,27 +85,31 @@ def hinge_embedding_loss(
     *,
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Of a distance x: itself where y is 1, ``max(0, margin - x)`` where y is -1.
+    r"""Hinge embedding loss: ``x`` where y is 1, ``max(0, margin - x)`` where y is -1.
+
+    Use it to learn embeddings from pairs that are labelled as similar or dissimilar.
 
     Args:
-        input: x, a distance of two embeddings, any shape.
-        target: y, 1 for a pair that belongs together, -1 for one that does not; of a shape that
-            broadcasts with the input's.
-        margin: how far apart the latter should be.
+        input: x, the distance between two embeddings, of any shape.
+        target: y, 1 for a similar pair and -1 for a dissimilar pair, of a shape that broadcasts
+            with that of ``input``.
+        margin: the distance beyond which a dissimilar pair has loss 0.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of the input. A mean still divides by the number of elements.
+        weight: w, of the same shape as ``input``. A mean still divides by the number of elements.
 
     Returns:
-        The loss, of input's dtype: a scalar, or a tensor of the broadcast shape for "none", of
-        shape (B,) for "sample".
+        The loss, of the dtype of ``input``: a scalar, or a tensor of the broadcast shape for
+        "none", of shape (B,) for "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        ValueError: if ``reduction`` is not one of these, or ``weight`` does not have the shape of
+            ``input``.
+        RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
         TypeError: if ``margin`` is not a number.
 
-    Follows :func:`torch.nn.functional.hinge_embedding_loss`, also in that other labels than 1 and
-    -1 give the sum of both; but infinite ones and NaN give NaN.
+    Follows :func:`torch.nn.functional.hinge_embedding_loss`, including the sum of both branches for
+    targets other than 1 and -1. Infinite and NaN targets, however, give NaN.
 
     Example:
         >>> import torch, lossops.functional as F
@@ -142,24 +149,27 @@ def margin_ranking_loss(
     *,
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Whether x1 ranks above x2 by a margin: ``max(0, margin - y (x1 - x2))``.
+    r"""Margin ranking loss of two scores: ``max(0, margin - y (x1 - x2))``.
 
-    The difference of the two is a tensor of its own; what comes after it is one pass.
+    Use it to learn a ranking from pairs of which one should score higher than the other.
+
+    The difference x1 - x2 is materialised as a tensor; the rest is one fused pass.
 
     Args:
-        input1, input2: x1 and x2, of shapes that broadcast.
+        input1, input2: the scores x1 and x2, of shapes that broadcast.
         target: y, 1 where x1 should rank higher, -1 where x2 should.
-        margin: by how much.
+        margin: the difference of the scores beyond which a correctly ranked pair has loss 0.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of x1 - x2. A mean still divides by the number of elements.
+        weight: w, of the shape of x1 - x2. A mean still divides by the number of elements.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
         "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than x1 - x2.
+        ValueError: if ``reduction`` is not one of these, or ``weight`` does not have the shape of
+            x1 - x2.
         RuntimeError: if the tensors do not have the same number of dimensions, or do not broadcast.
         TypeError: if ``margin`` is not a number.
 
@@ -208,21 +218,23 @@ def multilabel_soft_margin_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""Binary cross entropy of logits, the mean over the classes of a row.
+    r"""Binary cross entropy of logits, averaged over the classes of each row.
+
+    Use it for multi-label classification, where a sample may belong to several classes at once.
 
     Args:
-        input: x, logits of shape (…, C).
-        target: y, between 0 and 1, of the shape of input.
-        weight: a number per class, of shape (C), or of one that broadcasts to the input's.
+        input: x, the logits, of shape (…, C).
+        target: y, between 0 and 1, of the same shape as ``input`` or broadcastable to it.
+        weight: one weight per class, of shape (C), or of a shape that broadcasts to ``input``.
         size_average, reduce: deprecated, see ``reduction``.
-        reduction: "none", "mean", "sum" or "sample", of the numbers per row.
+        reduction: "none", "mean", "sum" or "sample", applied to the losses of the rows.
 
     Returns:
-        The loss: a scalar, or for "none" a number per row.
+        The loss: a scalar, or one value per row for "none", of shape (B,) for "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these, or target does not broadcast to the shape of
-            input.
+        ValueError: if ``reduction`` is not one of these, or ``target`` does not broadcast to the
+            shape of ``input``.
         NotImplementedError: if the tensors are not floating point.
 
     Follows :func:`torch.nn.functional.multilabel_soft_margin_loss`.
@@ -257,12 +269,13 @@ def multilabel_soft_margin_loss(
         loss = loss.mean(-1)
         if reduction == "sample":
             loss = mean_of_samples("multilabel_soft_margin_loss", loss)
-    if input.device.type == "cpu" and autocasts("cpu"):  # which does not widen torch's there
+    if input.device.type == "cpu" and autocasts("cpu"):  # CPU autocast does not widen torch's loss
         loss = loss.to(torch.promote_types(input.dtype, target.dtype))
     return loss
 
 
 def _label_like(input: Tensor, target: Tensor) -> Tensor:
-    """Labels of another floating dtype in the input's, which the loss has, as in torch."""
+    """Casts floating-point labels to the dtype of ``input``, so that the loss has that dtype, as in
+    torch."""
     both = input.is_floating_point() and target.is_floating_point()
     return target.to(input.dtype) if both else target

@@ -1,28 +1,30 @@
-"""The raw ops of the elementwise losses: schemas, contract, and results without data.
+"""The raw ops of the elementwise losses: schemas, contract and fake tensor implementations.
 
-``input``, ``target``, ``weight`` and the tangents have one shape,
-broadcast by the caller (stride 0 is fine), and floating dtypes that may differ. ``keep_dims`` is
-the number of leading dimensions a reduction keeps: 0 for a scalar, 1 for one number per sample.
+``input``, ``target``, ``weight`` and the tangents have the same shape. The caller broadcasts them
+(stride 0 is allowed). Their floating-point dtypes may differ. ``keep_dims`` is the number of
+leading dimensions that a reduction keeps: 0 for a scalar, 1 for one number per sample.
 ``reduction`` is "none", "mean" or "sum"; with "none", ``keep_dims`` is ignored. ``normalizer``
-(0-d, or of the kept dimensions' shape) replaces the mean's denominator.
+(0-d, or of the shape of the kept dimensions) replaces the denominator of the mean.
 
-With L_i = w_i f(x_i, y_i) and s the reduction's factor (1, 1/n or 1/normalizer):
+The ops compute the following, where L_i = w_i f(x_i, y_i), g is ``grad_output`` and s is the factor
+of the reduction (1, 1/n or 1/normalizer):
 
 ``elementwise_forward``
-    the reduced loss, and the gradients for ``grad_output == 1`` (only where nothing is kept).
+    the reduced loss, and the gradients for ``grad_output == 1`` (only if the loss is a scalar).
 ``elementwise_backward``
     g s w f_x, g s w f_y, g s f.
 ``elementwise_backward_``
-    the same, written over ``grads``; does nothing where ``grad_output``, one number read on the
-    device, is 1.
+    the same, written into ``grads``. Does nothing if ``grad_output``, a single number that is read
+    on the device, is 1.
 ``elementwise_rescale_``
-    multiplies ``grads`` by ``grad_output``, one number read on the device; does nothing where it
-    is 1.
+    multiplies ``grads`` by ``grad_output``, a single number that is read on the device. Does
+    nothing if it is 1.
 ``elementwise_double_backward``
-    with the tangents (a, b, c) of (input, target, weight), missing ones being 0: the derivative of
-    the reduced loss in their direction, the reduction of w (a f_x + b f_y) + c f; and the
-    derivatives of g s (w (a f_x + b f_y) + c f) by input, target and weight. ``output_mask`` has
-    four entries, the first for the directional derivative, which does not contain g.
+    for tangents (a, b, c) of (input, target, weight), where missing tangents are 0: the directional
+    derivative of the reduced loss, which is the reduction of w (a f_x + b f_y) + c f; and the
+    derivatives of g s (w (a f_x + b f_y) + c f) with respect to input, target and weight.
+    ``output_mask`` has four entries. The first selects the directional derivative, which does not
+    contain g.
 """
 
 from __future__ import annotations
@@ -53,13 +55,13 @@ _CALL = f"str loss, {PARAMS}, str reduction, int keep_dims"
 
 
 def loss_shape(input: Tensor, reduction: str, keep_dims: int) -> tuple:
-    """The shape of the loss over an input of this shape."""
+    """The shape of the loss of ``input``."""
     return tuple(input.shape if reduction == "none" else input.shape[:keep_dims])
 
 
 @functools.cache
 def _num_params(loss: str) -> int | None:
-    """Of an elementwise loss, besides input and target."""
+    """The number of hyperparameters of an elementwise loss; None if there is no such loss."""
     formula = reference.TERMS.get(loss) or reference.FORMULAS.get(loss)
     return None if formula is None else len(inspect.signature(formula).parameters) - 2
 
@@ -67,7 +69,7 @@ def _num_params(loss: str) -> int | None:
 def _check_elementwise(
     input, target, weight, normalizer, loss, params, reduction, keep_dims
 ) -> tuple:
-    """Returns the shape of the loss."""
+    """Checks the arguments that the ops share. Returns the shape of the loss."""
     known = _num_params(loss)
     require(known is not None, lambda: f"unknown elementwise loss {loss!r}")
     require(

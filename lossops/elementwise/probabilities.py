@@ -1,4 +1,4 @@
-"""Losses of probabilities, their logarithms and logits; public as :mod:`lossops.functional`'s."""
+"""Losses of probabilities, log-probabilities and logits, exported by :mod:`lossops.functional`."""
 
 from __future__ import annotations
 
@@ -26,29 +26,32 @@ def kl_div(
 ) -> Tensor:
     r"""Kullback-Leibler divergence, pointwise: ``w y (log(y) - x)``, or ``w exp(y) (y - x)``.
 
-    What has probability 0 in the target costs 0, the limit: also where the input is -inf, and with
-    ``log_target`` where the target is, for which torch has NaN. The derivative by a target of 0 is
-    -inf, its limit, where torch has NaN.
+    Use it to train a model to match a target distribution, for example in knowledge distillation.
+
+    Where the target probability is 0, the loss is 0, the limit. This also holds for an input of
+    -inf and, with ``log_target``, for a target of -inf, for which torch returns NaN. At a target of
+    0, the derivative with respect to the target is -inf, also the limit, where torch returns NaN.
 
     Args:
-        input: x, log-probabilities of the model, any shape.
-        target: y, probabilities, or log-probabilities with ``log_target``; the shape of ``input``,
-            or one that broadcasts with it, silently, as in torch.
+        input: x, the log-probabilities of the model, of any shape.
+        target: y, probabilities, or log-probabilities if ``log_target``, of the same shape as
+            ``input`` or one that broadcasts with it (without a warning, as in torch).
         size_average, reduce: deprecated, see ``reduction``.
-        reduction: "batchmean": the sum divided by the size of the input's first dimension, which is
-            what the mathematics calls the divergence; or "none", "mean", "sum" or "sample", see
-            :mod:`lossops.functional`. "mean" divides by the number of elements, and warns, as in
-            torch.
-        log_target: whether the target is given as log-probabilities.
-        weight: w, the shape of ``input`` (torch has none here). A mean still divides by the number
-            of elements, and "batchmean" by the batch size.
+        reduction: "batchmean", the sum divided by the size of the first dimension of ``input``,
+            which matches the mathematical definition of the divergence; or "none", "mean", "sum" or
+            "sample", see :mod:`lossops.functional`. "mean" divides by the number of elements and
+            warns, as in torch.
+        log_target: whether ``target`` contains log-probabilities.
+        weight: w, of the same shape as ``input`` (torch has no weight here). A mean still divides
+            by the number of elements, and "batchmean" by the batch size.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
         "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        ValueError: if ``reduction`` is not one of these, or ``weight`` does not have the shape of
+            ``input``.
         RuntimeError: if a tensor is integral, the shapes do not broadcast, or the tensors are on
             different devices.
 
@@ -86,7 +89,7 @@ def kl_div(
         "kl_div_log_target" if log_target else "kl_div", input, target, weight, reduction,
         divides_by_weight=False, normalizer=normalizer, warns_of_broadcast=False,
     )  # fmt: skip
-    # As torch: the deprecated arguments decide how to reduce, and "batchmean" divides all the same.
+    # As in torch: deprecated arguments override the reduction, but "batchmean" still divides.
     overruled = asked == "batchmean" and not (size_average is None and reduce is None)
     return loss / input.size(0) if overruled and input.size(0) != 0 else loss
 
@@ -96,7 +99,7 @@ def _dtype(tensor) -> str:
 
 
 def _warn_of_mean() -> None:
-    if torch.compiler.is_compiling():  # which cannot follow a warning
+    if torch.compiler.is_compiling():  # torch.compile cannot trace a warning
         return
     warnings.warn(
         "reduction: 'mean' divides the total loss by both the batch size and the support size."
@@ -117,28 +120,32 @@ def binary_cross_entropy(
 ) -> Tensor:
     r"""Binary cross entropy of probabilities: ``-w (y log(x) + (1 - y) log(1 - x))``.
 
-    Both logarithms are no less than -100, and the derivative ``(x - y) / (x (1 - x))`` divides by
-    no less than 1e-12, as in torch. With logits at hand,
+    Use it when the model outputs probabilities. If logits are available,
     :func:`~lossops.functional.binary_cross_entropy_with_logits` is more accurate and faster.
 
+    Both logarithms are clamped to at least -100, and the denominator of the derivative
+    ``(x - y) / (x (1 - x))`` to at least 1e-12, as in torch.
+
     Args:
-        input: x, probabilities between 0 and 1, any shape.
-        target: y, between 0 and 1, the shape of ``input``.
-        weight: w, of a shape that broadcasts to the input's. A mean still divides by the number of
+        input: x, probabilities between 0 and 1, of any shape.
+        target: y, between 0 and 1, of the same shape as ``input``.
+        weight: w, of a shape that broadcasts to ``input``. A mean still divides by the number of
             elements, as in torch.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        label_smoothing: s in [0, 1]; y becomes ``y (1 - s) + s/2``. torch has none here.
+        label_smoothing: s in [0, 1]; y becomes ``y (1 - s) + s/2``. torch has no such option here.
 
     Returns:
-        The loss: a scalar, or a tensor of the input's shape for "none", of shape (B,) for "sample".
+        The loss: a scalar, or a tensor of the same shape as ``input`` for "none", of shape (B,) for
+        "sample".
 
     Raises:
-        ValueError: if the sizes of input and target differ, ``weight`` does not broadcast to them,
-            ``reduction`` is none of these, or ``label_smoothing`` is not in [0, 1].
-        RuntimeError: if a number of ``input`` or ``target`` is outside of [0, 1], on the CPU. On
-            the GPU, where to look would stall it, and under torch.func and torch.compile, the loss
-            of such an element is NaN. NaN itself gives NaN, where torch raises.
+        ValueError: if ``input`` and ``target`` differ in size, ``weight`` does not broadcast to
+            them, ``reduction`` is not one of these, or ``label_smoothing`` is not in [0, 1].
+        RuntimeError: on the CPU, if an element of ``input`` or ``target`` is outside [0, 1]. On a
+            GPU, where the check would require a device sync, and under torch.func and
+            torch.compile, the loss of such an element is NaN. A NaN element gives NaN, where torch
+            raises.
         NotImplementedError: if the tensors are not floating point.
         TypeError: if ``label_smoothing`` is not a number.
 
@@ -171,8 +178,8 @@ def binary_cross_entropy(
 
 
 def _refuse_what_is_no_probability(loss: Tensor, input: Tensor, target: Tensor) -> None:
-    """The kernels make NaN of a number outside of [0, 1]. So the tensors need to be looked through
-    only where the loss, or the sum of all losses, is NaN: almost never."""
+    """Raises if an element is outside [0, 1]. The kernels return NaN for such an element, so the
+    tensors are searched only if the loss, or the sum of all losses, is NaN, which is rare."""
     if type(loss) is not Tensor or not can_look(loss):
         return
     total = loss.detach()
@@ -197,31 +204,35 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:
     r"""Binary cross entropy of logits: ``w (p y softplus(-x) + (1 - y) softplus(x))``.
 
-    Right at infinite logits: one that is right costs 0, where torch has NaN, and the gradients by
-    the input are finite.
+    Use it for binary or multi-label classification, with the logits of the model as input.
+
+    Correct at infinite logits: an infinite logit that agrees with the target has loss 0, where
+    torch returns NaN, and the gradient with respect to ``input`` is finite.
 
     Args:
-        input: x, logits, any shape.
-        target: y, usually between 0 and 1, the shape of ``input``.
-        weight: w, of a shape that broadcasts to the input's. A mean still divides by the number of
+        input: x, the logits, of any shape.
+        target: y, usually between 0 and 1, of the same shape as ``input``.
+        weight: w, of a shape that broadcasts to ``input``. A mean still divides by the number of
             elements, as in torch.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
         pos_weight: p, the weight of the positive class: a number, or a tensor of a shape that
-            broadcasts to the input's, by which the loss is differentiated if it asks for that.
-        label_smoothing: s in [0, 1]; y becomes ``y (1 - s) + s/2``. torch has none here.
+            broadcasts to ``input``. The loss is differentiable with respect to a tensor that
+            requires grad.
+        label_smoothing: s in [0, 1]; y becomes ``y (1 - s) + s/2``. torch has no such option here.
 
     Returns:
-        The loss: a scalar, or a tensor of the input's shape for "none", of shape (B,) for "sample".
+        The loss: a scalar, or a tensor of the same shape as ``input`` for "none", of shape (B,) for
+        "sample".
 
     Raises:
-        ValueError: if the sizes of input and target differ, ``weight`` or ``pos_weight`` does not
-            broadcast to them, ``pos_weight`` is a negative number, ``reduction`` is none of these,
-            or ``label_smoothing`` is not in [0, 1].
+        ValueError: if ``input`` and ``target`` differ in size, ``weight`` or ``pos_weight`` does
+            not broadcast to them, ``pos_weight`` is a negative number, ``reduction`` is not one of
+            these, or ``label_smoothing`` is not in [0, 1].
         NotImplementedError: if the tensors are not floating point.
         RuntimeError: if the tensors are on different devices.
-        TypeError: if ``label_smoothing`` is not a number, or ``pos_weight`` neither that nor a
-            tensor.
+        TypeError: if ``label_smoothing`` is not a number, or ``pos_weight`` is neither a number nor
+            a tensor.
 
     Follows :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
 
@@ -250,7 +261,8 @@ def binary_cross_entropy_with_logits(
 
 
 def _pos_weight(pos_weight) -> float | Tensor:
-    """As a number, which the kernels take, where that costs no wait for a device."""
+    """Converts ``pos_weight`` to a number, which the kernels accept, if that needs no device sync
+    and no gradient."""
     if pos_weight is None:
         return 1.0
     if isinstance(pos_weight, Tensor):
@@ -275,8 +287,11 @@ def _with_a_weight_per_element(
     pos_weight: Tensor,
     smoothing: float,
 ) -> Tensor:
-    """p y softplus(-x) + (1 - y) softplus(x) is v times the plain loss for the target p y / v, with
-    v = p y + (1 - y): v goes to the kernels as a weight, and torch differentiates it."""
+    """The loss for a tensor ``pos_weight``.
+
+    p y softplus(-x) + (1 - y) softplus(x) equals v times the plain loss for the target p y / v,
+    where v = p y + (1 - y). The kernels receive v as a weight, and autograd differentiates v.
+    """
     if pos_weight.device != input.device and pos_weight.dim() == 0:
         pos_weight = pos_weight.to(input.device)
     if not _broadcasts_to(pos_weight, input):
@@ -286,13 +301,13 @@ def _with_a_weight_per_element(
             f"{tuple(input.shape)}"
         )
     dtype = torch.promote_types(input.dtype, target.dtype)
-    wide = torch.promote_types(dtype, torch.float32)  # weights in half precision lose digits
+    wide = torch.promote_types(dtype, torch.float32)  # half-precision weights would lose digits
     y = target.to(wide)
     if smoothing:
         y = y * (1 - smoothing) + 0.5 * smoothing
     positive = pos_weight.to(wide) * y
     total = positive + (1 - y)
-    nothing = total == 0  # neither class counts
+    nothing = total == 0  # neither class has any weight
     share = torch.where(nothing, y, positive / torch.where(nothing, 1.0, total))
     total = total.expand(input.shape)
     loss = elementwise_loss(
@@ -314,28 +329,32 @@ def sigmoid_focal_loss(
 ) -> Tensor:
     r"""RetinaNet's focal loss of logits: ``w α_t (1 - p_t)^γ BCE(x, y)``.
 
-    ``p = sigmoid(x)``, ``p_t = p y + (1 - p)(1 - y)`` is the probability given to the truth, and
-    ``α_t = α y + (1 - α)(1 - y)``. What is already sure weighs little: γ = 2 divides the loss at
-    p_t = 0.9 by a hundred. Accurate near p_t = 1 and right at infinite logits.
+    Use it for binary classification in which many easy examples would otherwise dominate the loss,
+    as in dense object detection.
+
+    Here ``p = sigmoid(x)``, ``p_t = p y + (1 - p)(1 - y)`` is the probability of the true class,
+    and ``α_t = α y + (1 - α)(1 - y)``. Well-classified examples are down-weighted: γ = 2 divides
+    the loss at p_t = 0.9 by 100. Accurate near p_t = 1 and correct at infinite logits.
 
     Args:
-        input: x, logits, any shape.
-        target: y, 0 or 1, or soft targets between them, the shape of ``input``.
-        alpha: α ≤ 1, the weight of the positive class, that of the negative being 1 - α; a negative
-            number for neither.
+        input: x, the logits, of any shape.
+        target: y, 0 or 1, or a soft target in between, of the same shape as ``input``.
+        alpha: α ≤ 1, the weight of the positive class; the weight of the negative class is 1 - α. A
+            negative number disables both weights.
         gamma: γ ≥ 0; 0 gives the weighted cross entropy.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`. The default is
-            "mean" as in the other losses; torchvision's is "none".
-        weight: w, of a shape that broadcasts to the input's (torchvision has none here). A mean
+            "mean", as for the other losses; torchvision's is "none".
+        weight: w, of a shape that broadcasts to ``input`` (torchvision has no weight here). A mean
             still divides by the number of elements.
 
     Returns:
-        The loss: a scalar, or a tensor of the input's shape for "none", of shape (B,) for "sample".
+        The loss: a scalar, or a tensor of the same shape as ``input`` for "none", of shape (B,) for
+        "sample".
 
     Raises:
-        ValueError: if the sizes of input and target differ, ``weight`` does not broadcast to them,
-            ``alpha`` is above 1, ``gamma`` is negative or infinite, or ``reduction`` is none of
-            these.
+        ValueError: if ``input`` and ``target`` differ in size, ``weight`` does not broadcast to
+            them, ``alpha`` is above 1, ``gamma`` is negative or infinite, or ``reduction`` is not
+            one of these.
         NotImplementedError: if the tensors are not floating point.
         RuntimeError: if the tensors are on different devices.
         TypeError: if ``alpha`` or ``gamma`` is not a number.
@@ -393,7 +412,8 @@ def _broadcasts_to(tensor: Tensor, input: Tensor) -> bool:
 
 
 def _expanded(weight, input):
-    """The weight in the input's shape; one that does not broadcast to it is refused later."""
+    """Expands the weight to the shape of ``input``. A weight that does not broadcast to it is
+    rejected later."""
     if isinstance(weight, Tensor) and isinstance(input, Tensor) and weight.shape != input.shape:
         return weight.expand(input.shape) if _broadcasts_to(weight, input) else weight
     return weight

@@ -1,7 +1,8 @@
-"""Every loss in plain torch: the oracle of the tests and the fallback of last resort.
+"""Every elementwise loss in plain torch. The tests compare against it, and it is the fallback
+backend.
 
-Here a loss is a function ``f(input, target, *params)`` of elementwise formulas, differentiable any
-number of times by torch itself. Nothing here is fused, and nothing calls torch's own losses.
+A loss is a function ``f(input, target, *params)`` of elementwise formulas, which autograd can
+differentiate any number of times. Nothing is fused, and nothing calls torch's own losses.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def l1(input: Tensor, target: Tensor) -> Tensor:
     return (input - target).abs()
 
 
-# In torch.where both branches are differentiated, and the derivative of the one not taken is
-# multiplied by 0: it must be finite, so that branch is given harmless numbers.
+# torch.where differentiates both branches and multiplies the derivative of the branch not taken by
+# 0. That derivative must be finite, so the branch is evaluated at harmless values.
 
 
 def smooth_l1(input: Tensor, target: Tensor, beta: float) -> Tensor:
@@ -44,7 +45,7 @@ def smooth_l1(input: Tensor, target: Tensor, beta: float) -> Tensor:
 
 def huber(input: Tensor, target: Tensor, delta: float) -> Tensor:
     d = input - target
-    if delta == math.inf:  # not isinf, which torch.compile cannot trace on a symbol
+    if delta == math.inf:  # torch.compile cannot trace math.isinf on a symbol
         return 0.5 * d * d
     z = d.abs()
     outside = z >= delta
@@ -71,7 +72,7 @@ def quantile(input: Tensor, target: Tensor, above: float, below: float) -> Tenso
 
 
 def charbonnier(input: Tensor, target: Tensor, epsilon: float) -> Tensor:
-    """sqrt(d² + ε²), the larger of the two in front of the root."""
+    """sqrt(d² + ε²), with the larger of |d| and ε factored out of the root."""
     d = input - target
     infinite, far = d.isinf(), d.abs() > epsilon
     outer = torch.where(far & ~infinite, d.abs(), 2 * epsilon)
@@ -84,28 +85,29 @@ def charbonnier(input: Tensor, target: Tensor, epsilon: float) -> Tensor:
     return torch.where(infinite, d.abs(), finite)
 
 
-# The rest are sums, written as their terms: rounding is relative to the terms, not to what is left
-# of them where they cancel.
+# The remaining losses are sums, returned as their terms. Where terms cancel, rounding errors are
+# relative to the terms and not to their sum.
 
 
 def kl_div(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    """0 where the target is."""
+    """y log(y) - y x, and 0 where the target is 0."""
     impossible = (target == 0) & (input == -math.inf)
-    # Younger torchs alone can spread entr, of which the derivative at 0 is the limit.
+    # The derivative of entr at 0 is the limit, but older versions of torch lack entr for DTensors.
     y_log_y = torch.xlogy(target, target) if is_spread(target) else -torch.special.entr(target)
     return y_log_y, -target * torch.where(impossible, 0.0, input)
 
 
 def kl_div_log_target(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    """0 where the target's probability is, unless the input is infinite or NaN."""
+    """exp(y) (y - x), and 0 where the target's probability is 0, unless the input is infinite or
+    NaN."""
     zero = target.exp() == 0
     x, y = torch.where(zero, 0.0, input), torch.where(zero, 0.0, target)
     p = torch.where(zero, 0.0, y.exp())
-    # Of a probability that is not 0, but rounds to it.
+    # The loss for a probability that is not 0 but underflows to 0.
     limit = torch.where((target > -math.inf) & (input == -math.inf), math.inf, 0.0)
     limit = torch.where(zero, torch.where(input < math.inf, limit, input * 0), 0.0)
     fixed, d = p.detach(), y - x
-    # The second term is there for its derivative by y alone, p d, which may be infinite.
+    # The second term only contributes its derivative w.r.t. y, p d, which may be infinite.
     rest, impossible = p - fixed, d == math.inf
     steep = infinitely_steep(torch.where(impossible, rest, 0.0))
     rest, d_or_0 = torch.where(impossible, 0.0, rest), torch.where(impossible, 0.0, d)
@@ -113,19 +115,19 @@ def kl_div_log_target(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
 
 
 def _smoothed(target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """A target and 1 minus it."""
+    """The smoothed target, and 1 minus the smoothed target."""
     keep, half = 1 - smoothing, 0.5 * smoothing
     return target * keep + half, (1 - target) * keep + half
 
 
 def bce(input: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, ...]:
-    """Both logarithms are at least -100; the derivative divides by no less than 1e-12."""
+    """Both logarithms are clamped to at least -100. The derivative divides by at least 1e-12."""
     yes, no = _smoothed(target, smoothing)
     edge = (input * (1 - input) < 1e-12) & (input >= 0) & (input <= 1)
     x = torch.where(edge, 0.5, input)
     at_edge = input.detach()
     slope = torch.where(edge, (at_edge - yes.detach()) / 1e-12, 0.0)
-    step = slope * torch.where(edge, input - at_edge, 0.0)  # 0, with that derivative
+    step = slope * torch.where(edge, input - at_edge, 0.0)  # 0, with ``slope`` as derivative
     low, high = at_edge.log(), torch.log1p(-at_edge)
     log_yes = torch.where(edge, torch.where(low < -100, -100.0, low), x.log())
     log_no = torch.where(edge, torch.where(high < -100, -100.0, high), torch.log1p(-x))
@@ -133,7 +135,7 @@ def bce(input: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, ...]:
 
 
 def _cross_entropy(input: Tensor, yes: Tensor, no: Tensor) -> tuple[Tensor, Tensor]:
-    """Of logits, by two softplus. What is infinitely sure, and right, costs nothing."""
+    """Binary cross entropy of logits as two softplus terms. A correct infinite logit has loss 0."""
     negative = input < 0
     tail = torch.log1p(torch.where(negative, input, -input).exp())
     against = tail + torch.where(negative & ((yes != 0) | (input > -math.inf)), -input, 0.0)
@@ -149,20 +151,22 @@ def bce_with_logits(
 
 
 def hinge_embedding(input: Tensor, target: Tensor, margin: float) -> tuple[Tensor, ...]:
-    """Of a distance. The derivative by a label is 0; one that is no number makes the loss none."""
+    """The loss of a distance. The derivative w.r.t. the target is 0. An infinite or NaN target
+    makes the loss NaN."""
     left = margin - input
     left = torch.where(left < 0, 0, left)
     return torch.where(target == 1, 0, left), torch.where(target == -1, 0, input), 0 * target
 
 
 def margin_ranking(input: Tensor, target: Tensor, margin: float) -> tuple[Tensor, ...]:
-    """Of a difference of scores. At the margin the derivative is that of the left side."""
+    """The loss of a difference of scores. At the margin, where the loss has a kink, the derivative
+    is that of the linear branch."""
     left = margin - input * target
     return (torch.where(left < 0, 0, left),)
 
 
 def soft_margin(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    """log(1 + exp(-x y)). A sure score that is right has neither loss nor derivatives."""
+    """log(1 + exp(-x y)). Where x y > 1000, the loss and its derivatives are 0."""
     z = -input * target
     sure = z < -1000
     x, y = torch.where(sure, 0.0, input), torch.where(sure, 0.0, target)
@@ -172,7 +176,7 @@ def soft_margin(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
 
 
 def stirling(count: Tensor) -> tuple[Tensor, ...]:
-    """An approximation of log(y!), where y > 1: y log y - y + log(2 π y) / 2."""
+    """Stirling's approximation of log(y!) where y > 1, else 0: y log y - y + log(2 π y) / 2."""
     large = count > 1
     safe = torch.where(large, count, 1.0)
     terms = (safe * safe.log(), -safe, 0.5 * (2 * math.pi * safe).log())
@@ -180,7 +184,7 @@ def stirling(count: Tensor) -> tuple[Tensor, ...]:
 
 
 def poisson_log(input: Tensor, target: Tensor, full: float) -> tuple[Tensor, ...]:
-    """exp(x) - y x, of which the second is 0 where y is; ``full`` of 1: with log(y!)."""
+    """exp(x) - y x, where y x is 0 if y is 0. With a ``full`` of 1, log(y!) is added."""
     expected = input.exp()
     impossible = ((target == 0) & input.isinf()) | (expected == math.inf)
     terms = expected, -target * torch.where(impossible, 0.0, input)
@@ -188,31 +192,32 @@ def poisson_log(input: Tensor, target: Tensor, full: float) -> tuple[Tensor, ...
 
 
 def poisson(input: Tensor, target: Tensor, epsilon: float, full: float) -> tuple[Tensor, ...]:
-    """x - y log(x + ε), of which the second is 0 where y is."""
+    """x - y log(x + ε), where the second term is 0 if y is 0. With a ``full`` of 1, log(y!) is
+    added."""
     sum, fixed = input + epsilon, input.detach()
     added = sum.detach() - fixed
-    lost = (fixed - (sum.detach() - added)) + (epsilon - added)  # by rounding
+    lost = (fixed - (sum.detach() - added)) + (epsilon - added)  # the rounding error of ``sum``
     impossible = (target == 0) & ((sum == 0) | (sum == math.inf))
     log = torch.where(impossible, 1.0, sum).log()
     log = torch.where(lost.abs() > 0, log + lost / sum.detach(), log)
-    # For its derivative by y alone.
+    # A term that only contributes its derivative w.r.t. y.
     rest = torch.where(impossible, target - target.detach(), 0.0)
     terms = input, -target * log, infinitely_steep(torch.where(sum > 0, -rest, rest))
     return (*terms, *stirling(target)) if full else terms
 
 
 def gaussian(input: Tensor, target: Tensor, epsilon: float, constant: float) -> tuple[Tensor, ...]:
-    """Of a deviation and a variance: ½ (log v + x² / v) and a constant."""
+    """½ (log v + x² / v) + constant, for a deviation x and a variance v."""
     fixed = target.detach()
     bounded = torch.where(fixed < 0, torch.nan, torch.where(fixed < epsilon, epsilon, fixed))
-    # The bound, with the derivative of the variance itself.
+    # The clamped variance, with the derivative of the unclamped one.
     variance = torch.where(fixed >= epsilon, target, bounded + (target - fixed))
     return 0.5 * variance.log(), 0.5 * input * (input / variance) + constant
 
 
 def sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) -> tuple[Tensor, ...]:
-    """A negative alpha stands for none."""
-    far = input.abs() > 1000  # where e is 0, whatever it is multiplied by in a derivative
+    """The sigmoid focal loss. A negative alpha disables the class weights."""
+    far = input.abs() > 1000  # there e is 0, and so is its product with any factor in a derivative
     near = torch.where(far, 0.0, input)
     e = torch.where(far, 0.0, torch.where(near < 0, near, -near).exp())
     larger, smaller = 1 / (1 + e), e / (1 + e)
@@ -270,7 +275,7 @@ def elementwise(
     keep_dims: int,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """What ``elementwise_forward`` computes, from tensors of one shape."""
+    """Computes the loss of ``elementwise_forward``, for tensors of one shape."""
     compute = torch.float64 if out_dtype == torch.float64 else torch.float32
     value = FORMULAS[loss](input.to(compute), target.to(compute), *params)
     if weight is not None:

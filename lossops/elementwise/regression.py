@@ -1,4 +1,4 @@
-"""Losses of the difference between input and target."""
+"""Regression losses: functions of the difference between input and target."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ def mse_loss(
 ) -> Tensor:
     r"""Squared error (L2): ``w (x - y)²``.
 
+    Use it for regression when large errors should be penalised most.
+
     Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        input: x, the predictions, of any shape.
+        target: y, the ground truth, of the same shape as ``input``. Other shapes broadcast, with a
+            warning.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of ``input``. A mean then divides by Σw.
+        weight: w, of the same shape as ``input``. A mean then divides by Σw.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
         "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        ValueError: if ``reduction`` is not one of these, or ``weight`` does not have the shape of
+            ``input``.
         NotImplementedError: if the tensors are not floating point.
         RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
 
@@ -61,24 +65,30 @@ def l1_loss(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Absolute error (L1, MAE): ``w |x - y|``. The derivative where x = y is 0.
+    r"""Absolute error (L1, MAE): ``w |x - y|``.
+
+    Use it when outliers should not dominate the gradient.
+
+    The derivative where x = y is 0.
 
     Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        input: x, the predictions, of any shape.
+        target: y, the ground truth, of the same shape as ``input``. Other shapes broadcast, with a
+            warning.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of ``input``. A mean then divides by Σw.
+        weight: w, of the same shape as ``input``. A mean then divides by Σw.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
         "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        ValueError: if ``reduction`` is not one of these, or ``weight`` does not have the shape of
+            ``input``.
         RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
 
-    Follows :func:`torch.nn.functional.l1_loss`, to which integer and complex tensors are passed on.
+    Follows :func:`torch.nn.functional.l1_loss`; integer and complex tensors are passed on to it.
 
     Example:
         >>> import torch, lossops.functional as F
@@ -105,22 +115,27 @@ def smooth_l1_loss(
     beta: float = 1.0,
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Smooth L1: with d = x - y, ``w ½d²/β`` where |d| < β, else ``w (|d| - ½β)``.
+    r"""Smooth L1 loss: with d = x - y, ``w ½d²/β`` where |d| < β, else ``w (|d| - ½β)``.
+
+    Use it for an L1 loss whose gradient is continuous at 0, for example in bounding box regression.
 
     Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        input: x, the predictions, of any shape.
+        target: y, the ground truth, of the same shape as ``input``. Other shapes broadcast, with a
+            warning.
         size_average, reduce: deprecated, see ``reduction``.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
         beta: the threshold β ≥ 0, in units of x; 0 gives the L1 loss.
-        weight: w, the shape of ``input`` (torch has none here). A mean then divides by Σw.
+        weight: w, of the same shape as ``input`` (torch has no weight here). A mean then divides by
+            Σw.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
         "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        ValueError: if ``reduction`` is not one of these, or ``weight`` does not have the shape of
+            ``input``.
         NotImplementedError: if the tensors are not floating point.
         RuntimeError: if ``beta`` is negative or NaN, the shapes do not broadcast, or the tensors
             are on different devices.
@@ -154,22 +169,27 @@ def huber_loss(
     delta: float = 1.0,
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Huber: with d = x - y, ``w ½d²`` where |d| < δ, else ``w δ(|d| - ½δ)``.
+    r"""Huber loss: with d = x - y, ``w ½d²`` where |d| < δ, else ``w δ(|d| - ½δ)``.
+
+    Use it for a squared error in which outliers should not dominate the gradient.
 
     Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        input: x, the predictions, of any shape.
+        target: y, the ground truth, of the same shape as ``input``. Other shapes broadcast, with a
+            warning.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
         delta: the threshold δ > 0, in units of x; infinity gives half the squared error.
-        weight: w, the shape of ``input``. A mean still divides by the number of elements, as
-            torch has it for this loss.
+        weight: w, of the same shape as ``input``. A mean still divides by the number of elements,
+            as in torch for this loss.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
-        "sample". Mixed dtypes promote; torch returns the input's dtype and fails in backward.
+        "sample". Mixed dtypes are promoted, where torch returns the dtype of ``input`` and fails in
+        backward.
 
     Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        ValueError: if ``reduction`` is not one of these, or ``weight`` does not have the shape of
+            ``input``.
         NotImplementedError: if the tensors are not floating point.
         RuntimeError: if ``delta`` is not positive, the shapes do not broadcast, or the tensors
             are on different devices.
@@ -204,22 +224,27 @@ def log_cosh_loss(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Log-cosh: ``w log(cosh(x - y))``: ½d² near 0, |d| - log 2 far from it, smooth throughout.
+    r"""Log-cosh loss: with d = x - y, ``w log(cosh(d))``.
 
-    Accurate for differences of every size: neither cancellation at 1e-4 nor overflow at 1e4.
+    Use it like a Huber loss when the loss should be smooth everywhere and have no threshold.
+
+    The loss is close to ½d² near 0 and to |d| - log 2 far from 0. It is accurate for differences of
+    every size: no cancellation at 1e-4 and no overflow at 1e4.
 
     Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        input: x, the predictions, of any shape.
+        target: y, the ground truth, of the same shape as ``input``. Other shapes broadcast, with a
+            warning.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of ``input``. A mean then divides by Σw.
+        weight: w, of the same shape as ``input``. A mean then divides by Σw.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
         "sample".
 
     Raises:
-        ValueError: if ``reduction`` is none of these, or ``weight`` has another shape than input.
+        ValueError: if ``reduction`` is not one of these, or ``weight`` does not have the shape of
+            ``input``.
         NotImplementedError: if the tensors are not floating point.
         RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
 
@@ -246,25 +271,28 @@ def quantile_loss(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Quantile (pinball): with u = y - x, ``w max(q u, (q - 1) u)``.
+    r"""Quantile (pinball) loss: with u = y - x, ``w max(q u, (q - 1) u)``.
 
-    Its minimiser is the q-th quantile of y: q = 0.9 punishes predicting too little nine times as
-    much as predicting too much; q = 0.5 is half the L1 loss. The derivative where x = y is 0.
+    Use it to predict a quantile of the target instead of its mean, for example for prediction
+    intervals. Its minimiser is the q-th quantile of y: q = 0.9 penalises a prediction that is too
+    low nine times as much as one that is too high; q = 0.5 is half the L1 loss. The derivative
+    where x = y is 0.
 
     Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
+        input: x, the predictions, of any shape.
+        target: y, the ground truth, of the same shape as ``input``. Other shapes broadcast, with a
+            warning.
         quantile: q, 0 < q < 1.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of ``input``. A mean then divides by Σw.
+        weight: w, of the same shape as ``input``. A mean then divides by Σw.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
         "sample".
 
     Raises:
-        ValueError: if ``quantile`` is not between 0 and 1, ``reduction`` is none of these, or
-            ``weight`` has another shape than input.
+        ValueError: if ``quantile`` is not between 0 and 1, ``reduction`` is not one of these, or
+            ``weight`` does not have the shape of ``input``.
         NotImplementedError: if the tensors are not floating point.
         RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
         TypeError: if ``quantile`` is not a number.
@@ -296,25 +324,28 @@ def charbonnier_loss(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Charbonnier: with d = x - y, ``w sqrt(d² + ε²)``.
+    r"""Charbonnier loss: with d = x - y, ``w sqrt(d² + ε²)``.
 
-    A smooth L1 loss that has derivatives of every order: quadratic near 0, where it is ε, and
-    linear far from it. Much used to restore images.
+    Use it as a smooth L1 loss, for example in image restoration, where it is common.
+
+    It has derivatives of every order. It is quadratic near 0, where its value is ε, and linear far
+    from 0.
 
     Args:
-        input: predictions x, any shape.
-        target: truth y, the shape of ``input``; other shapes broadcast, with a warning.
-        epsilon: ε > 0; no less than 2⁻¹²⁶ is used, float32's smallest normal number.
+        input: x, the predictions, of any shape.
+        target: y, the ground truth, of the same shape as ``input``. Other shapes broadcast, with a
+            warning.
+        epsilon: ε > 0. Clamped to at least 2⁻¹²⁶, the smallest normal number of float32.
         reduction: "none", "mean", "sum" or "sample", see :mod:`lossops.functional`.
-        weight: w, the shape of ``input``. A mean then divides by Σw.
+        weight: w, of the same shape as ``input``. A mean then divides by Σw.
 
     Returns:
         The loss: a scalar, or a tensor of the broadcast shape for "none", of shape (B,) for
         "sample".
 
     Raises:
-        ValueError: if ``epsilon`` is not positive and finite, ``reduction`` is none of these, or
-            ``weight`` has another shape than input.
+        ValueError: if ``epsilon`` is not positive and finite, ``reduction`` is not one of these, or
+            ``weight`` does not have the shape of ``input``.
         NotImplementedError: if the tensors are not floating point.
         RuntimeError: if the shapes do not broadcast, or the tensors are on different devices.
         TypeError: if ``epsilon`` is not a number.

@@ -52,6 +52,7 @@ def linear_cross_entropy(
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
     r"""Cross entropy of a linear layer's output: ``cross_entropy(x Aᵀ + b, target)``.
+
     Use it for language models with a large vocabulary, whose logits need too much memory.
 
     Only the logits of a few rows exist at a time. With a vocabulary of 128000, all logits together

@@ -52,6 +52,7 @@ def cross_entropy(
     inplace: bool = False,
 ) -> Tensor | tuple[Tensor, ...]:
     r"""Cross entropy of logits: ``-Σ_c t_c log softmax(z)_c + ζ lse²``.
+
     Use it to train classifiers and language models on class indices or class probabilities.
 
     t_c = w_c ((1 - ε) p_c + ε/C), where p is the target distribution: the given probabilities, or 1
@@ -186,6 +187,7 @@ def nll_loss(
     empty: str = "nan",
 ) -> Tensor:
     r"""Negative log-likelihood: ``-w_y x_y``, for log-probabilities x and labels y.
+
     Use it when the model already returns log-probabilities; for logits, use :func:`cross_entropy`.
 
     Args:
@@ -244,6 +246,7 @@ def log_prob_of(
     return_entropy: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""The log-probability of one class per row: ``log softmax(logits / T)[index]``.
+
     Use it for policy gradients, which need the log-probability of each sampled token.
 
     It does not materialise the tensor of all log-probabilities.
@@ -302,6 +305,7 @@ def focal_loss(
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
     r"""Focal loss of a softmax: ``-α_y (1 - p_y)^γ log p_y``, p = softmax(input).
+
     Use it for imbalanced classes, so that easy examples do not dominate the gradient.
 
     Well-classified examples are down-weighted. For independent binary labels, use
@@ -361,6 +365,8 @@ def poly_loss(
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
     r"""Poly-1 loss: ``w_y (-log p_y + ε (1 - p_y))``, p = softmax(input).
+
+    Use it to tune how much samples with p_y near 1 count, compared with cross entropy.
 
     Args:
         input: logits, of shape (C), (N, C) or (N, C, d1, …, dK).

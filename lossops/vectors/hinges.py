@@ -25,6 +25,7 @@ def multi_margin_loss(
     reduction: str = "mean",
 ) -> Tensor:
     r"""Multi-class hinge loss: ``w_y Σ_(c ≠ y) max(0, margin - x_y + x_c)^p / C``.
+
     Use it to train a classifier for a margin between scores instead of for probabilities.
 
     Args:
@@ -101,6 +102,7 @@ def multilabel_margin_loss(
     reduction: str = "mean",
 ) -> Tensor:
     r"""Multi-label hinge loss: ``Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C``.
+
     Use it if a sample has several labels, and each should outscore all other classes by a margin.
 
     All pairs of a label and another class contribute, but they are never stored.

@@ -34,6 +34,7 @@ def cosine_embedding_loss(
     reduction: str = "mean",
 ) -> Tensor:
     r"""Cosine embedding loss: a loss of the cosine similarity of two vectors.
+
     Use it to learn embeddings from similar and dissimilar pairs if only directions matter.
 
     It is ``1 - cos(x1, x2)`` where y is 1, and ``max(0, cos(x1, x2) - margin)`` where y is -1.
@@ -98,6 +99,7 @@ def triplet_margin_loss(
     reduction: str = "mean",
 ) -> Tensor:
     r"""Triplet margin loss: ``max(0, |a - p| - |a - n| + margin)``.
+
     Use it to learn embeddings in which an anchor is closer to its positive than to its negative.
 
     It runs in one pass for p = 1 and p = 2, and by a formula in plain torch for other norms.
@@ -160,6 +162,7 @@ def triplet_margin_with_distance_loss(
     reduction: str = "mean",
 ) -> Tensor:
     r"""Triplet margin loss of any distance: ``max(0, d(a, p) - d(a, n) + margin)``.
+
     Use it in place of :func:`triplet_margin_loss` if the distance is not a p-norm.
 
     With a ``distance_function``, it uses a formula in plain torch.

@@ -25,6 +25,7 @@ def dice_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     r"""Dice loss of two regions: ``1 - (2 Σ p y + s) / (Σ p + Σ y + s)``.
+
     Use it for segmentation if the foreground is small compared with the background.
 
     It is the Tversky loss with α = β = ½ and smoothing s/2; see :func:`tversky_loss`.
@@ -75,6 +76,7 @@ def tversky_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     r"""Tversky loss of two regions: ``1 - (TP + s) / (TP + α FP + β FN + s)``.
+
     Use it for segmentation if false positives and false negatives should cost differently.
 
     TP = Σ p y, FP = Σ p (1 - y), FN = Σ (1 - p) y. α = β = ½ gives the Dice loss, α = β = 1 the

@@ -1,4 +1,4 @@
-"""What the command line measures, checks and shows. No part of the library's own path."""
+"""Measurement, verification and display for the command line. The losses do not use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def optional(name: str) -> ModuleType:
     """Imports a package that only the reports need.
 
     Raises:
-        MissingExtraError: with the command that installs it.
+        MissingExtraError: if it is not installed; the message contains the command to install it.
     """
     try:
         return importlib.import_module(name)

@@ -1,7 +1,8 @@
-"""The largest error of a loss and its gradient, in units in the last place, beside torch's.
+"""The largest error of a loss and of its gradient, in ulp (units in the last place), compared with
+torch's.
 
-An error of 0.5 is the best a rounded result can do. The truth is the reference formula in float64,
-and in extended precision for float64.
+An error of 0.5 is the best possible for a rounded result. The exact values come from the reference
+formula in float64, or in extended precision to judge float64.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from lossops.verify.contenders import written_in_torch
 from lossops.verify.truth import Truth, exact
 from lossops.verify.values import adversarial
 
-ALLOWED_ALONE = 8.0  # ulp, where torch has no such loss to compare with
+ALLOWED_ALONE = 8.0  # ulp, if torch has no such loss to compare with
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass
 class Errors:
-    """What is wrong with one implementation."""
+    """The errors of one implementation."""
 
-    value: float = 0.0  # the loss's largest error, in ulp
-    gradient: float = 0.0  # its derivative's
-    value_at: float = 0.0  # the difference x - y where that is
+    value: float = 0.0  # largest error of the loss, in ulp
+    gradient: float = 0.0  # largest error of its derivative, in ulp
+    value_at: float = 0.0  # the difference x - y where that error occurs
     gradient_at: float = 0.0
-    wrong_kind: int = 0  # results that are NaN or infinite where the truth is not, or reversed
+    wrong_kind: int = 0  # results that are NaN, or differ from a truth that is NaN or infinite
 
 
 def measure(
     spec: Spec, dtype: torch.dtype, count: int, seed: int = 0, device: str = "cpu"
 ) -> dict[str, Errors | None]:
-    """The errors of "lossops" and "torch" (None where it has no such kernel) over ``count``
-    adversarial values, shared among the loss's hyperparameters."""
+    """Measures the errors of "lossops" and "torch" (None if it lacks a kernel) over ``count``
+    adversarial values, which are split between the samples of hyperparameters."""
     contenders = {"lossops": spec.function, "torch": written_in_torch(spec)}
     errors: dict[str, Errors | None] = {name: Errors() for name in contenders}
     generator = torch.Generator().manual_seed(seed)
@@ -47,7 +48,7 @@ def measure(
         for x, y in pairs:
             truth = exact(spec.kernel, spec.params(kwargs), x, y)
             judge = Judge(truth, dtype)
-            # Where the derivative jumps, a formula written by hand follows no convention.
+            # At a kink, a formula written by hand follows no convention for the derivative.
             kinks = list(spec.kinks(kwargs)) if spec.differentiable == 1 else []
             for name, function in contenders.items():
                 if errors[name] is None:
@@ -67,7 +68,7 @@ def measure(
 def value_and_gradient(
     function: Callable[..., Tensor], kwargs: dict[str, float], x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Per element."""
+    """The loss of each element and its derivative with respect to ``x``."""
     x = x.detach().requires_grad_()
     loss = function(x, y, reduction="none", **kwargs)
     (gradient,) = torch.autograd.grad(loss, x, torch.ones_like(loss))
@@ -75,14 +76,14 @@ def value_and_gradient(
 
 
 class Judge:
-    """Compares results with one truth."""
+    """Compares results with exact values."""
 
     def __init__(self, truth: Truth, dtype: torch.dtype):
         numpy = optional("numpy")
         self.difference = truth.difference
         with numpy.errstate(over="ignore"):
             self.exact_gradient = truth.gradient.astype(float)
-        # By a difference that is NaN there is nothing to differentiate.
+        # Where the difference is NaN, the derivative is not defined.
         known = ~numpy.isnan(truth.difference)
         self.value = _Scale(truth.value, dtype, judged=None, size=truth.value_size)
         self.gradient = _Scale(truth.gradient, dtype, judged=known, size=truth.gradient_size)
@@ -90,7 +91,7 @@ class Judge:
     def __call__(
         self, errors: Errors, value: Tensor, gradient: Tensor, skip: Iterable[float] = ()
     ) -> None:
-        """Adds to ``errors``, but for gradients at the differences to ``skip``."""
+        """Updates ``errors``. Ignores gradients at the differences in ``skip``."""
         for difference in skip:
             gradient = gradient.clone()
             at = self.difference == difference
@@ -108,29 +109,29 @@ class Judge:
 
 
 class _Scale:
-    """A truth, and the size of a unit in its last place.
+    """Exact values, and the size of a unit in their last place.
 
-    The truth and what is compared with it stop at the first number too large for the dtype, so
-    that to round up from the largest number to infinity is an error of one unit.
+    Exact values and results are clipped to the first number that is too large for the dtype.
+    Rounding up from the largest number to infinity is then an error of one unit.
     """
 
     def __init__(self, truth, dtype: torch.dtype, judged, size=0):
         numpy = optional("numpy")
         info = torch.finfo(dtype)
-        digits = 1 - round(math.log2(info.eps))  # of the significand
+        digits = 1 - round(math.log2(info.eps))  # bits of the significand
         self.end = numpy.ldexp(truth.dtype.type(1), round(math.log2(info.max)))
         self.finite = numpy.isfinite(truth)
         self.judged = judged
         self.raw = truth
         self.truth = numpy.clip(truth, -self.end, self.end)
-        # Where the terms of a sum cancel, a unit is that of the terms.
+        # If the terms of a sum cancel, the unit is that of the terms.
         _, exponent = numpy.frexp(numpy.fmin(numpy.fmax(abs(self.truth), size), self.end))
-        least = round(math.log2(info.tiny)) - digits + 1  # exponent of the least denormal number
+        least = round(math.log2(info.tiny)) - digits + 1  # exponent of the smallest denormal
         exponent = numpy.maximum(exponent - digits, least)
         self.per_ulp = numpy.ldexp(truth.dtype.type(1), -exponent)
 
     def compare(self, result: Tensor):
-        """Errors in ulp per element, and how many results are of the wrong kind."""
+        """Returns the error of each element in ulp, and the number of results of the wrong kind."""
         numpy = optional("numpy")
         found = result.cpu().double().numpy()
         with numpy.errstate(invalid="ignore"):
@@ -148,12 +149,12 @@ class _Scale:
 
 
 def within(ours: float, theirs: float | None, allowed: float = ALLOWED_ALONE) -> bool:
-    """Whether an error is at most torch's own plus one unit; ``allowed`` where torch has none."""
+    """Whether an error is at most torch's plus one ulp, or ``allowed`` if torch has none."""
     return ours <= (allowed if theirs is None else theirs + 1)
 
 
 def worst(found: Iterable[Errors]) -> Errors:
-    """The largest of several."""
+    """Combines several errors: the largest of each, and the sum of ``wrong_kind``."""
     total = Errors()
     for errors in found:
         for what in ("value", "gradient"):

@@ -1,4 +1,4 @@
-"""What the commands of ``python -m lossops`` and ``python -m benchmarks`` share."""
+"""Code shared by the commands of ``python -m lossops`` and ``python -m benchmarks``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from lossops.verify.tables import Table, show
 
 
 def run(name: str, description: str, epilog: str, add: Sequence[Callable], arguments=None) -> int:
-    """Runs one of the commands that ``add`` adds to a parser; returns the exit status."""
+    """Runs one of the commands that the functions in ``add`` add to a parser. Returns the exit
+    status."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {name}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -71,8 +72,8 @@ def add_losses(parser: argparse.ArgumentParser) -> None:
 
 
 def wanted_losses(options: argparse.Namespace) -> tuple[tuple, tuple, tuple, tuple]:
-    """Elementwise losses, losses over rows of class scores, over rows of vectors, and the others,
-    which have no kernels and are not measured."""
+    """The requested losses: elementwise, over rows of class scores, over rows of vectors, and the
+    others, which have no kernels and are not measured."""
     families = (SPECS, ROW_SPECS, VECTOR_SPECS, OTHERS)
     if not options.loss:
         return families
@@ -80,7 +81,8 @@ def wanted_losses(options: argparse.Namespace) -> tuple[tuple, tuple, tuple, tup
 
 
 def deliver(result: Any, tables: list[Table], destination: str | None) -> None:
-    """As tables, or as JSON where a machine reads."""
+    """Prints the tables, or JSON if ``destination`` is "-". Any other destination is a file that
+    the JSON is written to as well."""
     if destination == "-":
         print(json.dumps(result, indent=1, default=str))
         return

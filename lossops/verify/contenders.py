@@ -1,4 +1,4 @@
-"""What a loss is compared with: the same loss as a torch user has it."""
+"""The losses to compare with: each loss as a user of torch has it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _charbonnier(input: Tensor, target: Tensor, epsilon: float) -> Tensor:
 
 
 def _sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
-    """torchvision's."""
+    """The formula of torchvision."""
     p = torch.sigmoid(input)
     cross = torch.nn.functional.binary_cross_entropy_with_logits(input, target, reduction="none")
     p_t = p * target + (1 - p) * (1 - target)
@@ -40,8 +40,8 @@ def _sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) ->
     return loss
 
 
-# Losses that torch lacks, as its users write them. One that is not here is taken from the
-# reference, which is more careful, and slower, than most.
+# Losses that torch lacks, as its users write them. A loss that is missing here is taken from the
+# reference, which is more careful and slower than what most users write.
 AS_USERS_WRITE_IT: dict[str, Callable[..., Tensor]] = {
     "log_cosh": _log_cosh,
     "quantile": _quantile,
@@ -58,7 +58,7 @@ def _by_torch(
 
 
 def written_in_torch(spec: Spec) -> Loss:
-    """torch's own function, or the loss as a user writes it in torch."""
+    """Returns torch's own function, or else the loss as a user writes it in torch."""
     if spec.torch_function is not None and not spec.regression:
         return functools.partial(_by_torch, spec)
     if spec.torch_function is not None:

@@ -1,4 +1,4 @@
-"""Is each loss right, on each backend, on each device that is here?"""
+"""Verifies each elementwise loss on each backend and on each device of this machine."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from lossops.verify.truth import exact
 
 COUNT, FULL_COUNT = 20_000, 10_000_000
 _NAMESPACES = {"native": library.NATIVE, "triton": library.TRITON}
-_REDUCTION_ALLOWED = 4.0  # eps, whatever the number of elements
-_CURVATURE_ALLOWED = 16.0  # eps: the rounded difference alone moves log-cosh's by several
+_REDUCTION_ALLOWED = 4.0  # eps, for any number of elements
+_CURVATURE_ALLOWED = 16.0  # eps; rounding the difference alone changes log_cosh's by several eps
 
 
 class OpRecorder(TorchDispatchMode):
-    """Remembers which ops ran."""
+    """Records which ops ran."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ def devices() -> list[str]:
 
 
 def targets(wanted: Iterable[Spec] = SPECS) -> list[tuple[Spec, str, str]]:
-    """Every (loss, device, backend) to verify."""
+    """The combinations (loss, device, backend) to verify."""
     return [(s, d, b) for s in wanted for d in devices() for b in backends.backends_for(d)]
 
 
@@ -54,7 +54,7 @@ def verify(
     full: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Checks losses and returns rows of ``numbers`` and ``checks``, and whether all ``passed``."""
+    """Verifies losses. Returns rows of ``numbers`` and ``checks``, and whether all ``passed``."""
     numbers, checks = [], []
     for spec, device, backend in targets(wanted):
         where = {"loss": spec.name, "device": device, "backend": backend}
@@ -70,7 +70,7 @@ def verify(
 
 def _count(backend: str, device: str, dtype: torch.dtype, full: bool) -> int:
     if backend == "triton" and device == "cpu":
-        return 2_000  # interpreted
+        return 2_000  # Triton's interpreter is slow
     count = FULL_COUNT if full else COUNT
     return count // 10 if dtype == torch.float64 else count  # extended precision is slow
 
@@ -97,7 +97,8 @@ def _numbers(spec: Spec, device: str, dtype: torch.dtype, count: int, seed: int)
 
 
 def acceptable(ours: Errors, theirs: Errors | None, slack: float = 0.0) -> bool:
-    """Never worse than torch's own error plus one unit in the last place."""
+    """Whether no error exceeds torch's by more than one ulp or, if torch has no such loss, the
+    fixed limit plus ``slack``."""
     allowed = accuracy.ALLOWED_ALONE + slack
     return (
         within(ours.value, theirs and theirs.value, allowed)
@@ -111,7 +112,8 @@ def _slack(spec: Spec) -> float:
 
 
 def _samples(spec: Spec, shape, dtype, device: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """input, target, weight; no difference at a kink of the loss with any of its parameters."""
+    """Returns input, target and weight. No difference is close to a kink of the loss, for any of
+    its samples of hyperparameters."""
     generator = torch.Generator().manual_seed(seed + zlib.crc32(spec.name.encode()))
     target = torch.randn(shape, dtype=torch.float64, generator=generator)
     difference = 2 * torch.randn(shape, dtype=torch.float64, generator=generator)
@@ -126,7 +128,8 @@ def _samples(spec: Spec, shape, dtype, device: str, seed: int) -> tuple[Tensor, 
 def _reduction_errors(
     spec: Spec, dtype: torch.dtype, device: str, seed: int
 ) -> dict[str, float | None]:
-    """Largest relative error of a sum, a mean and the means per sample, in eps of the dtype."""
+    """The largest relative error of the sum, the means and the means per sample, in eps of the
+    dtype."""
     x, y, weight = _samples(spec, (7, 1013), dtype, device, seed)
     worst = {"lossops": 0.0, "torch": 0.0 if spec.torch_function else None}
     for kwargs in spec.samples:
@@ -148,11 +151,11 @@ def _reduction_errors(
 def _in_eps(found: Tensor, truth, dtype: torch.dtype) -> float:
     error = abs(found.detach().cpu().double().numpy() - truth) / abs(truth)
     error = float(error.max()) / torch.finfo(dtype).eps
-    return torch.inf if error != error else error  # NaN is less than nothing to max
+    return torch.inf if error != error else error  # max() would ignore NaN
 
 
 def _curvature_error(spec: Spec, dtype: torch.dtype, device: str, seed: int) -> float:
-    """Largest error of the second derivative, in eps of the dtype."""
+    """The largest error of the second derivative, in eps of the dtype."""
     worst = 0.0
     x, y, _ = _samples(spec, (501,), dtype, device, seed)
     for kwargs in spec.samples:
@@ -187,7 +190,8 @@ def _checks(spec: Spec, device: str, backend: str, seed: int) -> dict[str, Any]:
 
 
 def _all(check, spec: Spec, device: str, seed: int) -> str:
-    """What went wrong with any of the hyperparameters; empty if nothing did."""
+    """Runs a check with each sample of hyperparameters. Returns the first error, or an empty
+    string."""
     for kwargs in spec.samples:
         try:
             check(spec, kwargs, _samples(spec, (3, 2), torch.float64, device, seed))
@@ -234,7 +238,7 @@ def _as_torch(spec: Spec, kwargs, samples) -> None:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """The results for people."""
+    """The results as readable tables."""
     errors = Table(
         "Largest errors over ordinary and adversarial values, lossops | torch",
         (
@@ -273,7 +277,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def failures(result: dict[str, Any]) -> list[str]:
-    """What failed, one line each."""
+    """Describes each failure in one line."""
     lines = [
         f"{row['loss']} {_where(row)} {row['dtype']}: {_describe(row)}"
         for row in result["numbers"]

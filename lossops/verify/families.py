@@ -1,4 +1,4 @@
-"""The verification of all families of losses as one."""
+"""Verification of all loss families together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lossops.verify import softmax as softmax_verify
 from lossops.verify import vectors as vectors_verify
 from lossops.verify.tables import Table
 
-# Where the results of a family are kept: those of the first stand for themselves.
+# Key of a family's results -> its module. The results of the first family are at the top level.
 _FAMILIES = {
     "": verify,
     "rows": softmax_verify,
@@ -22,14 +22,15 @@ Families = Sequence[Sequence[Any]]
 
 
 def pieces(families: Families) -> int:
-    """How often ``verify`` advances."""
+    """How many times ``verify_families`` calls ``advance``."""
     return sum(len(m.targets(f)) for m, f in zip(_FAMILIES.values(), families, strict=True))
 
 
 def verify_families(
     families: Families, advance: Callable[[str], None], full: bool = False, seed: int = 0
 ) -> dict[str, Any]:
-    """Checks elementwise losses, those over rows, those over vectors, and the others."""
+    """Verifies elementwise losses, losses over rows of class scores, losses over vectors, and the
+    others."""
     found = {
         name: module.verify(family, advance, full, seed)
         for (name, module), family in zip(_FAMILIES.items(), families, strict=True)
@@ -43,15 +44,15 @@ def _parts(result: dict[str, Any]):
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """The results for people."""
+    """The results as readable tables."""
     return [table for module, part in _parts(result) for table in module.tables(part)]
 
 
 def failures(result: dict[str, Any]) -> list[str]:
-    """What failed, one line each."""
+    """Describes each failure in one line."""
     return [line for module, part in _parts(result) for line in module.failures(part)]
 
 
 def rows(result: dict[str, Any], what: str) -> list[dict[str, Any]]:
-    """The ``numbers`` or ``checks`` of all families."""
+    """The rows of ``numbers`` or ``checks`` of all families."""
     return [row for _, part in _parts(result) for row in part[what]]

@@ -1,4 +1,4 @@
-"""Where and with what something was measured."""
+"""Identification of the machine and software of a measurement, and files for results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import lossops
 
 ROOT = Path(lossops.__file__).resolve().parent.parent
-# Written by the measurements themselves, which would otherwise make the next one look changed.
+# Measurements write these files. Without the exclusion, the next commit stamp would be "-dirty".
 _WRITTEN = (":(exclude)benchmarks/results", ":(exclude)benchmarks/README.md")
 
 
 def stamp() -> dict[str, Any]:
-    """Date, versions, commit and machine, for a file of results."""
+    """The date, commit, versions and machine, for a file of results."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
         "date": now.isoformat(timespec="seconds"),
@@ -27,10 +27,11 @@ def stamp() -> dict[str, Any]:
 
 
 def commit(root: Path = ROOT) -> str | None:
-    """The commit of a checkout, with "-dirty" where its files differ; None where it is none."""
+    """The commit of a checkout, with "-dirty" if its files differ. None if ``root`` is not the top
+    of a checkout."""
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():
-        return None  # installed below somebody else's checkout, say
+        return None  # for example, installed inside the checkout of another project
     head = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "status", "--porcelain", "--", ".", *_WRITTEN)
     if head is None or changes is None:
@@ -43,24 +44,24 @@ def _git(root: Path, *arguments: str) -> str | None:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
         )
-    except (OSError, subprocess.SubprocessError):  # no git, or one that hangs
+    except (OSError, subprocess.SubprocessError):  # git is missing or hangs
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def name() -> str:
-    """A folder name for this machine: its processor, cores and GPU."""
+    """The folder name of this machine: its processor, cores and GPU."""
     info = lossops.info()
     return folder_name(f"{info['processor']} {info['cores']} cores {' '.join(info['gpus'][:1])}")
 
 
 def folder_name(words: str) -> str:
-    """As a folder is called for these words: nvidia-h200 for NVIDIA H200."""
+    """Converts words to a folder name, for example NVIDIA H200 to nvidia-h200."""
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 def file_date(date: str) -> str:
-    """A stamp's date as part of a file name; such names sort by time."""
+    """The date of a stamp as part of a file name. Such names sort by time."""
     return re.sub(r"[^0-9T]", "", date.partition("+")[0]).replace("T", "-")
 
 

@@ -1,4 +1,4 @@
-"""Time and memory of a step, measured so that the machine's moods hit all contenders alike."""
+"""Time and memory of a step, measured so that noise on the machine affects all contenders alike."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import torch
 
 Step = Callable[[], None]
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from <malloc.h>
 _PAGE = 4096
 
 
 class CpuClock:
-    """Milliseconds of a step by the wall clock.
+    """Times a step in milliseconds with the wall clock.
 
     Args:
-        max_fresh_bytes: repeats a step that took more fresh memory from the system than this.
+        max_fresh_bytes: a step that takes more fresh memory than this from the system is repeated.
     """
 
     attempts = 6
@@ -45,7 +45,7 @@ class CpuClock:
 
 
 class CudaClock:
-    """Milliseconds of a step by CUDA events, starting from an L2 cache full of other things."""
+    """Times a step in milliseconds with CUDA events, after overwriting the L2 cache."""
 
     def __init__(self):
         properties = torch.cuda.get_device_properties(0)
@@ -76,7 +76,7 @@ def clock_for(device: str, warm: bool, tensor_bytes: int) -> CpuClock | CudaCloc
 def interleaved(
     steps: dict[str, Step], rounds: int, clock: Callable[[Step], float]
 ) -> dict[str, float]:
-    """The median time of each step, in ms. Each round times all of them, in rotating order."""
+    """The median time of each step in ms. Each round times every step once, in rotating order."""
     names = list(steps)
     times: dict[str, list[float]] = {name: [] for name in names}
     for step in steps.values():
@@ -93,7 +93,8 @@ def interleaved(
 def interleaved_blocks(
     steps: dict[str, Step], blocks: int, block_ms: float, clock: Callable[[Step], float]
 ) -> dict[str, float]:
-    """As ``interleaved``, for steps too short to be timed alone: microseconds per step."""
+    """Like ``interleaved``, for steps too short to be timed individually. Returns microseconds per
+    step."""
     slowest = max(clock(lambda step=step: _repeat(step, 50)) for step in steps.values()) / 50
     count = max(1, int(block_ms / slowest))
     repeated = {name: lambda step=step: _repeat(step, count) for name, step in steps.items()}
@@ -117,7 +118,8 @@ def without_gc() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """For small tensors: threads would only wait for each other, long where cores are shared."""
+    """Limits torch to one thread. With small tensors, threads would only wait for each other, and
+    for long where cores are shared."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -127,12 +129,13 @@ def one_thread() -> Iterator[None]:
 
 
 def keep_memory_warm(pool_bytes: int) -> bool:
-    """Makes this process keep the memory that it frees, as one under jemalloc does, and touches
-    a pool of it once. Returns whether that is possible here (it is with glibc).
+    """Makes this process keep the memory that it frees, as jemalloc does, and touches a pool of
+    memory once. Returns whether this is possible here (it is with glibc).
 
-    What MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ do, set from inside. The pool is there
-    because glibc before 2.38 cannot reuse a freed aligned block for another one of its size once a
-    small one has settled behind it, and would go on to fresh memory instead.
+    Has the effect of MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_, but from inside the
+    process. The pool is needed because glibc before 2.38 cannot reuse a freed aligned block for
+    another block of the same size once a small block has been allocated behind it. It would take
+    fresh memory instead.
     """
     try:
         libc = ctypes.CDLL(None)
@@ -151,7 +154,7 @@ def keep_memory_warm(pool_bytes: int) -> bool:
 
 
 def available_bytes() -> int:
-    """Memory that may be taken without harm."""
+    """The memory that can be allocated safely."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":") for line in file)
@@ -161,10 +164,10 @@ def available_bytes() -> int:
 
 
 def peak_bytes(step: Step, device: str) -> int:
-    """The most memory that a step holds at once, beyond what was there before.
+    """The peak memory of a step, in addition to what was allocated before.
 
-    On the CPU from the profiler, which is told of every single allocation and release of torch's
-    allocator: a process's resident size would add what the libraries take.
+    On the CPU, it comes from the profiler, which records every allocation and release of torch's
+    allocator. The resident size of the process would include memory of the libraries.
     """
     if device == "cuda":
         torch.cuda.synchronize()

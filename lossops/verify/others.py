@@ -1,5 +1,5 @@
-"""Are the losses right that have no kernels of their own: formulas in plain torch, torch's own, and
-such as are made of other losses?"""
+"""Verifies the losses without kernels of their own: formulas in plain torch, torch's own functions,
+and compositions of other losses."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from lossops.verify.tables import Table, verdict
 
 _SHAPE = (5, 7)
 _CHECKS = ("float64", "float32", "gradcheck", "gradgradcheck")
-# Tensors to differentiate by, and the loss of these by a module of functions.
+# The tensors that require grad, and the loss as a function of them.
 Case = tuple[list[Tensor], Callable[..., Tensor]]
 
 
 @dataclass(frozen=True)
 class Other:
-    """A loss, and calls of it over some rows of some numbers."""
+    """A loss, and a function that builds a test case from a number of rows and a row length."""
 
     name: str  # in lossops.functional and torch.nn.functional
-    how: str  # it is computed
+    how: str  # how it is computed
     case: Callable[[Callable[..., Tensor], torch.Generator, int, int], Case]
-    backends: bool = False  # whether kernels of others run in it
+    backends: bool = False  # whether it runs kernels of other losses
     twice: bool = True  # whether it can be differentiated twice
-    ours: dict[str, Any] = field(default_factory=dict)  # what lossops is verified with besides
+    ours: dict[str, Any] = field(default_factory=dict)  # additional arguments for lossops only
 
 
 def _random(*shape: int, generator: torch.Generator) -> Tensor:
@@ -87,7 +87,7 @@ OTHERS = (
 
 
 def targets(wanted: Iterable[Other] = OTHERS) -> list[tuple[Other, str]]:
-    """Every (loss, device) to verify."""
+    """The combinations (loss, device) to verify."""
     return [(other, device) for other in wanted for device in devices()]
 
 
@@ -97,7 +97,7 @@ def verify(
     full: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Checks losses and returns rows of ``checks``, and whether all ``passed``."""
+    """Verifies losses. Returns rows of ``checks``, and whether all ``passed``."""
     checks = []
     for other, device in targets(wanted):
         for backend in backends.backends_for(device) if other.backends else ("",):
@@ -135,7 +135,7 @@ def _check(name: str, other: Other, device: str, seed: int) -> str:
     elif name == "gradgradcheck":
         if other.twice:
             gradgradcheck(ours, tensors)
-    elif hasattr(torch_functional, other.name):  # linear_cross_entropy is young
+    elif hasattr(torch_functional, other.name):  # older versions of torch lack linear_cross_entropy
         generator.set_state(state)
         _, theirs = other.case(getattr(torch_functional, other.name), generator, *_SHAPE)
         for reduction in ("none", "mean", "sum"):
@@ -147,7 +147,7 @@ def _check(name: str, other: Other, device: str, seed: int) -> str:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """The results for people."""
+    """The results as readable tables."""
     table = Table(
         "Losses without kernels of their own: as torch, and derivatives in float64",
         ("loss", "computed by", "backend", "float64", "float32", "gradcheck", "gradgradcheck",
@@ -164,7 +164,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def failures(result: dict[str, Any]) -> list[str]:
-    """What failed, one line each."""
+    """Describes each failure in one line."""
     return [
         f"{row['loss']} {row['backend']} {name}: {row[name]}"
         for row in result["checks"]

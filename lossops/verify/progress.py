@@ -1,4 +1,4 @@
-"""Progress on the long parts, on standard error: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long operations, on standard error: a bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Advance = Callable[[str], None]
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Advance]:
-    """Yields a function to call with a few words as each of ``total`` pieces is finished."""
+    """Yields a function to call with a short description after each of the ``total`` pieces."""
     reporter = _bar if sys.stderr.isatty() else _lines
     with reporter(label, total) as advance:
         yield advance

@@ -1,4 +1,5 @@
-"""Is each loss over rows right, on each backend, on each device that is here?"""
+"""Verifies each loss over rows of class scores on each backend and on each device of this
+machine."""
 
 from __future__ import annotations
 
@@ -20,12 +21,12 @@ from lossops.verify.measure import one_thread
 from lossops.verify.softmax_accuracy import HUGE, SHAPES, RowErrors, Trial, trials
 from lossops.verify.tables import Table, number, verdict
 
-_REDUCTION_ALLOWED = 4.0  # eps, whatever the number of rows
+_REDUCTION_ALLOWED = 4.0  # eps, for any number of rows
 _CHECKS = ("ran", "gradcheck", "gradgradcheck", "as_torch", "edges")
 
 
 def targets(wanted: Iterable[RowSpec] = ROW_SPECS) -> list[tuple[RowSpec, str]]:
-    """Every (loss, device) to verify."""
+    """The combinations (loss, device) to verify."""
     return [(spec, device) for spec in wanted for device in devices()]
 
 
@@ -35,7 +36,7 @@ def verify(
     full: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Checks losses and returns rows of ``numbers`` and ``checks``, and whether all ``passed``."""
+    """Verifies losses. Returns rows of ``numbers`` and ``checks``, and whether all ``passed``."""
     numbers, checks = [], []
     for spec, device in targets(wanted):
         with one_thread():
@@ -53,7 +54,7 @@ def verify(
 def _numbers(
     spec: RowSpec, device: str, dtype: torch.dtype, full: bool, seed: int
 ) -> list[dict[str, Any]]:
-    """A row per backend: its largest errors, where they are, and whether all are acceptable."""
+    """Returns one row per backend: its largest errors, the failed trials, and whether it passed."""
     here = backends.backends_for(device)
     found = {name: RowErrors() for name in (*here, "torch")}
     failed: dict[str, list[str]] = {name: [] for name in here}
@@ -64,12 +65,12 @@ def _numbers(
             found["torch"].add(theirs)
         for backend in here:
             if backend == "triton" and device == "cpu" and trial.shape[1] == HUGE:
-                continue  # interpreted
+                continue  # Triton's interpreter is slow
             with lossops.backend(backend):
                 ours = _judged(trial, spec.call(trial.sample))
             if isinstance(ours, RowErrors):
                 found[backend].add(ours)
-            # The reference is plain torch, too: one formula is as good as another there.
+            # The reference is plain torch too, where one formula is as good as another.
             if wrong := _beyond(ours, theirs, factor=2 if backend == "reference" else 1):
                 failed[backend].append(f"{trial}: {wrong}")
     return [
@@ -96,7 +97,7 @@ def _judged(trial: Trial, loss: Callable[..., Tensor]) -> RowErrors | str:
 
 
 def _beyond(ours: RowErrors | str, theirs: RowErrors | str, factor: float) -> str:
-    """What is worse than torch's own error, times a factor, plus one unit."""
+    """Describes the errors that exceed ``factor`` times torch's error plus one unit."""
     if isinstance(ours, str):
         return ours
     if isinstance(theirs, str):  # torch cannot compute it
@@ -125,7 +126,7 @@ def _checks(spec: RowSpec, device: str, backend: str, seed: int) -> dict[str, An
 
 
 def _all(check, spec: RowSpec, device: str, seed: int) -> str:
-    """What went wrong with any of the samples; empty if nothing did."""
+    """Runs a check with each sample. Returns the first error, or an empty string."""
     for sample in spec.samples:
         try:
             check(spec, sample, *sample.tensors((3, 4), torch.float64, seed, device))
@@ -135,7 +136,7 @@ def _all(check, spec: RowSpec, device: str, seed: int) -> str:
 
 
 def _ran_there(spec: RowSpec, device: str, backend: str) -> str:
-    """A step in float32, of which the kernels that ran are remembered."""
+    """Runs a training step in float32 and checks which kernels ran."""
     wanted = _NAMESPACES.get(backend)
     for sample in spec.samples:
         x, y, options = sample.tensors((3, 5), torch.float32, 0, device)
@@ -151,7 +152,8 @@ def _ran_there(spec: RowSpec, device: str, backend: str) -> str:
 
 
 def _moving(spec: RowSpec, sample: Sample, x: Tensor, y: Tensor, options) -> tuple[Any, list]:
-    """The loss as a function of everything that may be differentiated by."""
+    """Returns the loss as a function of all its differentiable tensor arguments, and those
+    tensors."""
     names = [name for name, value in options.items() if isinstance(value, Tensor)]
     tensors = [x, *([y] if sample.soft else []), *(options[name] for name in names)]
 
@@ -186,7 +188,7 @@ def _as_torch(spec: RowSpec, sample: Sample, x: Tensor, y: Tensor, options) -> N
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """The results for people."""
+    """The results as readable tables."""
     errors = Table(
         "Losses over rows: largest errors with 10, 1,000 and 128,256 classes, lossops | torch",
         (
@@ -222,7 +224,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def failures(result: dict[str, Any], checks: Iterable[str] = _CHECKS) -> list[str]:
-    """What failed, one line each."""
+    """Describes each failure in one line."""
     lines = [
         f"{row['loss']} {_where(row)} {row['dtype']}: {wrong}"
         for row in result["numbers"]

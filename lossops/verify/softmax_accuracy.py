@@ -1,8 +1,9 @@
-"""The error of a loss over rows and of its gradient, beside torch's.
+"""The error of a loss over rows and of its gradient, compared with torch's.
 
-One unit is what a careful algorithm cannot avoid: one rounding of the result, and what rounding the
-shifted logits, exponentials and logarithms moves it by, in the arithmetic of the dtype (float32 for
-half precision). A loss that is a small difference of large terms has no more digits than that.
+One unit is the error that a careful algorithm cannot avoid: one rounding of the result, plus the
+change of the result when the shifted logits, exponentials and logarithms are rounded in the compute
+dtype (float32 for half precision). A loss that is a small difference of large terms cannot be more
+accurate than that.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from lossops.specs.softmax import RowSpec, Sample
 from lossops.verify import optional
 from lossops.verify.softmax_truth import RowTruth, exact
 
-HUGE = 128_256  # classes: a vocabulary of today
+HUGE = 128_256  # classes: the vocabulary size of a current language model
 SHAPES = ((200, 10), (32, 1000), (2, HUGE))
 
 
 @dataclass
 class RowErrors:
-    """What is wrong with one implementation."""
+    """The errors of one implementation."""
 
-    value: float = 0.0  # the loss's largest error, in units
-    gradient: float = 0.0  # its derivative's
-    reduced: float = 0.0  # a mean's or sum's, in eps of the dtype, relative to the result
-    wrong_kind: int = 0  # results that are NaN or infinite where the truth is not, or reversed
+    value: float = 0.0  # largest error of the loss, in units
+    gradient: float = 0.0  # largest error of its derivative, in units
+    reduced: float = 0.0  # of a mean or sum, in eps of the dtype, relative to the result
+    wrong_kind: int = 0  # results that are NaN where the truth is not, or vice versa
 
     def add(self, other: RowErrors) -> None:
         for name in ("value", "gradient", "reduced"):
@@ -39,7 +40,7 @@ class RowErrors:
 
 
 class Trial:
-    """Inputs of one loss, and what is right of it."""
+    """The inputs of one loss, and its exact results."""
 
     def __init__(
         self, spec: RowSpec, sample: Sample, shape, dtype: torch.dtype, seed: int, device: str
@@ -56,7 +57,7 @@ class Trial:
         return f"{self.sample}, {self.shape[1]} classes"
 
     def judge(self, loss: Callable[..., Tensor]) -> RowErrors:
-        """The errors of an implementation, with the gradient that comes with a sum."""
+        """The errors of an implementation. The gradient is that of the sum."""
         x = self.input.detach().requires_grad_()
         total = loss(x, self.target, "sum", **self.options)
         (gradient,) = torch.autograd.grad(total, x)
@@ -72,7 +73,7 @@ class Trial:
         return errors
 
     def _denominator(self) -> float:
-        """What a mean divides by."""
+        """The denominator of a mean."""
         target, options = self.means
         if self.sample.soft:
             return len(target)
@@ -94,7 +95,7 @@ def _moved(options: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def _eps(dtype: torch.dtype) -> float:
-    """Of the arithmetic that this dtype is computed in."""
+    """The eps of the dtype that results of ``dtype`` are computed in."""
     return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
 
@@ -111,8 +112,9 @@ def _units(truth: RowTruth, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _compare(found: Tensor, right, unit, dtype: torch.dtype) -> tuple[float, int]:
-    """The largest error in units, and how many results are of the wrong kind. Numbers end at the
-    first one too large for the dtype, so that to round up to infinity is an error of one unit."""
+    """Returns the largest error in units, and the number of results of the wrong kind. Values are
+    clipped to the first number that is too large for the dtype, so that rounding up to infinity is
+    an error of one unit."""
     numpy = optional("numpy")
     end = numpy.ldexp(right.dtype.type(1), round(math.log2(torch.finfo(dtype).max)))
     ours = found.detach().cpu().double().numpy().astype(right.dtype)
@@ -124,11 +126,12 @@ def _compare(found: Tensor, right, unit, dtype: torch.dtype) -> tuple[float, int
 
 
 def trials(spec: RowSpec, dtype: torch.dtype, seed: int, device: str, shapes=SHAPES):
-    """Every sample with several numbers of classes; the plainest alone with a great many."""
+    """Yields a trial of each sample for each shape. Only the first two samples are tried with the
+    largest number of classes."""
     for sample in spec.samples:
         for shape in shapes:
             plain = sample in spec.samples[:2]
-            # Of so many classes nearly all have a probability of 0 in float16.
+            # With so many classes, nearly all probabilities are 0 in float16.
             known = dtype != torch.float16 or "probs" not in (sample.input, sample.target)
             if shape[1] < HUGE or (plain and known):
                 yield Trial(spec, sample, shape, dtype, seed, device)

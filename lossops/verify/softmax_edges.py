@@ -1,5 +1,5 @@
-"""What a loss over rows is where numbers end: infinite logits, certain and impossible classes, the
-largest float16 numbers, a single class, no rows, no row that counts."""
+"""Edge cases of the losses over rows: infinite logits, certain and impossible classes, the largest
+float16 numbers, a single class, no rows, and no row that counts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lossops.specs.softmax import RowSpec, Sample
 
-Edge = Callable[[RowSpec, str], str]  # of a loss, on a device: what is wrong there, or nothing
+Edge = Callable[[RowSpec, str], str]  # (loss, device) -> what is wrong, or an empty string
 
 
 def problems(spec: RowSpec, device: str) -> list[str]:
-    """Each edge where the loss is not what it should be."""
+    """Describes each edge case in which the loss is wrong."""
     found = []
     for name, edge in EDGES.items():
         try:
@@ -37,12 +37,13 @@ def _value_and_gradient(
 
 
 def _loss(spec: RowSpec, x: Tensor, y: Tensor, reduction: str) -> Tensor:
-    """A target of floating dtype is a distribution."""
+    """Calls the loss. A floating-point target is a distribution."""
     return spec.call(Sample(target="probs" if y.is_floating_point() else "labels"))(x, y, reduction)
 
 
 def _targets(spec: RowSpec, label: int, classes: int, device: str) -> list[Tensor]:
-    """That label, and where the loss takes them, a distribution that gives it most."""
+    """The label as a target and, if the loss supports soft targets, a distribution in which the
+    label has the largest probability."""
     targets = [torch.tensor([label], device=device)]
     if any(sample.soft for sample in spec.samples):
         soft = torch.zeros(1, classes, dtype=torch.float64, device=device)
@@ -63,7 +64,7 @@ def _differ(what: str, found: Tensor, right: Tensor, **tolerance) -> str:
 
 
 def impossible_class(spec: RowSpec, device: str) -> str:
-    """A logit of -inf where the target is 0: as without that class."""
+    """A logit of -inf where the target is 0: the result is the same as without that class."""
     for target in _targets(spec, 1, 3, device):
         x = _scores(spec, [0.3, -0.4, 0.9], device)
         value, gradient = _value_and_gradient(spec, x, target)
@@ -81,8 +82,8 @@ BOUNDED = ("js_divergence", "total_variation", "l1_distribution_loss")
 
 
 def impossible_target(spec: RowSpec, device: str) -> str:
-    """A logit of -inf where the target is 1: infinite loss, unless the loss has a bound; and a
-    gradient that is no NaN."""
+    """A logit of -inf where the target is 1: the loss is infinite unless it is bounded, and the
+    gradient is not NaN."""
     x = torch.tensor([[-math.inf, 0.0, 1.0]], dtype=torch.float64, device=device)
     value, gradient = _value_and_gradient(spec, x, torch.tensor([0], device=device))
     if math.isinf(value.item()) == (spec.name in BOUNDED) or value.isnan().any():
@@ -91,10 +92,10 @@ def impossible_target(spec: RowSpec, device: str) -> str:
 
 
 def certain_class(spec: RowSpec, device: str) -> str:
-    """A logit of +inf: the limit of a large one, where torch has NaN; where a class is impossible
-    then, an infinite loss."""
+    """A logit of +inf: the limit for a large logit, where torch returns NaN. A loss that grows
+    without bound is infinite."""
     if spec.samples[0].input == "log_probs":
-        return ""  # no logarithm of a probability
+        return ""  # +inf is not the logarithm of a probability
     for label in (0, 1):
         target = torch.tensor([label], device=device)
         x = torch.tensor([[math.inf, 0.0, 1.0]], dtype=torch.float64, device=device)
@@ -107,11 +108,11 @@ def certain_class(spec: RowSpec, device: str) -> str:
 
 
 def nothing_possible(spec: RowSpec, device: str) -> str:
-    """A row of -inf: the limit of equal logits, where torch has NaN."""
+    """A row of -inf: the limit of equal logits, where torch returns NaN."""
     x = torch.full((1, 3), -math.inf, dtype=torch.float64, device=device)
     target = torch.tensor([1], device=device)
     if spec.samples[0].input == "log_probs":
-        value = _loss(spec, x, target, "none")  # nothing relates log-probabilities to each other
+        value = _loss(spec, x, target, "none")  # log-probabilities are not renormalised
         return "" if value.item() == math.inf else f"value {value.item()}"
     value, gradient = _value_and_gradient(spec, x, target)
     limit, slope = _value_and_gradient(spec, torch.zeros_like(x), target)
@@ -119,7 +120,7 @@ def nothing_possible(spec: RowSpec, device: str) -> str:
 
 
 def largest_halves(spec: RowSpec, device: str) -> str:
-    """Logits of ±65504 in float16: as in float64, rounded."""
+    """Logits of ±65504 in float16: the result is that of float64, rounded."""
     for label in (0, 1, 2):
         for target in _targets(spec, label, 3, device):
             x = torch.tensor([[65504.0, -65504.0, 0.0]], dtype=torch.float16, device=device)
@@ -134,7 +135,8 @@ def largest_halves(spec: RowSpec, device: str) -> str:
 
 
 def one_class(spec: RowSpec, device: str) -> str:
-    """There is nothing to lose."""
+    """A single class: the loss is 0, and so is the gradient, except that of nll_loss, which is
+    -1."""
     x = _scores(spec, [3.0], device)
     value, gradient = _value_and_gradient(spec, x, torch.tensor([0], device=device))
     slope = torch.full_like(gradient, -1.0 if spec.name == "nll_loss" else 0.0)
@@ -142,7 +144,7 @@ def one_class(spec: RowSpec, device: str) -> str:
 
 
 def no_rows(spec: RowSpec, device: str) -> str:
-    """A sum is 0, a mean NaN, the gradient empty."""
+    """No rows: a sum is 0, a mean is NaN, and the gradient is empty."""
     x = torch.zeros(0, 5, device=device)
     target = torch.zeros(0, dtype=torch.long, device=device)
     total, gradient = _value_and_gradient(spec, x, target, "sum")
@@ -153,7 +155,7 @@ def no_rows(spec: RowSpec, device: str) -> str:
 
 
 def none_count(spec: RowSpec, device: str) -> str:
-    """All labels ignored: a sum and the gradient are 0, a mean NaN, as in torch."""
+    """All labels ignored: a sum and the gradient are 0, and a mean is NaN, as in torch."""
     if spec.name == "log_prob_of":
         return ""
     x = torch.randn(4, 5, device=device)
@@ -166,7 +168,7 @@ def none_count(spec: RowSpec, device: str) -> str:
 
 
 def no_such_class(spec: RowSpec, device: str) -> str:
-    """A label out of range: IndexError on the CPU, NaN on a GPU."""
+    """An out-of-range label: IndexError on the CPU, NaN in its row on a GPU."""
     x = torch.randn(4, 5, device=device)
     target = torch.tensor([1, 5, 0, 2], device=device)
     try:

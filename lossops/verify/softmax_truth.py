@@ -1,9 +1,10 @@
-"""Value and gradient of a loss over rows, more exactly than the dtype under test can hold.
+"""The value and gradient of a loss over rows, more precisely than the dtype under test can
+represent.
 
-Written from the definitions, with derivatives by hand and independent of the reference: in float64,
-or in numpy's longdouble to judge float64 itself. With every number comes what a careful algorithm
-cannot avoid: how far it moves, to first order and in multiples of eps, when the shifted logits, the
-exponentials and the logarithms are rounded once each.
+Written from the definitions, with derivatives by hand, independently of the reference: in float64,
+or in numpy's longdouble to judge float64. Each result comes with the error that a careful algorithm
+cannot avoid: how far the result moves, to first order and in multiples of eps, when the shifted
+logits, the exponentials and the logarithms are rounded once each.
 """
 
 from __future__ import annotations
@@ -17,37 +18,37 @@ from torch import Tensor
 from lossops.specs.softmax import RowSpec, Sample
 from lossops.verify import optional
 
-Array = Any  # of numpy
+Array = Any  # a numpy array
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Of each row: log q and q [rows, classes], how much rounding moves them (log q by as much as
-    it says, q relative to itself), and of logits how they came about."""
+    """For each row, log q and q [rows, classes] and how far rounding moves them: ``log_moves`` is
+    absolute, ``moves`` is relative to q. The other fields are for distributions given as logits."""
 
     log: Array
     probs: Array
     log_moves: Array
     moves: Array
     lse: Array | None = None  # [rows]
-    slope: Array | float = 1.0  # of the capped and cooled logits by the input
+    slope: Array | float = 1.0  # d(soft-capped, temperature-scaled logits) / d(input)
     capped: bool = False
 
 
 @dataclass(frozen=True)
 class RowTruth:
-    """What is right, as numpy arrays, and how much of it rounding moves, in eps."""
+    """The exact results as numpy arrays, and how far rounding moves them, in eps."""
 
     value: Array  # [rows]
     value_moves: Array
-    gradient: Array  # [rows, classes], of the rows' sum, by the input
+    gradient: Array  # [rows, classes], of the sum over the rows, w.r.t. the input
     gradient_moves: Array
 
 
 def exact(
     spec: RowSpec, sample: Sample, input: Tensor, target: Tensor, options: dict[str, Any]
 ) -> RowTruth:
-    """The loss of each row of an input [rows, classes]."""
+    """The exact loss of each row of an input [rows, classes], and its gradient."""
     numpy = optional("numpy")
     double = input.dtype == torch.float64
     wide = numpy.longdouble if double else numpy.float64
@@ -67,7 +68,7 @@ def exact(
             value, moves = value + zeta * q.lse**2, moves + 4 * abs(zeta) * q.lse**2
             more = 2 * zeta * q.lse[:, None] * q.probs * q.slope
             gradient, gradient_moves = gradient + more, gradient_moves + abs(more) * q.moves
-        if not sample.soft:  # rows that do not count
+        if not sample.soft:  # ignored rows do not count
             ignored = target.numpy() == options.get("ignore_index", -100)
             for array in (value, moves, gradient, gradient_moves):
                 array[ignored] = 0
@@ -100,11 +101,11 @@ def _distribution(numbers: Array, form: str, options: dict[str, Any]) -> Distrib
     largest = z[rows, best][:, None]
     others = numpy.exp(z - largest)
     others[rows, best] = 0
-    # log1p, so that a class that is nearly certain has an exact logarithm.
+    # log1p keeps the logarithm of a nearly certain class exact.
     beyond = numpy.log1p(others.sum(1))[:, None]
     log_q = -(beyond + (largest - z))
     probs = numpy.exp(log_q)
-    # The shifted logits are rounded, and before that what capping and cooling made of them.
+    # The shifted logits are rounded, and so are the results of soft capping and temperature.
     shifts = largest - z
     if capped or temperature != 1:
         shifts = shifts + abs(z) + abs(largest)
@@ -121,7 +122,7 @@ def _times(x: Array, y: Array) -> Array:
 
 
 def _label_loss(spec: RowSpec, q: Distribution, target: Tensor, options, wide, eps: float):
-    """Values and the derivatives by log q, and how much rounding moves them."""
+    """Returns the values and the derivatives w.r.t. log q, and how far rounding moves them."""
     numpy = optional("numpy")
     rows, classes = q.log.shape
     weight = options.get("weight", options.get("alpha"))
@@ -149,10 +150,10 @@ def _label_loss(spec: RowSpec, q: Distribution, target: Tensor, options, wide, e
         doubt = -numpy.expm1(-u)
         power = doubt**parameter
         value = power * u
-        steep = parameter * doubt ** (parameter - 1) * sure  # of the power
+        steep = parameter * doubt ** (parameter - 1) * sure  # derivative of ``power``
         slope = power + steep * u
-        # Of doubt^γ, doubt moves by as much as u does, and by its own rounding: where it is as
-        # small as that, its power is at most that of the two together.
+        # In doubt^γ, doubt moves as far as u does, and by its own rounding. If doubt is as small as
+        # these, its power is at most that of their sum.
         steepest = numpy.maximum(steep, parameter * (doubt + eps * u_moves) ** (parameter - 1))
         bent = steepest * (2 + parameter * u * sure / doubt + u) * (u_moves + doubt)
     else:
@@ -164,7 +165,7 @@ def _label_loss(spec: RowSpec, q: Distribution, target: Tensor, options, wide, e
 
 
 def _compared(sample: Sample, target: Tensor, q: Distribution, options, wide) -> Distribution:
-    """The target's distribution."""
+    """The distribution of the target."""
     numpy = optional("numpy")
     if sample.soft:
         cooled = {"temperature": options.get("temperature", 1.0)}
@@ -175,9 +176,9 @@ def _compared(sample: Sample, target: Tensor, q: Distribution, options, wide) ->
 
 
 def _divergence(kernel: str, p: Distribution, q: Distribution, eps: float):
-    """Values and the derivatives by log q, and how much rounding moves them."""
+    """Returns the values and the derivatives w.r.t. log q, and how far rounding moves them."""
     numpy = optional("numpy")
-    apart = p.log_moves + q.log_moves + abs(p.log - q.log)  # how log p - log q moves
+    apart = p.log_moves + q.log_moves + abs(p.log - q.log)  # how far log p - log q moves
     if kernel in ("kl", "soft_cross_entropy"):
         logs = p.log - q.log if kernel == "kl" else -q.log
         terms, slope = _times(p.probs, logs), -p.probs
@@ -193,7 +194,7 @@ def _divergence(kernel: str, p: Distribution, q: Distribution, eps: float):
         log_m = numpy.log(0.5 * (p.probs + q.probs))
         mine, theirs = (0.5 * _times(x.probs, x.log - log_m) for x in (q, p))
         terms, slope = mine + theirs, mine
-        away = numpy.minimum(apart + abs(log_m), 1 / eps)  # how log q - log m moves
+        away = numpy.minimum(apart + abs(log_m), 1 / eps)  # how far log q - log m moves
         slope_moves = abs(mine) * (1 + q.moves) + 0.5 * _times(q.probs, away)
         moves = abs(terms) + abs(mine) * (1 + q.moves) + abs(theirs) * (1 + p.moves)
     else:
@@ -202,14 +203,14 @@ def _divergence(kernel: str, p: Distribution, q: Distribution, eps: float):
         slope = factor * q.probs * numpy.sign(q.probs - p.probs)
         uncertain = p.probs * p.moves + q.probs * q.moves
         moves = factor * uncertain + terms
-        # Where p and q are as good as equal, either sign is right.
+        # Where p and q are equal up to rounding, either sign is correct.
         either = (abs(p.probs - q.probs) <= 4 * eps * uncertain) & (uncertain > 0)
         slope_moves = abs(slope) * q.moves + numpy.where(either, 2 * factor * q.probs / eps, 0)
     return terms.sum(1), moves.sum(1), slope, slope_moves
 
 
 def _by_input(form: str, q: Distribution, slope: Array, moves: Array) -> tuple[Array, Array]:
-    """The derivatives by log q made into those by the input."""
+    """Converts derivatives w.r.t. log q to derivatives w.r.t. the input."""
     if form == "log_probs":
         return slope.copy(), moves + abs(slope)
     if form == "probs":
@@ -218,5 +219,5 @@ def _by_input(form: str, q: Distribution, slope: Array, moves: Array) -> tuple[A
     before = slope - q.probs * total
     moved = moves + abs(slope) + q.probs * moves.sum(1, keepdims=True)
     moved = moved + q.probs * q.moves * abs(total)
-    # tanh's slope is a difference from 1.
+    # The derivative of tanh is 1 - tanh², a difference that may cancel.
     return before * q.slope, moved * q.slope + (4 * abs(before) if q.capped else 0)

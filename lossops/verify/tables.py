@@ -1,4 +1,4 @@
-"""One table, three faces: aligned text, a rich table on a terminal, HTML."""
+"""Tables that can be shown as aligned text, as a rich table on a terminal, or as HTML."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 GOOD, BAD = "good", "bad"
-NOTHING = "\N{EN DASH}"  # where there is no number
+NOTHING = "\N{EN DASH}"  # shown if there is no number
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A text with a meaning: good, bad or neither."""
+    """A text that may be marked as good or bad."""
 
     text: str
     mood: str = ""
@@ -22,7 +22,7 @@ class Cell:
 
 @dataclass
 class Table:
-    """Rows of cells. The first ``labels`` columns are words, the others numbers."""
+    """Rows of cells. The first ``labels`` columns contain words, the others numbers."""
 
     title: str
     columns: Sequence[str]
@@ -45,7 +45,7 @@ def verdict(passed: bool, yes: str = "pass", no: str = "FAIL") -> Cell:
 
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """A number at a readable length."""
+    """Formats a number with a readable length."""
     if value is None:
         return NOTHING
     if not math.isfinite(value):
@@ -56,7 +56,7 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
 
 
 def to_text(table: Table) -> str:
-    """Plain text, for files and pipes."""
+    """Formats a table as plain text, for files and pipes."""
     cells = [[_cell(c).text for c in row] for row in table.rows]
     widths = [max(map(len, column)) for column in zip(table.columns, *cells, strict=True)]
 
@@ -91,7 +91,7 @@ def to_html(table: Table) -> str:
 
 
 def show(table: Table) -> None:
-    """Prints the table: in colour on a terminal where rich is installed, else as plain text."""
+    """Prints a table: in colour on a terminal if rich is installed, otherwise as plain text."""
     if not sys.stdout.isatty():
         print(to_text(table))
         return

@@ -1,8 +1,8 @@
-"""The value and derivative of a loss, more exactly than the dtype under test can hold.
+"""The value and derivative of a loss, more precisely than the dtype under test can represent.
 
-The reference formula runs on dual numbers: pairs of value and derivative by ``input``, in float64,
-or in numpy's longdouble to judge float64 itself. Where a formula selects a branch, the dual number
-selects too, so that an infinity of the branch not taken does no harm, as it does to autograd.
+The reference formula runs on dual numbers: pairs of a value and its derivative w.r.t. ``input``, in
+float64, or in numpy's longdouble to judge float64. Where a formula selects a branch, dual numbers
+select the derivative as well. Unlike in autograd, an infinity in the branch not taken does no harm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lossops.verify import optional
 
 
 class Dual:
-    """Value and derivative: numpy arrays, with the names torch has for their functions."""
+    """A value and its derivative, as numpy arrays, with the methods named as in torch."""
 
     def __init__(self, value: Any, derivative: Any = 0.0):
         self.value = value
@@ -37,7 +37,7 @@ class Dual:
         return _lift(other) - self
 
     def __mul__(self, other):
-        if isinstance(other, numbers.Number):  # its derivative, 0, is not to meet an infinity
+        if isinstance(other, numbers.Number):  # avoids 0 * inf with the derivative of a constant
             return Dual(self.value * other, self.derivative * other)
         derivative = _product(self.derivative, other.value) + _product(other.derivative, self.value)
         return Dual(self.value * other.value, derivative)
@@ -129,7 +129,7 @@ class Dual:
         return Dual(numpy.sinh(self.value), self.derivative * numpy.cosh(self.value))
 
     def where(self, yes, no):
-        """With truth values in ``self``."""
+        """Selects from ``yes`` and ``no``; ``self`` is the condition."""
         choose, yes, no = optional("numpy").where, _lift(yes), _lift(no)
         return Dual(
             choose(self.value, yes.value, no.value),
@@ -138,7 +138,7 @@ class Dual:
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        """``torch.log1p(dual)`` and the like."""
+        """Implements ``torch.log1p(dual)`` and other torch functions of dual numbers."""
         name = function.__name__
         if name.startswith("_") or not hasattr(cls, name):
             raise NotImplementedError(f"torch.{name} of a dual number: add it to {__name__}.Dual")
@@ -146,7 +146,7 @@ class Dual:
 
 
 def _product(derivative, value):
-    """What does not depend on the variable does not, times infinity even."""
+    """The product, but 0 where the derivative is 0, even if the value is infinite."""
     numpy = optional("numpy")
     return numpy.where(numpy.equal(derivative, 0), 0, derivative * value)
 
@@ -157,21 +157,21 @@ def _lift(other) -> Dual:
 
 @dataclass(frozen=True)
 class Truth:
-    """What is right, per element, as numpy arrays."""
+    """The exact results for each element, as numpy arrays."""
 
     difference: Any
     value: Any
     gradient: Any
-    value_size: Any  # of the terms that each is a sum of
+    value_size: Any  # the sum of the absolute values of the terms
     gradient_size: Any
 
 
 def exact(kernel: str, params: tuple[float, ...], input: Tensor, target: Tensor) -> Truth:
-    """The loss ``reference.FORMULAS[kernel]`` and its derivative by ``input``, per element: in
-    float64, or in numpy's longdouble for float64 tensors.
+    """The loss ``reference.FORMULAS[kernel]`` of each element and its derivative with respect to
+    ``input``, in float64, or in numpy's longdouble for float64 tensors.
 
-    A difference too large for the arithmetic that is judged (float32, or float64 for float64
-    tensors) is an infinite one.
+    In losses of the difference, a difference that is too large for the compute dtype under test
+    (float32, or float64 for float64 tensors) is infinite.
     """
     numpy = optional("numpy")
     double = input.dtype == torch.float64
@@ -190,5 +190,5 @@ def exact(kernel: str, params: tuple[float, ...], input: Tensor, target: Tensor)
 
 
 def judges_float64() -> bool:
-    """Whether numpy's longdouble is wider than float64 here."""
+    """Whether numpy's longdouble is more precise than float64 on this machine."""
     return optional("numpy").finfo(optional("numpy").longdouble).nmant > 52

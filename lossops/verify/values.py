@@ -1,4 +1,4 @@
-"""Random and adversarial values of a dtype."""
+"""Random and adversarial test values of a dtype."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def adversarial(
     count: int,
     generator: torch.Generator,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields chunks of about ``count`` pairs (input, target): ordinary ones, every exponent down to
-    the denormal ones, differences at the thresholds ± a few units in the last place, and all pairs
-    of special values (0, least, largest, infinite, NaN …)."""
+    """Yields about ``count`` pairs (input, target) in chunks: ordinary values, every exponent down
+    to denormals, differences within a few ulp of the thresholds, and all pairs of special values
+    (0, smallest, largest, infinite, NaN …)."""
     yield spec.folded(*_special_pairs(dtype))
     thresholds = [t for t in {*spec.kinks({**spec.defaults, **kwargs}), 1.0} if math.isfinite(t)]
     makers = [_ordinary, _every_exponent, _at_thresholds(thresholds)]
@@ -34,14 +34,14 @@ def adversarial(
 
 
 def _ordinary(size: int, dtype: torch.dtype, generator) -> tuple[Tensor, Tensor]:
-    """Predictions at all distances from targets of all sizes."""
+    """Predictions at many distances from targets of many magnitudes."""
     target, noise, scale = torch.randn(3, size, dtype=torch.float64, generator=generator)
     target = target * 3 ** scale.flip(0)
     return (target + noise * 10**scale).to(dtype), target.to(dtype)
 
 
 def _every_exponent(size: int, dtype: torch.dtype, generator) -> tuple[Tensor, Tensor]:
-    """Bit patterns at random, one half against a target of zero."""
+    """Random bit patterns; half of the targets are zero."""
     bits = _BITS[dtype.itemsize]
     limits = torch.iinfo(bits)
     input, target = (
@@ -60,7 +60,7 @@ def _at_thresholds(thresholds: list[float]):
         distance = torch.tensor(thresholds, dtype=torch.float64)[which]
         input = (target.double() + distance).to(dtype)
         steps = torch.randint(-3, 4, (size,), generator=generator).to(_BITS[dtype.itemsize])
-        steps[input == 0] = 0  # a step below zero's pattern is NaN
+        steps[input == 0] = 0  # the bit pattern below that of zero is NaN
         return (input.view(steps.dtype) + steps).view(dtype), target
 
     return values
@@ -68,7 +68,7 @@ def _at_thresholds(thresholds: list[float]):
 
 def _special_pairs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     info = torch.finfo(dtype)
-    least = info.tiny * info.eps  # the smallest denormal number
+    least = info.tiny * info.eps  # the smallest denormal
     some = (0.0, least, info.tiny, info.eps, 0.5, 1.0, 3.0, info.max / 2, info.max, math.inf)
     numbers = [*some, *(-number for number in some), math.nan]
     pairs = torch.tensor(list(itertools.product(numbers, numbers)), dtype=torch.float64).to(dtype)

@@ -1,4 +1,4 @@
-"""Is each loss over rows of vectors right, on each backend, on each device that is here?"""
+"""Verifies each loss over rows of vectors on each backend and on each device of this machine."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lossops.verify.measure import one_thread
 from lossops.verify.tables import Table, number, verdict
 
 SHAPES = ((60, 10), (20, 1000), (3, 20_000))
-# In float64 torch is its own truth: its norm of 20,000 numbers is 5 to 20 units off.
+# In float64 the exact values are torch's own, whose norm of 20,000 numbers is 5 to 20 units off.
 _FLOAT64_ALLOWED = 64.0  # units
 _CHECKS = ("ran", "gradcheck", "gradgradcheck", "as_torch")
 
 
 def targets(wanted: Iterable[VectorSpec] = VECTOR_SPECS) -> list[tuple[VectorSpec, str]]:
-    """Every (loss, device) to verify."""
+    """The combinations (loss, device) to verify."""
     return [(spec, device) for spec in wanted for device in devices()]
 
 
@@ -36,13 +36,13 @@ def verify(
     full: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Checks losses and returns rows of ``numbers`` and ``checks``, and whether all ``passed``."""
+    """Verifies losses. Returns rows of ``numbers`` and ``checks``, and whether all ``passed``."""
     numbers, checks = [], []
     for spec, device in targets(wanted):
         for backend in backends.backends_for(device):
             with lossops.backend(backend), one_thread():
                 where = {"loss": spec.name, "device": device, "backend": backend}
-                # The reference is plain torch, too: one formula is as good as another there.
+                # The reference is plain torch too, where one formula is as good as another.
                 factor = 2 if backend == "reference" else 1
                 numbers += [where | _numbers(spec, device, d, full, seed, factor) for d in DTYPES]
                 checks.append(where | _checks(spec, device, backend, seed))
@@ -54,7 +54,7 @@ def verify(
 def _numbers(
     spec: VectorSpec, device: str, dtype: torch.dtype, full: bool, seed: int, factor: int
 ) -> dict:
-    """The largest errors, and torch's."""
+    """Returns a row with the largest errors of lossops and of torch."""
     row = {"dtype": str(dtype).removeprefix("torch."), "lossops": [0.0, 0.0], "torch": [0.0, 0.0]}
     failed = []
     for options in spec.samples:
@@ -68,7 +68,7 @@ def _numbers(
             for name, errors in (("lossops", ours), ("torch", theirs)):
                 row[name] = [max(*pair) for pair in zip(row[name], errors, strict=True)]
             for what, our, their in zip(("value", "gradient"), ours, theirs, strict=True):
-                # Torch is the truth in float64, and as good as its own rounding.
+                # In float64 the exact values are torch's own and have its rounding errors.
                 most = _FLOAT64_ALLOWED if dtype == torch.float64 else factor * their + 1
                 if not our <= most:
                     failed.append(f"{options} {shape}: {what} {our:.3g} units, torch {their:.3g}")
@@ -83,7 +83,8 @@ def _step(loss, tensors, options) -> tuple[Tensor, list[Tensor]]:
 
 
 def _truth(spec: VectorSpec, tensors, options) -> tuple:
-    """In float64. And the sizes of the terms of the values."""
+    """Returns the values and gradients in float64, and the sizes that their errors are relative
+    to."""
     vectors, given = ([t.double() if t.is_floating_point() else t for t in ts] for ts in tensors)
     value, grads = _step(_exact(spec), (vectors, given), options)
     size = value.abs()
@@ -99,8 +100,8 @@ def _truth(spec: VectorSpec, tensors, options) -> tuple:
 
 
 def _exact(spec: VectorSpec):
-    """Torch's function, but for those of which the gradient adds up a number per class: in a row of
-    20,000 that is 460 units off."""
+    """Torch's function, except for losses whose gradient sums one number per class: for a row of
+    20,000, torch's gradient is 460 units off."""
     if spec.name == "multilabel_margin_loss":
         return _multilabel_margin
     if spec.name != "multi_margin_loss":
@@ -109,7 +110,7 @@ def _exact(spec: VectorSpec):
 
 
 def _multilabel_margin(x: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    """A number per row, ``reduction`` being "none": all pairs, one by one."""
+    """The loss of each row (``reduction`` is always "none"), summed over all pairs explicitly."""
     given = (labels >= 0).cumprod(1)
     most = max(1, int(given.sum(1).max()))
     listed, index = given[:, :most, None] > 0, labels[:, :most].clamp_min(0)
@@ -119,8 +120,9 @@ def _multilabel_margin(x: Tensor, labels: Tensor, reduction: str) -> Tensor:
 
 
 def _errors(loss, tensors, options, truth) -> tuple[float, float]:
-    """In units in the last place: of what a value is made of, and of the largest gradient of a
-    row. Torch's may be infinite: where it does not compute in a dtype."""
+    """Returns the largest errors of the value and of the gradient, in ulp of the sizes in
+    ``truth``: of the terms of a value, and of the largest gradient of a row. Infinite if torch does
+    not support the dtype."""
     wanted, wanted_grads, size, largest = truth
     epsilon = torch.finfo(tensors[0][0].dtype).eps
     try:
@@ -154,7 +156,7 @@ def _checks(spec: VectorSpec, device: str, backend: str, seed: int) -> dict[str,
 
 
 def _ran_there(spec, backend, vectors, given, options) -> None:
-    """A step in float32, of which the kernels that ran are remembered."""
+    """Runs a training step in float32 and raises unless the kernels of the backend ran."""
     wanted = _NAMESPACES.get(backend)
     vectors = [v.float().requires_grad_() for v in vectors]
     given = [t.float() if t.is_floating_point() else t for t in given]
@@ -190,7 +192,7 @@ def _as_torch(spec, backend, vectors, given, options) -> None:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """The results for people."""
+    """The results as readable tables."""
     errors = Table(
         "Losses over vectors: largest errors, rows of 10, 1,000 and 20,000, lossops | torch",
         ("loss", "backend", "dtype", "value, ulp", "torch", "gradient, ulp", "torch", "verdict"),
@@ -221,5 +223,5 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def failures(result: dict[str, Any]) -> list[str]:
-    """What failed, one line each."""
+    """Describes each failure in one line."""
     return softmax_verify.failures(result, _CHECKS)
