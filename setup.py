@@ -1,15 +1,15 @@
 """Builds the extension ``lossops._C`` with ninja.
 
-The CPU kernels are compiled once per instruction set and chosen at run time, so one build serves
-every machine. The CUDA kernels are added where nvcc is found and torch has CUDA.
+The CPU kernels are compiled once per instruction set and selected at run time, so one build runs on
+every machine. The CUDA kernels are included if nvcc is found and torch has CUDA.
 
 Environment variables:
-    LOSSOPS_CUDA          auto (default) | 0 | 1: 1 fails where CUDA kernels cannot be built
-    TORCH_CUDA_ARCH_LIST  as torch reads it; default 8.0;9.0;10.0+PTX, as far as nvcc knows them
+    LOSSOPS_CUDA          auto (default) | 0 | 1: with 1, fail if CUDA kernels cannot be built
+    TORCH_CUDA_ARCH_LIST  as in torch; default 8.0;9.0;10.0+PTX, limited to what nvcc supports
     MAX_JOBS              parallel compilations; default: one per core
     CXX                   the C++ compiler; default g++ or c++
     LOSSOPS_ISA           all (default) | native: the instruction sets of the CPU kernels
-    LOSSOPS_SANITIZE      1: with AddressSanitizer and UBSan, as `make test-all` wants it
+    LOSSOPS_SANITIZE      1: build with AddressSanitizer and UBSan, as for `make test-all`
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CPU_SOURCES = (
 )
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"-mavx512f -mavx512bw -mavx512vl -mavx512dq {AVX2}"
-# From wide to narrow, with the flags of each. The default runs on every machine.
+# From wide to narrow, with their flags. DEFAULT runs on every machine.
 INSTRUCTION_SETS = {"AVX512": AVX512, "AVX2": AVX2, "DEFAULT": ""}
 KERNEL_SOURCES = (
     "csrc/cpu/elementwise/kernels.cpp",
@@ -62,7 +62,7 @@ CUDA_OP_SOURCES = (
     "csrc/ops/vectors/cuda.cpp",
 )
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0")
-# Without what makes the kernels take many times as long to compile: checks in line, and some kinds.
+# Without inline checks and some kinds of checks, which would multiply the compile time.
 SANITIZERS = (
     " -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined "
     "-fno-sanitize=vptr,null,object-size,pointer-overflow -fno-sanitize-address-use-after-scope "
@@ -70,7 +70,7 @@ SANITIZERS = (
 )
 WARNINGS = (
     "-Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter -Wno-maybe-uninitialized "
-    "-Wno-uninitialized -Wno-psabi"  # of variables in the headers of vector intrinsics
+    "-Wno-uninitialized -Wno-psabi"  # for variables in the headers of vector intrinsics
 )
 
 
@@ -83,12 +83,12 @@ def version(text: str) -> tuple[int, ...]:
 
 
 def quoted(flag: str, path) -> str:
-    """A flag with a path, for the shell that ninja runs commands in."""
+    """A flag with a path, quoted for the shell in which ninja runs commands."""
     return shlex.quote(f"{flag}{path}").replace("$", "$$")
 
 
 def escaped(path) -> str:
-    """A path in a build line of a ninja file."""
+    """A path, escaped for a build line of a ninja file."""
     return re.sub(r"([$: ])", r"$\1", str(path))
 
 
@@ -124,7 +124,7 @@ class Cuda:
                 continue
             text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
             found = re.search(r"release (\d+)\.(\d+)", text)
-            # The toolkit's folder, also where nvcc is a wrapper script.
+            # The toolkit's folder, even if nvcc is a wrapper script.
             dry = subprocess.run(
                 [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True
             ).stderr
@@ -135,7 +135,7 @@ class Cuda:
         return None
 
     def arch_flags(self) -> list[str]:
-        """-gencode flags. torch reads TORCH_CUDA_ARCH_LIST, names like Hopper included."""
+        """-gencode flags. torch parses TORCH_CUDA_ARCH_LIST, including names like Hopper."""
         from torch.utils import cpp_extension
 
         if not os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip():
@@ -152,7 +152,7 @@ class Cuda:
 
 
 def find_cuda(torch) -> Cuda | None:
-    """The toolkit, or None with the reason said aloud."""
+    """The toolkit, or None after printing the reason."""
     wish = os.environ.get("LOSSOPS_CUDA", "auto")
     if wish not in ("auto", "0", "1"):
         raise SystemExit(f"LOSSOPS_CUDA should be auto, 0 or 1, got {wish!r}")
@@ -175,7 +175,7 @@ def find_cuda(torch) -> Cuda | None:
 
 
 class NinjaBuild(build_ext):
-    """Writes a ninja file with one rule per compiler and lets ninja do the rest."""
+    """Writes a ninja file with one rule per compiler and runs ninja."""
 
     def build_extension(self, ext) -> None:
         import pybind11
@@ -207,7 +207,8 @@ class NinjaBuild(build_ext):
         if os.environ.get("LOSSOPS_SANITIZE") == "1":
             openmp += SANITIZERS
         objects = {f"{s.replace('/', '_')}.o": (s, "") for s in CPU_SOURCES}
-        # The linker keeps the first copy of an inline function: that which runs everywhere.
+        # The linker keeps the first copy of an inline function, so the one that runs everywhere is
+        # first.
         for name, set_flags in reversed(sets.items()):
             extra = f"-DCPU_CAPABILITY={name} -DCPU_CAPABILITY_{name} {set_flags}"
             objects |= {f"{s.replace('/', '_')}.{name}.o": (s, extra) for s in KERNEL_SOURCES}
@@ -258,7 +259,7 @@ class NinjaBuild(build_ext):
             + " -o $out",
             "  description = link $out",
         ]
-        # ninja begins with those that take the longest; the linker keeps to their order here.
+        # The slowest objects are built first. The linker keeps the order given here.
         kernels_first = sorted(objects.items(), key=lambda item: item[1][0] not in KERNEL_SOURCES)
         for output, (source, extra) in kernels_first:
             lines += [f"build {output}: cxx {escaped(ROOT / source)}", f"  extra = {extra}"]

@@ -1,1 +1,1 @@
-"""What measures lossops, and the results. No part of the installed package."""
+"""Benchmarks of lossops and their results. Not part of the installed package."""

@@ -37,7 +37,7 @@ NO_GPU = "No GPU figures exist yet.\n"
 
 
 def text(folder: Path = RESULTS) -> str:
-    """The whole document."""
+    """The complete document."""
     gpus = [_gpu_section(name, file, result) for name, file, result in newest(folder, gpu=True)]
     cpus = [_cpu_section(name, file, result) for name, file, result in newest(folder, gpu=False)]
     sections = [HEAD, "## GPUs\n", *(gpus or [NO_GPU])]
@@ -50,7 +50,7 @@ def write() -> None:
 
 
 def newest(folder: Path, gpu: bool) -> Iterator[tuple[str, Path, Result]]:
-    """Each machine's newest result that was a real measurement."""
+    """The newest real measurement of each machine."""
     for machine in sorted(path for path in folder.glob("*") if path.is_dir()):
         pattern = "gpu-*.json" if gpu else "[0-9]*.json"
         for file in sorted(machine.glob(pattern), reverse=True):
@@ -100,7 +100,7 @@ def _cpu_section(name: str, file: Path, result: Result) -> str:
 
 
 def _cpu_table(rows: list[Result]) -> Iterator[Table]:
-    """One row per loss, with the most telling number of each kind of measurement."""
+    """One row per loss, with the most important number of each kind of measurement."""
     rows = [row for row in rows if row.get("device") == "cpu"]
     found = {(row["kind"], row["loss"], _variant(row)): row for row in rows}
     steps = [row for row in rows if row["kind"] == "step"]
@@ -136,7 +136,7 @@ def _cpu_table(rows: list[Result]) -> Iterator[Table]:
 
 
 def _variant(row: Result) -> str:
-    """What tells rows of one kind and loss from each other."""
+    """What distinguishes rows of the same kind and loss."""
     names = {"step": "memory", "half": "memory", "memory": "reduction", "accuracy": "dtype"}
     return row.get(names.get(row["kind"], ""), "")
 

@@ -1,4 +1,5 @@
-"""Shared by all tests: fresh random numbers whose seed a failure prints, and proof of what ran."""
+"""Helpers shared by all tests: a new random seed per test, which a failure prints, and checks of
+which ops ran."""
 
 from __future__ import annotations
 
@@ -22,17 +23,17 @@ import lossops
 from lossops.core import backends, library
 from lossops.specs import elementwise as specs
 
-# Where the tests run. LOSSOPS_TEST_DEVICE=cuda takes them to a GPU, LOSSOPS_BACKEND chooses the
-# kernels there.
+# The device under test. LOSSOPS_TEST_DEVICE=cuda runs the tests on a GPU. LOSSOPS_BACKEND selects
+# the kernels there.
 DEVICE = torch.device(os.environ.get("LOSSOPS_TEST_DEVICE") or "cpu")
-# On the CPU the kernels are expected: without them tests should fail, and not be skipped.
+# On the CPU the kernels are required: without them the tests should fail instead of being skipped.
 BACKEND = backends.chosen() or (
     "native" if DEVICE.type == "cpu" else backends.backends_for(DEVICE.type)[0]
 )
 NAMESPACE = {"native": library.NATIVE, "triton": library.TRITON}.get(BACKEND)
 
-# torch's factories, on that device. Not torch.set_default_device: under its mode every loss would
-# come in by way of __torch_function__, and torch's own l1_loss forgets its weight on that way.
+# torch's factory functions on that device. torch.set_default_device is not used: under its mode
+# every loss would be called through __torch_function__, where torch's own l1_loss loses its weight.
 make = SimpleNamespace(
     **{
         name: functools.partial(getattr(torch, name), device=DEVICE)
@@ -71,12 +72,12 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtyp
 each_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
 
 
-# Parameters that decide where a test runs: what is skipped in one place is not tested in another.
+# Parameters that determine where a test runs. A test skipped in one place counts as untested there.
 PLACES = frozenset({"backend", "gpu", "anywhere"})
 
 
 def pytest_configure():
-    # Before the processes of xdist are started: all choose the same.
+    # Before xdist starts its worker processes, so that all choose the same sample.
     os.environ.setdefault("LOSSOPS_TEST_SAMPLE", str(secrets.randbits(31)))
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("LOSSOPS_TEST_DEVICE=cuda, and there is no GPU")
@@ -91,8 +92,8 @@ def pytest_report_header():
     return f"lossops: {BACKEND} on {DEVICE}; parameters sampled with LOSSOPS_TEST_SAMPLE={seed}"
 
 
-# Those that compile or interpret kernels: begun first, so that no process is left with one of them
-# when the others are done.
+# Files that compile or interpret kernels. They start first, so that none is left running alone at
+# the end.
 LONG_FILES = (
     "test_triton.py",
     "test_cuda_build.py",
@@ -104,7 +105,7 @@ LONG_FILES = (
 )
 
 
-@pytest.hookimpl(trylast=True)  # what -k leaves
+@pytest.hookimpl(trylast=True)  # after -k has been applied
 def pytest_collection_modifyitems(config, items):
     if os.environ.get("LOSSOPS_TEST_ALL") != "1":
         chosen = sampling.sample(items, os.environ["LOSSOPS_TEST_SAMPLE"], PLACES)
@@ -119,7 +120,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def seed(request) -> int:
-    """A fresh seed for every test. LOSSOPS_TEST_SEED repeats the one that a failure printed."""
+    """A new seed for every test. LOSSOPS_TEST_SEED repeats the one that a failure printed."""
     value = int(os.environ.get("LOSSOPS_TEST_SEED") or secrets.randbits(31))
     torch.manual_seed(value)
     random.seed(value)
@@ -128,7 +129,7 @@ def seed(request) -> int:
 
 
 def _why_not(device: str, backend: str) -> str | None:
-    """Why the kernels of a backend cannot be tested on a device; None where they can."""
+    """Why the kernels of a backend cannot be tested on a device, or None if they can."""
     if device == "cuda" and not torch.cuda.is_available():
         return "there is no GPU"
     if device == "cuda" and backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
@@ -151,19 +152,19 @@ GPUS = ["cuda-native", "cuda-triton"]
 
 @pytest.fixture(params=GPUS)
 def gpu(request) -> Iterator[torch.device]:
-    """A GPU, and each backend that has kernels for it."""
+    """A GPU, with each backend that has kernels for it."""
     yield from _place(request.param)
 
 
 @pytest.fixture(params=["cpu-native", *GPUS] if DEVICE.type == "cpu" else GPUS)
 def anywhere(request) -> Iterator[torch.device]:
-    """The same, and the CPU where that is under test."""
+    """The same, plus the CPU if it is under test."""
     yield from _place(request.param)
 
 
 @pytest.fixture(scope="module", params=["cpu", "cuda_on_cpu", "cuda-native", "cuda-triton"])
 def backend(request):
-    """The raw ops of every engine, to be held to one contract."""
+    """The raw ops of every engine. All must satisfy the same contract."""
     if request.param == "cuda_on_cpu":
         return contract.Backend(cuda_on_cpu.ops())
     if request.param == "cuda-triton":
@@ -171,7 +172,7 @@ def backend(request):
         interpreted = triton.knobs.runtime.interpret
         if not interpreted and not torch.cuda.is_available():
             pytest.skip("needs a GPU or the interpreter, in which test_triton.py runs this file")
-        # The interpreter converts to bfloat16 by cutting bits off.
+        # The interpreter truncates in the conversion to bfloat16.
         device, rounding = ("cpu", 1.0) if interpreted else ("cuda:0", 0.5)
         backends.kernel_ops("triton")  # registers them
         return contract.Backend(torch.ops.lossops_triton, device, rounding)
@@ -205,7 +206,7 @@ class _Recorder(TorchDispatchMode):
 
 @contextlib.contextmanager
 def expect_ops(*names: str) -> Iterator[list[str]]:
-    """Asserts that these ops ran in the block, whatever else did."""
+    """Asserts that these ops ran in the block. Others may run as well."""
     recorder = _Recorder()
     with recorder:
         yield recorder.names
@@ -215,7 +216,7 @@ def expect_ops(*names: str) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def expect_kernels(*names: str) -> Iterator[list[str]]:
-    """expect_ops for kernels of the backend under test; the reference must run none."""
+    """Like expect_ops, for kernels of the backend under test. The reference must not run any."""
     wanted = [f"{NAMESPACE}::elementwise_{name}" for name in names] if NAMESPACE else []
     with expect_ops(*wanted) as found:
         yield found
@@ -224,7 +225,7 @@ def expect_kernels(*names: str) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def expect_softmax_kernels(*names: str) -> Iterator[list[str]]:
-    """The same of the kernels over rows."""
+    """Like expect_kernels, for the kernels over rows."""
     wanted = [f"{NAMESPACE}::softmax_{name}" for name in names] if NAMESPACE else []
     with expect_ops(*wanted) as found:
         yield found
@@ -241,7 +242,7 @@ def ran(names: list[str], prefix: str) -> list[str]:
 
 
 def away_from_kinks(spec, kwargs, *shape, dtype=torch.float64, margin=0.05):
-    """Input and target whose difference is nowhere near a kink, on both sides of each."""
+    """Input and target whose differences keep away from the kinks, on both sides of each."""
     target = make.randn(shape, dtype=torch.float64)
     difference = make.randn(shape, dtype=torch.float64) * 1.5
     for kink in spec.kinks(kwargs):
@@ -254,7 +255,7 @@ def away_from_kinks(spec, kwargs, *shape, dtype=torch.float64, margin=0.05):
 
 
 def pair(spec, *shape, dtype=torch.float32):
-    """Valid input and target, at random."""
+    """Valid random input and target."""
     input, target = spec.inner(*make.randn(2, *shape, dtype=torch.float64).unbind(0))
     return input.to(dtype), target.to(dtype)
 

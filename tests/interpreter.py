@@ -1,4 +1,4 @@
-"""Triton's interpreter, in half the time."""
+"""Speeds up Triton's interpreter by a factor of two."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import inspect
 
 
 def patch_the_language_once_a_launch() -> None:
-    """The interpreter puts functions of its own in the place of triton.language's. It should when a
-    kernel is launched, and does so again in every call of another function by that kernel, where
-    they are in place already: more than half of its time.
+    """Patches triton.language once per launch. The interpreter replaces the functions of
+    triton.language by its own. It needs to do so when a kernel is launched, but repeats it whenever
+    the kernel calls another function, where they are already in place. That takes more than half of
+    its time.
 
-    This reaches into Triton. A release that has no such functions is left as it is.
+    This relies on Triton internals. A release without these functions is left unchanged.
     """
     from triton import language
     from triton.runtime import interpreter
@@ -18,7 +19,7 @@ def patch_the_language_once_a_launch() -> None:
     patch = getattr(interpreter, "_patch_lang", None)
     if patch is None or not hasattr(interpreter, "_LangPatchScope"):
         return
-    patched = set()  # modules, as long as a kernel runs
+    patched = set()  # modules, while a kernel runs
 
     def patch_once(fn):
         seen = {

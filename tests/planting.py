@@ -1,8 +1,8 @@
-"""Planted bugs: copies of the CUDA sources with one thing changed, which an examination in a
-process of its own must find.
+"""Planted bugs: copies of the CUDA sources with one change, which a check in a separate process
+must detect.
 
-``planted.json`` lists the bugs that were found, each with a digest of the changed sources and of
-its examination. A bug is planted again when either changes, and always with LOSSOPS_TEST_ALL=1.
+``planted.json`` lists the detected bugs, each with a digest of the changed sources and of its
+check. A bug is planted again when either changes, and always with LOSSOPS_TEST_ALL=1.
 """
 
 import ast
@@ -22,7 +22,7 @@ from benchmarks.kernels.cache import digest, included
 ROOT = Path(__file__).parents[1]
 FOUND = Path(__file__).with_name("planted.json")
 
-# How to leave out what an examination does not need: file, pattern, replacement.
+# Edits that leave out what a check does not need: file, pattern, replacement.
 FEWER_ELEMENTWISE = [
     ("losses/elementwise.h", r"LossList<OfDifference<Mse>,[^;]*;", "LossList<OfDifference<Mse>>;")
 ]
@@ -64,8 +64,8 @@ def _found() -> dict[str, str]:
 
 
 def _state(csrc: Path, others, module: str, texts: list[str]) -> str:
-    """A digest of what decides whether a bug is found: the sources that are compiled, the device
-    that runs them, and the examination."""
+    """A digest of everything that determines whether a bug is found: the compiled sources, the
+    device that runs them, and the check."""
     cuda = csrc / "cuda"
     compiled = [p for p in cuda.rglob("*.cu") if str(p.relative_to(cuda)) not in others]
     files = [path for source in compiled for path in included(source, csrc)]
@@ -83,16 +83,16 @@ def _state(csrc: Path, others, module: str, texts: list[str]) -> str:
 
 
 def plant(folder: Path, file: str, old: str, new: str, fewer, others=()) -> Path:
-    """The kernels of a copy of the sources with a piece replaced.
+    """Compiles the kernels of a copy of the sources with one replacement.
 
-    ``others`` are sources that need not be compiled again: what was compiled of the originals
-    will do.
+    ``others`` are sources that need not be compiled again. The objects compiled from the originals
+    are used instead.
     """
     return build.kernels(folder / "build", copy(folder, file, old, new, fewer), others)
 
 
 def copy(folder: Path, file: str, old: str, new: str, fewer) -> Path:
-    """A copy of the sources with a piece replaced."""
+    """A copy of the sources with one replacement."""
     csrc = folder / "csrc"
     shutil.copytree(ROOT / "csrc", csrc)
     for name, pattern, replacement in fewer:
@@ -108,7 +108,7 @@ def copy(folder: Path, file: str, old: str, new: str, fewer) -> Path:
 
 
 def untouched(file: str) -> list[str]:
-    """The sources that do not include a file, and are not it."""
+    """The sources that neither are nor include a file, directly or indirectly."""
     folder = ROOT / "csrc" / "cuda"
     users, found = {file}, 0
     while len(users) != found:
@@ -123,7 +123,7 @@ def untouched(file: str) -> list[str]:
 def examine(
     library: Path, seed: int, module: str, function: str, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Calls a function of a test module on a library's kernels; prints "passed" at the end."""
+    """Calls a function of a test module with a library's kernels. Prints "passed" at the end."""
     code = f"import random, torch, {module} as t; random.seed({seed}); "
     code += f"torch.manual_seed({seed}); t.{function}(); print('passed')"
     paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])

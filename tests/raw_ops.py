@@ -1,5 +1,5 @@
-"""The contract of the raw ops, to be held against any backend: random arguments, and the truth in
-float64 from the reference formulas."""
+"""The contract of the raw ops, for checking any backend: random arguments, and the expected results
+in float64 from the reference formulas."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from lossops.specs import elementwise as specs
 
 FLOAT64, FLOAT32, BFLOAT16, FLOAT16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 LOSSES = [row.kernel for row in specs.SPECS]
-# Hyperparameters other than the defaults, where a loss has them: 1 would hide a factor.
+# Hyperparameters other than the defaults where a loss has them, because 1 would hide a factor.
 PARAMS = {row.kernel: list(row.params(row.samples[-1])) for row in specs.SPECS} | {
-    "smooth_l1": [0.75],  # not its 0
-    "huber": [1.25],  # not its infinity
+    "smooth_l1": [0.75],  # the default sample has 0
+    "huber": [1.25],  # the default sample has infinity
 }
 NO_GRADIENTS = [False, False, False]
 ALL = [True, True, True]
 
 
 def each_pair(pairs):
-    """Parametrizes a test by the dtypes of input and target."""
+    """Parametrises a test by the dtypes of input and target."""
     names = ["-".join(str(dtype).removeprefix("torch.") for dtype in pair) for pair in pairs]
     return pytest.mark.parametrize("dtypes", pairs, ids=names)
 
 
 class Backend:
-    """Where the raw ops of a namespace run."""
+    """The namespace and the device on which the raw ops run."""
 
     def __init__(self, ops, device="cpu", bfloat16_rounding=0.5, raises_index_errors=False):
         self.ops = ops
         self.device = torch.device(device)
-        self.bfloat16_rounding = bfloat16_rounding  # in units of the last place
-        # Labels can be looked at where they lie in the host's memory.
+        self.bfloat16_rounding = bfloat16_rounding  # in units in the last place
+        # Whether out-of-range labels raise: labels in host memory can be checked.
         self.raises_index_errors = raises_index_errors
 
 
 # ---------------------------------------------------------------------------------------------
-# The truth.
+# Expected results.
 
 
 SPEC = {row.kernel: row for row in specs.SPECS}
@@ -51,7 +51,7 @@ def formula(loss, x, y, params):
 
 
 def terms_of(loss, x, y, params):
-    """What the loss is a sum of."""
+    """The terms that the loss is the sum of."""
     if loss in reference.TERMS:
         return reference.TERMS[loss](x, y, *params)
     return (formula(loss, x, y, params),)
@@ -68,7 +68,7 @@ def reduced(values, reduction, keep_dims, normalizer=None):
 
 
 class Case:
-    """Random arguments of the raw ops, and what should come out."""
+    """Random arguments of the raw ops, and the expected results."""
 
     def __init__(self, backend, shape, dtypes, loss, reduction="mean", keep_dims=0, **options):
         self.backend = backend
@@ -80,8 +80,8 @@ class Case:
         def tensor(dtype, shape=shape):
             return torch.randn(shape, generator=draw, dtype=FLOAT64).to(dtype)
 
-        # Differences on both sides of every threshold, and exactly on it: 0, beta and delta, beside
-        # targets short enough for the input to be exact in any dtype.
+        # Differences on both sides of every threshold and exactly at it: 0, beta and delta. The
+        # targets have few digits, so that the input is exact in any dtype.
         input, target = 2 * tensor(x_dtype), tensor(y_dtype)
         regression = SPEC[loss].regression if loss in SPEC else True
         if not regression:
@@ -133,7 +133,7 @@ class Case:
         return total.detach(), torch.autograd.grad(total, present, self.grad_output.double())
 
     def second_truth(self):
-        """The loss's derivative along the tangents, and its gradients for grad_output."""
+        """The derivative of the loss along the tangents, and its gradients for grad_output."""
         leaves = self.leaves()
         present = [leaf for leaf in leaves if leaf is not None]
         tangents = [
@@ -153,9 +153,11 @@ class Case:
         return along.detach(), grads
 
     def magnitudes(self):
-        """What these numbers are without the signs of their terms: rounding is relative to that.
+        """The values with all terms taken as absolute values, because rounding errors are relative
+        to them.
 
-        Of the loss, its derivative along the tangents, and the gradients of that one.
+        Returns them for the loss, for its derivative along the tangents, and for the gradients of
+        both.
         """
         w = 1 if self.operands[2] is None else self.operands[2].double().abs()
         a, b, c = (0 if t is None else t.double().abs() for t in self.tangents)
@@ -173,9 +175,9 @@ class Case:
             for size, part in zip(sizes, parts, strict=True):
                 if part is not None:
                     size += part.detach().abs()
-        if self.loss == "kl_div":  # the derivative of y log(y) is a sum, too
+        if self.loss == "kl_div":  # the derivative of y log(y) is a sum as well
             f_y += y.detach().log().abs() + 1
-        if self.loss == "soft_margin":  # so is the one by both: z sigmoid'(z) - sigmoid(z)
+        if self.loss == "soft_margin":  # so is the mixed derivative: z sigmoid'(z) - sigmoid(z)
             z = -(x * y).detach()
             f_xy += torch.sigmoid(z) + z.abs() * torch.sigmoid(z) * torch.sigmoid(-z)
         along, slope_x, slope_y = a * f_x + b * f_y, a * f_xx + b * f_xy, a * f_xy + b * f_yy
@@ -193,7 +195,7 @@ class Case:
         along_sizes = (by_input, by_target, g * along)
         return total(w * f), total(w * along + c * f), along_sizes, firsts
 
-    # What the kernels make of it.
+    # Results of the kernels.
 
     def forward(self, mask=ALL):
         return self.backend.ops.elementwise_forward(
@@ -218,7 +220,7 @@ class Case:
         return [yes and t is not None for yes, t in zip(wanted, self.operands, strict=True)]
 
     def check(self):
-        """Value, gradients and second derivatives."""
+        """Checks value, gradients and second derivatives."""
         self.to_device()
         scalar = self.reduction != "none" and self.keep_dims == 0
         size, *_, sizes = self.magnitudes()
@@ -253,7 +255,7 @@ class Case:
             self.compare(tensor, next(expected), size)
 
     def compare(self, got, expected, size=0):
-        """Holds an error to one rounding of the result and a few in the computation."""
+        """Allows one rounding of the result and a few in the computation."""
         assert got.shape == expected.shape
         compute = FLOAT64 if FLOAT64 in {t.dtype for t in self.operands[:2]} else FLOAT32
         output = torch.finfo(got.dtype)
@@ -261,8 +263,8 @@ class Case:
         bound = output.eps * (rounding * expected.abs() + output.smallest_normal)
         roundings = 16.0
         if self.loss == "sigmoid_focal":
-            # A probability is off by 1.5 eps, the truth's, where that is in float64, by 2.5 more;
-            # its power by γ times as much.
+            # A probability has an error of 1.5 eps, and the expected one, if it is float64 too,
+            # another 2.5. The power multiplies this by γ.
             roundings += (4.0 if compute == FLOAT64 else 1.5) * self.params[1]
         bound += roundings * torch.finfo(compute).eps * (expected.abs() + size)
         error = (got.double() - expected).abs()

@@ -1,5 +1,5 @@
-"""The contract of the raw softmax ops, to be held against any backend: random arguments, and the
-truth in float64 from the reference."""
+"""The contract of the raw softmax ops, for checking any backend: random arguments, and the expected
+results in float64 from the reference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lossops.softmax import reference as softmax_reference
 from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
 
 LOSSES = [*LABEL_LOSSES, *DIVERGENCES]
-# Hyperparameters other than the defaults: 1 would hide a factor.
+# Hyperparameters other than the defaults, because 1 would hide a factor.
 OWN_PARAMS = {"focal": (1.75, 0.0), "poly": (0.75, 0.0)}
 IGNORED = -100
 OPTIONS = {
@@ -26,9 +26,9 @@ OPTIONS = {
 
 
 class Case:
-    """Random arguments of the raw softmax ops, and what should come out.
+    """Random arguments of the raw softmax ops, and the expected results.
 
-    ``rows`` is the shape of the rows, ``dim`` where the classes stand between its dimensions.
+    ``rows`` is the shape of the rows, and ``dim`` the position of the class dimension.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Case:
         return (scores.softmax if form == "probs" else scores.log_softmax)(self.dim)
 
     def counts(self):
-        """The rows that have a label."""
+        """The rows that have a valid label."""
         classes = self.input.shape[self.dim]
         target = self.target.long()  # in uint8, -100 would be 156
         return (target >= 0) & (target < classes) & (target != self.options["ignore_index"])
@@ -105,7 +105,8 @@ class Case:
         return self.reduction != "none" and self.keep_dims == 0
 
     def read_again(self):
-        """The same for the ops that follow softmax_forward: they take the mean's denominator."""
+        """The arguments for the ops that follow softmax_forward. They take the denominator of the
+        mean."""
         target, class_weight, normalizer = self.read
         if self.counted:
             normalizer = self.forward([False] * 5)[4]
@@ -135,7 +136,7 @@ class Case:
                 setattr(self, name, tensor.to(self.backend.device))
         return self
 
-    # What the kernels make of it.
+    # Results of the kernels.
 
     def forward(self, mask=None):
         """Loss, lse, entropy, accuracy, denominator, and the two gradients."""
@@ -153,7 +154,7 @@ class Case:
         )
 
     def forward_(self, input, mask=(False, False, False)):
-        """The same over ``input``, without gradients."""
+        """The same, overwriting ``input``, without gradients."""
         return self.backend.ops.softmax_forward_(
             input, *self.read, *self.call, self.out_dtype, list(mask)
         )
@@ -174,7 +175,7 @@ class Case:
             grads, self.grad_output, self.input, *self.read_again(), *self.call, mask
         )
 
-    # The truth.
+    # Expected results.
 
     def rows(self, input, target):
         weight = None if self.class_weight is None else self.class_weight.double()
@@ -184,7 +185,7 @@ class Case:
         )
 
     def truth(self, grad_output=None, grad_lse=None, grad_entropy=None):
-        """The rows' numbers, and the gradients by input and target (None for labels)."""
+        """The results of the rows, and the gradients of input and target (None for labels)."""
         leaves = [self.input.detach().double().clone().requires_grad_()]
         target = self.target
         if self.soft:
@@ -203,10 +204,10 @@ class Case:
         rows = softmax_reference.Rows(*(t.detach() for t in rows))
         return rows, *grads, *[None] * (2 - len(grads))
 
-    # How far rounding may take the numbers from it.
+    # Allowed errors.
 
     def check(self):
-        """Everything that softmax_forward and softmax_backward give."""
+        """Checks all results of softmax_forward and softmax_backward."""
         self.to_device()
         errors = Errors(self)
         rows, *ones = self.truth(torch.ones_like(self.grad_output))
@@ -238,7 +239,7 @@ class Case:
             return
         assert got.shape == expected.shape
         assert set(got.unique().tolist()) <= {0.0, 1.0}
-        # Two logits that are one to float32 need not be one here.
+        # Two logits that are equal in float32 need not be equal here.
         scores = self.input.detach().double()
         safe = torch.where(self.counts(), self.target, 0).long().unsqueeze(self.dim)
         own, best = scores.gather(self.dim, safe).squeeze(self.dim), scores.amax(self.dim)
@@ -246,7 +247,7 @@ class Case:
         assert torch.equal(got[clear].double(), expected[clear].double())
 
     def units(self):
-        """What a mean over labels divides by."""
+        """The denominator of a mean over labels."""
         units = self.counts().double()
         if self.class_weight is not None and self.loss in softmax_reference.DIVIDES_BY_WEIGHT:
             safe = torch.where(self.counts(), self.target, 0).long()
@@ -276,7 +277,7 @@ class Case:
             self.compare(name, tensor, truth, error)
 
     def compare(self, name, got, expected, error):
-        """Holds an error to one rounding of the result and a few in the computation."""
+        """Allows one rounding of the result and a few in the computation."""
         assert got.shape == expected.shape, name
         if not got.numel():
             return
@@ -286,7 +287,7 @@ class Case:
         rounding = self.backend.bfloat16_rounding if got.dtype == BFLOAT16 else 0.5
         bound = output.eps * (rounding * expected.abs() + output.smallest_normal)
         bound = bound + 8 * (compute.eps * (expected.abs() + error) + compute.tiny)
-        overflow = expected.abs() > output.max  # in float16 a gradient may
+        overflow = expected.abs() > output.max  # a gradient may overflow in float16
         got = torch.where(overflow & got.isinf(), expected, got.double())
         off = (got - expected).abs()
         right = (off <= bound) | (got == expected) | (got.isnan() & expected.isnan())
@@ -300,11 +301,11 @@ class Case:
 
 
 class Errors:
-    """Bounds of what rounding does, in eps of the dtype computed in: the sizes of the terms, and
-    what an error in log q or log p, of the size of the numbers it is computed from, does to the
-    results.
+    """Bounds of the rounding errors, in eps of the compute dtype. They consist of the sizes of the
+    terms, and of the effect of an error in log q or log p, which is proportional to the numbers
+    that these are computed from.
 
-    Here the classes are the last dimension.
+    The classes are the last dimension here.
     """
 
     def __init__(self, case: Case):
@@ -375,13 +376,13 @@ class Errors:
         self.terms = terms.detach().abs().sum(-1)
         for first, e in zip(self.firsts, errors, strict=False):
             self.terms = self.terms + torch.where(e == 0, 0.0, first.abs() * e).sum(-1)
-        if case.loss == "jensen_shannon":  # whose truth is a difference of logarithms, in float64
+        if case.loss == "jensen_shannon":  # its truth is a difference of logarithms in float64
             double = FLOAT64 in (case.input.dtype, case.out_dtype)
             share = torch.finfo(FLOAT64).eps / torch.finfo(FLOAT64 if double else FLOAT32).eps
             for side, log in ((self.p, log_p), (self.q, log_q)):
                 sizes = torch.where(side == 0, 0.0, side * log.detach().abs())
                 self.terms = self.terms + share * sizes.sum(-1)
-        # Of z_loss lse².
+        # The term z_loss lse².
         self.counts = counts
         lse, z_loss = self.true_lse.abs(), abs(o["z_loss"]) * counts
         if case.loss in LABEL_LOSSES and o["z_loss"]:
@@ -392,7 +393,8 @@ class Errors:
             self.by_lse = self.by_lse_error = torch.zeros_like(lse)
 
     def distribution(self, z, form, rounded):
-        """log q and q; how far off log q may be, so q relative to itself; the same of lse and H."""
+        """log q and q; the error of log q, which is the relative error of q; the errors of lse and
+        H; and the sum of the entropy's terms without their signs."""
         if form == "probs":
             log_q, q = z.log(), z
         elif form == "log_probs":
@@ -402,7 +404,7 @@ class Errors:
         parts = torch.where(q == 0, 0.0, -q * log_q)
         h = parts.sum(-1)
         if form != "logits":
-            e = torch.where(q == 0, 0.0, 1 + log_q.abs())  # a 0 is exact
+            e = torch.where(q == 0, 0.0, 1 + log_q.abs())  # 0 is exact
             return log_q, q, e, h, h, h
         best = z.amax(-1, keepdim=True) if z.shape[-1] else z.sum(-1, keepdim=True)
         lse = z.logsumexp(-1)
@@ -416,7 +418,7 @@ class Errors:
         return log_q, q, e, lse.abs() + base, entropy, h
 
     def allow_either_sign(self):
-        """Where p and q are as good as equal, the derivative of |p - q| may have any sign."""
+        """If p and q are equal up to rounding, the derivative of |p - q| may have either sign."""
         q, p = self.q, self.p
         double = FLOAT64 in (self.case.input.dtype, self.case.out_dtype)
         eps = torch.finfo(FLOAT64 if double else FLOAT32).eps
@@ -474,7 +476,7 @@ class Errors:
         errors = [error.movedim(-1, case.dim)]
         if not case.soft:
             return errors[0], None
-        if case.loss in LABEL_LOSSES:  # by p itself, which may be 0
+        if case.loss in LABEL_LOSSES:  # with respect to p itself, which may be 0
             weight = 1.0 if case.class_weight is None else case.class_weight.double().abs()
             by_p = weight * (self.log_q.abs() + self.e_q)
         else:
@@ -485,7 +487,8 @@ class Errors:
         return errors
 
     def through(self, which, form, q, e):
-        """Size and error of a derivative by what the numbers of a row are, from that by log q."""
+        """Size and error of the derivative with respect to a row's values, from that with respect
+        to log q."""
         first, error = self.firsts[which].abs(), self.first_errors[which]
         if form == "log_probs":
             return first, error

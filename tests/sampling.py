@@ -1,5 +1,5 @@
-"""Samples the cross products that tests are parametrized with, so that every pair of values is
-tested together."""
+"""Samples the cross products of test parameters, such that every pair of values is tested
+together."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from collections.abc import Hashable, Mapping, Sequence
 
 
 def pairwise(cases: Sequence[Mapping[str, Hashable]], chance: random.Random) -> list[int]:
-    """The indices of some cases in which each pair of values occurs that occurs in all of them.
+    """The indices of a selection of cases that contains every pair of values that occurs in any
+    case.
 
-    A case maps the names of parameters to values. Chosen greedily, in a random order.
+    A case maps the names of parameters to values. The selection is greedy, in random order.
     """
     pairs = [
         set(itertools.combinations(sorted(case.items(), key=lambda item: item[0]), 2))
@@ -23,7 +24,7 @@ def pairwise(cases: Sequence[Mapping[str, Hashable]], chance: random.Random) -> 
     chance.shuffle(order)
     chosen = []
     most = max(map(len, pairs), default=0)
-    for fewest in range(most, 0, -1):  # cases with so many new pairs, or more
+    for fewest in range(most, 0, -1):  # take cases with at least this many new pairs
         for i in order:
             new = pairs[i] & left
             if len(new) >= fewest:
@@ -34,8 +35,8 @@ def pairwise(cases: Sequence[Mapping[str, Hashable]], chance: random.Random) -> 
 
 
 def sample(items: Sequence, seed: str, whole: frozenset[str]) -> list:
-    """The items to run, of which some are the same test with other parameters. Of these, pairs of
-    parameters are sampled, for each value of those in ``whole`` apart."""
+    """The items to run. Items of the same test with different parameters are sampled pairwise,
+    separately for each value of the parameters in ``whole``."""
     groups = defaultdict(list)
     for item in items:
         of = getattr(item, "callspec", None)

@@ -1,5 +1,6 @@
-"""The public losses over rows of class scores: what to call them with in tests, and their truth in
-float64, written from the definitions with torch's own operations, differentiable by them."""
+"""The public losses over rows of class scores: their arguments in tests, and the expected results
+in float64. These are written from the definitions with torch's own operations, and are
+differentiable."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from lossops import functional
 
-# Of which divergences is symmetric, which is 0 for equal distributions, and so on, is not used:
-# only their sums over classes, of p, log p, q, log q.
+# Properties such as the symmetry of a divergence are not used. Each entry is only the term that is
+# summed over classes, as a function of p, log p, q and log q.
 DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "kl_divergence": lambda p, log_p, q, log_q: torch.special.xlogy(p, p) - p * log_q,
     "reverse": lambda p, log_p, q, log_q: q * (log_q - log_p),
@@ -43,7 +44,7 @@ def log_distribution(numbers: Tensor, form: str, dim: int, temperature=1.0) -> T
 
 
 def reduce_rows(values, units, reduction, normalizer=None, empty="nan"):
-    """A mean divides by the units of the rows that count."""
+    """Reduces the losses of rows. A mean divides by the units of the rows that count."""
     if reduction == "none":
         return values
     kept = 1 if reduction == "sample" else 0
@@ -128,8 +129,8 @@ def divergence_rows(
 
 @dataclass(frozen=True)
 class Case:
-    """A loss, what its target is, and its keyword arguments; functions of the number of classes
-    make those that are tensors."""
+    """A loss, the kind of its target, and its keyword arguments. Tensor arguments are given as
+    functions of the number of classes."""
 
     name: str
     target: str = "labels"  # or "probs", "logits", "log_probs"
@@ -154,14 +155,14 @@ class Case:
     def numbers(self, shape, form, dtype):
         x = 1.5 * make.randn(shape, dtype=torch.float64)
         dim = min(1, len(shape) - 1)
-        if form == "probs":  # well inside, where a finite difference is one
+        if form == "probs":  # away from the ends, so that finite differences are accurate
             x = 0.9 * x.softmax(dim) + 0.1 / shape[dim]
         if form == "log_probs":
             x = x.log_softmax(dim)
         return x.to(dtype)
 
     def tensors(self, shape, dtype=torch.float64):
-        """Input, target, and the keyword arguments with their tensors."""
+        """Input, target, and the keyword arguments including tensors."""
         input = self.numbers(shape, self.input_form, dtype)
         dim = min(1, len(shape) - 1)
         if self.soft:
@@ -172,7 +173,7 @@ class Case:
             index = self.kwargs.get("ignore_index", -100)
             if self.ignored:
                 target = torch.where(make.rand(rows) < 0.3, index, target)
-                if (target == index).all():  # nobody counts: a mean would be NaN
+                if (target == index).all():  # no row counts: a mean would be NaN
                     target = torch.where(target == index, (index + 1) % shape[dim], target)
         kwargs = {k: v(shape[dim]).to(dtype) if callable(v) else v for k, v in self.kwargs.items()}
         return input, target, kwargs
@@ -233,8 +234,8 @@ def leaves(*tensors):
 
 
 def scaled_ulps(value: Tensor, true: Tensor, scale: float = 0.0) -> float:
-    """The largest error in units of the last place at the true value, or at ``scale`` where that
-    is larger: the size of the terms that the value is a difference of."""
+    """The largest error in units in the last place of the true value, or of ``scale`` if that is
+    larger: the size of the terms that cancel in the value."""
     info = torch.finfo(value.dtype)
     true = true.double().clamp(-info.max, info.max)
     size = true.abs().clamp_min(max(scale, info.tiny))

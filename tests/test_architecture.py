@@ -1,5 +1,5 @@
-"""Who may know whom, and what the sources may not contain. The rules are those of
-CONTRIBUTING.md."""
+"""The dependency rules between folders, and what the sources must not contain. CONTRIBUTING.md
+describes the rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
 PACKAGE = ROOT / "lossops"
 
-# What a folder's files may include: their own folder, these, and the standard library.
+# What the files of a folder may include, besides their own folder and the standard library.
 KNOWS = {
     "losses": (),
     "common": ("losses",),
@@ -68,8 +68,8 @@ def test_no_family_includes_another(folder):
                 assert name in (own, "common"), f"{path} includes {name}/"
 
 
-# Python: folder by folder. What a folder's modules may import, besides their own folder's; those of
-# the package itself stand under their names.
+# Python: what the modules of a folder may import, besides their own folder. Modules at the top
+# level of the package are listed by name.
 MAY_IMPORT = {
     "core": set(),
     "families": set(),
@@ -85,7 +85,7 @@ MAY_IMPORT = {
     "patching": {"functional"},
     "scripting": {"core", "functional", "nn"},
     "info": {"core"},
-    "specs": {"core", "elementwise", "functional", "nn"},  # and is read by none of these
+    "specs": {"core", "elementwise", "functional", "nn"},  # none of these imports specs
     "verify": {
         "core",
         "elementwise",
@@ -99,7 +99,7 @@ MAY_IMPORT = {
 }
 # core names the families' folders, and imports them when Triton is loaded.
 EXCEPTIONS = {("core", "families"), ("info", "__version__")}
-# From below to above, within the folders of families and core.
+# The layers within the folders of families and core, from bottom to top.
 LAYERS = {
     "core": [
         "contract", "library", "spread", "overrides", "transforms", "formulas", "backends",
@@ -110,7 +110,7 @@ LAYERS = {
 
 
 def imports(path: Path) -> set[tuple[str, ...]]:
-    """The modules of lossops that a file imports, as the parts of their names."""
+    """The modules of lossops that a file imports, as tuples of the parts of their names."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lossops"):
@@ -159,9 +159,9 @@ def test_triton_imports_its_family_and_core_only():
 
 
 def test_hot_path_does_not_synchronise():
-    """Nothing that reads a number off the device, which would stall it."""
+    """Nothing on the hot path reads a value from the device, which would force a sync."""
     forbidden = re.compile(r"\.item\(\)|\.tolist\(\)|torch\.equal\(|\.cpu\(\)|Synchronize")
-    # Where it is asked to, or nobody has to wait; and where numbers lie on the CPU.
+    # Exceptions: checks that the user requested or that need no sync, and values on the CPU.
     reads = {PACKAGE / "core" / "labels.py", PACKAGE / "core" / "library.py"}
     files = [
         path for name in MAY_IMPORT if name not in ("specs", "verify") for path in modules(name)

@@ -1,4 +1,4 @@
-"""Arguments that few give, as torch takes them; and those that nobody can mean."""
+"""Rarely used arguments, which must work as in torch, and arguments that make no sense."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_hyperparameters_are_numbers(call, argument):
 
 
 class TestLinear:
-    """linear_cross_entropy takes the dtypes that torch's linear takes."""
+    """linear_cross_entropy accepts the dtypes that torch's linear accepts."""
 
     @pytest.fixture(autouse=True, params=["at once", "walked"])
     def walks(self, request, monkeypatch):
@@ -121,7 +121,8 @@ class TestLinear:
             found = F.linear_cross_entropy(x.bfloat16(), w, y)
             expected = self.in_torch(x.bfloat16(), w, y)
         assert found.dtype == expected.dtype
-        # Logits are float32, and so are their factors where a CPU has no such product of others.
+        # Logits are float32, and so are their factors if the CPU has no such product of other
+        # dtypes.
         exact = self.in_torch(x.bfloat16().float(), w, y)
         torch.testing.assert_close(found, exact)
 

@@ -1,4 +1,4 @@
-"""Which backend runs, what happens without one, and what it costs."""
+"""Which backend runs, what happens if one is missing, and the cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def python(code: str, **environment: str) -> str:
-    """Runs code in a fresh interpreter and returns what it printed."""
+    """Runs code in a new interpreter and returns its output."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -76,7 +76,7 @@ def test_environment_variable():
 
 @cpu_only
 def test_without_the_extension():
-    """Imports, works on the reference, and says so."""
+    """lossops can be imported, runs on the reference, and reports this."""
     out = python(
         """
         import sys
@@ -98,7 +98,8 @@ INSTRUCTION_SETS = ["default", "avx2", "avx512"]
 @cpu_only
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_instruction_set(name):
-    """The same numbers from every instruction set this machine has, chosen as torch chooses."""
+    """Every instruction set of this machine gives the same results. The default is chosen as in
+    torch."""
     best = INSTRUCTION_SETS.index(backends.native_extension.instruction_set())
     if INSTRUCTION_SETS.index(name) > best:
         pytest.skip(f"this processor has no {name}")
@@ -140,12 +141,12 @@ def test_info_is_complete():
     assert info["backends"]["cpu"][0] == "native"
 
 
-@cpu_only  # test_cuda.py has its twin
+@cpu_only  # test_cuda.py has the counterpart
 @each_spec
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_peak_memory_is_one_gradient(spec, reduction, scale):
-    """Measured by the allocator's own records."""
+    """Measured from the allocator's own records."""
     n = 1 << 18
     x, y = pair(spec, n)
     x.requires_grad_()

@@ -1,4 +1,4 @@
-"""The command line: what it prints, writes and exits with."""
+"""The command line: its output, files and exit status."""
 
 import json
 import re
@@ -137,8 +137,8 @@ def test_truth_agrees_with_autograd(row):
 
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
 def test_ulp_errors(dtype):
-    """Results that are off by known amounts, next to 1, among the denormal numbers and at the
-    overflow."""
+    """Results with known errors: near 1, among the denormal numbers and at the overflow
+    threshold."""
     if dtype == torch.float64 and not judges_float64():
         pytest.skip("no number wider than float64")
     info = torch.finfo(dtype)

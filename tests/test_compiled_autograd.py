@@ -1,4 +1,4 @@
-"""Compiled autograd, of graphs that eager forward passes have recorded."""
+"""Compiled autograd for graphs recorded by eager forward passes."""
 
 from __future__ import annotations
 

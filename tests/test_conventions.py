@@ -1,4 +1,4 @@
-"""What torch does beside the formula: dtypes, NaN, and what it refuses."""
+"""Conventions of torch besides the formulas: dtypes, NaN, and rejected arguments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_input_has_the_dtype(name, dtypes):
 
 @cpu_only
 def test_dtypes_of_gaussian_nll_loss():
-    """A variance without dimensions, and autocast, which does not widen torch's on the CPU."""
+    """A 0-d variance, and autocast, which does not widen torch's loss on the CPU."""
     var = make.tensor(0.5, dtype=F64)
     for arguments in (
         (make.randn(3), make.randn(3), var),
@@ -60,7 +60,7 @@ def test_nan_as_a_label_of_a_ranking():
 
 @pytest.mark.parametrize("epsilon", [1e-3, 1e-40, 5e-324])
 def test_charbonnier_at_its_bottom(epsilon):
-    """However small epsilon is, the root there is no 0 to divide by."""
+    """The root is never 0, however small epsilon is, so nothing divides by 0."""
     x = make.tensor([0.0, 3.0], requires_grad=True)
     loss = functional.charbonnier_loss(x, make.zeros(2), epsilon, reduction="none")
     (grad,) = torch.autograd.grad(loss.sum(), x)
@@ -69,7 +69,7 @@ def test_charbonnier_at_its_bottom(epsilon):
 
 
 def _calls():
-    """Of all losses that have kernels: batches, rows alone, what is broadcast."""
+    """Calls of all losses that have kernels, with batches, single rows and broadcast tensors."""
     for spec in specs.SPECS:
         x, y = pair(spec, 4, 3)
         for tensors in ((x, y), (x[0], y[0]), (x[:1], y[:1]), (x[:1].expand(4, 3), y)):
@@ -97,7 +97,7 @@ def _calls():
 
 
 def test_no_result_is_a_view():
-    """Which could not be changed in place, and would hold on to another tensor."""
+    """A view could not be modified in place, and would keep another tensor alive."""
     for function, tensors, kwargs in _calls():
         for reduction in ("none", "mean", "sum", "sample"):
             if reduction == "sample" and tensors[0].dim() < 2:
@@ -140,8 +140,8 @@ def test_lists_are_no_tensors(name):
 
 
 def differentiable_losses():
-    """Each loss that has derivatives, in every way to call it, of several numbers and of one: the
-    function, and what it is differentiated by."""
+    """Every differentiable loss, in all the ways to call it, for several elements and for one.
+    Yields the function and the tensors to differentiate with respect to."""
     for spec in SPECS:
         for shape in ((4, 3), ()):
             for kwargs in spec.samples:

@@ -1,6 +1,6 @@
-"""Graphs, streams, several devices, and the rest of torch, on a GPU. What a call costs there is in
-test_cuda_cost.py, its numbers are in test_cuda_numbers.py, losses over rows in test_cuda_rows.py,
-and all other tests run on a GPU under LOSSOPS_TEST_DEVICE=cuda."""
+"""CUDA graphs, streams, several devices, and interaction with the rest of torch, on a GPU. The cost
+of calls is tested in test_cuda_cost.py, the results in test_cuda_numbers.py, and losses over rows
+in test_cuda_rows.py. All other tests run on a GPU under LOSSOPS_TEST_DEVICE=cuda."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ import lossops
 from lossops.core import backends
 
 REDUCTIONS = ("none", "mean", "sum", "sample")
-LONG = 2_000_000_000  # cycles: about a second, in which a test's own work is long done
-# The files that LOSSOPS_TEST_DEVICE takes to a GPU, and those that go there by themselves.
+LONG = 2_000_000_000  # cycles: about a second, far longer than a test's own work
+# The files that LOSSOPS_TEST_DEVICE moves to a GPU, and those that always use one.
 MOVED = ("backends", "errors", "gradient", "layouts", "transforms", "value")
 MOVED += ("cuda", "cuda_cost", "cuda_numbers", "cuda_rows")
 MOVED += ("softmax_errors", "softmax_gradient", "softmax_transforms", "softmax_value")
@@ -37,14 +37,14 @@ def normal(device, *shape, dtype=torch.float32):
 
 
 def numbers(spec, device, *shape, dtype=torch.float32):
-    """Random inputs and targets that the loss is made for."""
+    """Random inputs and targets from the domain of the loss."""
     x, y = spec.inner(normal(device, *shape), normal(device, *shape))
     return x.to(dtype), y.to(dtype)
 
 
 def step(spec, x, y, grad_output=None, **options):
-    """A training step on what the tensors hold at that moment: the loss and its gradient."""
-    x = x.detach().requires_grad_()  # a leaf of its own, which no earlier step knows
+    """A training step on the current values of the tensors: the loss and its gradient."""
+    x = x.detach().requires_grad_()  # a new leaf, not part of an earlier step
     loss = spec.function(x, y, **spec.defaults, **options)
     if grad_output is None:
         grad_output = torch.ones_like(loss)
@@ -57,15 +57,15 @@ def same(found, expected) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------
-# Graphs.
+# CUDA graphs.
 
 
 def captured(function):
-    """A graph of what the function does, and the tensors that its replay writes."""
+    """A graph of the function, and the tensors that a replay writes."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(2):  # kernels are loaded, and Triton's compiled, before the capture
+        for _ in range(2):  # loads kernels, and compiles Triton's, before the capture
             function()
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -91,7 +91,7 @@ def test_a_captured_step_replays(spec, dtype, reduction, gpu):
         for tensor, fresh in zip((x, y), numbers(spec, gpu, *shape), strict=True):
             tensor.copy_(fresh)
         grad_output.copy_(normal(gpu, *loss_shape))
-        if turn % 2:  # where a fused gradient is left as it is, which is decided on the device
+        if turn % 2:  # a fused gradient then stays unchanged; the device decides this
             grad_output.fill_(1)
         graph.replay()
         assert same(outputs, train()), turn
@@ -99,7 +99,7 @@ def test_a_captured_step_replays(spec, dtype, reduction, gpu):
 
 @each_spec
 def test_a_captured_step_of_many_blocks(spec, gpu):
-    """Partial sums and their tickets start afresh at every replay; with and without a weight."""
+    """Partial sums and their tickets are reset at every replay, with and without a weight."""
     x, y = numbers(spec, gpu, 3_000_017)
     weight = torch.rand_like(x) + 0.1
 
@@ -122,11 +122,11 @@ def test_a_captured_step_of_many_blocks(spec, gpu):
 @each_spec
 @each_reduction
 def test_work_is_enqueued_on_the_current_stream(spec, reduction, gpu):
-    """The input arrives late on a stream: who computes on another one finds zeros."""
+    """The input arrives late on a stream, so a computation on another stream would see zeros."""
     values, y = numbers(spec, gpu, 300, 1001)
     expected = step(spec, values, y, reduction=reduction)
     x, side = torch.empty_like(values), torch.cuda.Stream()
-    for cycles in (1, LONG // 20):  # the first time, kernels are loaded
+    for cycles in (1, LONG // 20):  # the first call loads the kernels
         x.zero_()
         torch.cuda.synchronize()
         with torch.cuda.stream(side):
@@ -139,17 +139,17 @@ def test_work_is_enqueued_on_the_current_stream(spec, reduction, gpu):
 
 @each_spec
 def test_nothing_goes_to_the_default_stream(spec, gpu):
-    """While that one is blocked, results come in on another."""
+    """Results arrive on another stream while the default stream is blocked."""
     pairs = [numbers(spec, gpu, 300, 1001) for _ in range(2)]
     expected = [step(spec, *pair) for pair in pairs]
     side, asleep = torch.cuda.Stream(), torch.cuda.Event()
 
     def on_the_side(i):
         with torch.cuda.stream(side):
-            return same(step(spec, *pairs[i]), expected[i])  # reading waits for this stream alone
+            return same(step(spec, *pairs[i]), expected[i])  # reading waits for this stream only
 
     torch.cuda.synchronize()
-    assert on_the_side(0)  # loads the kernels; other numbers than the second time
+    assert on_the_side(0)  # loads the kernels; uses different numbers from the second call
     with torch.cuda.stream(torch.cuda.default_stream()):
         torch.cuda._sleep(LONG)
         asleep.record()
@@ -173,12 +173,12 @@ def test_tensors_of_another_gpu_than_the_current(spec, reduction, gpu):
 
 
 # ---------------------------------------------------------------------------------------------
-# Together with the rest of torch.
+# Interaction with the rest of torch.
 
 
 @each_spec
 def test_autocast(spec, anywhere):
-    """A float32 result, which nothing has rounded to bfloat16 on the way."""
+    """The result is float32, without an intermediate rounding to bfloat16."""
     x, y = numbers(spec, anywhere, 33, 129, dtype=torch.bfloat16)
     for reduction in REDUCTIONS:
         leaf, exact = x.clone().requires_grad_(), x.double().requires_grad_()
@@ -196,7 +196,7 @@ def test_autocast(spec, anywhere):
         assert grad.dtype == torch.bfloat16
         assert (
             ulps(grad, true_grad, size=size) <= 2
-        )  # rounded as the forward pass wrote it, and when scaled
+        )  # rounded once by the forward pass, and once when scaled
 
 
 @each_spec
@@ -221,7 +221,7 @@ def test_compile(spec, gpu):
 
 @each_spec
 def test_tensors_of_two_devices(spec, anywhere):
-    """Whichever it is that lies elsewhere, the message names both places."""
+    """Whichever tensor is on the other device, the message names both devices."""
     elsewhere = torch.device("cpu" if anywhere.type == "cuda" else "meta")
     here, there = torch.ones(4, device=anywhere), torch.empty(4, device=elsewhere)
     for name, args in (

@@ -1,5 +1,5 @@
-"""What nvcc makes of the CUDA sources: no warnings, no spilled registers, 16 bytes at a time on the
-main paths, on every architecture. No GPU is needed."""
+"""The compiled CUDA sources: no warnings, no spilled registers, and 16-byte accesses on the main
+paths, on every architecture. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 def run(*command) -> str:
-    """Runs a command and returns what it printed; fails the test with that where it fails."""
+    """Runs a command and returns its output. If the command fails, the test fails with that
+    output."""
     result = subprocess.run(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -55,7 +56,7 @@ def compile(source: str, folder: Path, architecture: str, *options: str):
 
 @pytest.fixture(scope="module")
 def units():
-    """What is known of each source and architecture."""
+    """The results for each source and architecture."""
     if reason := kernels_cuda.missing():
         pytest.skip(reason)
     return kernels_cuda.survey(ARCHITECTURES)
@@ -115,7 +116,7 @@ def test_every_kernel_is_there(rows):
 @each_architecture
 def test_no_spills_and_16_bytes_at_a_time(rows):
     assert not kernels.problems(rows)
-    # The judge knows the main paths by their names; one that is called otherwise is not judged.
+    # The check identifies main paths by name. A kernel with another name would not be checked.
     judged = {("cuda", row["template"], row["pass"]) for row in rows}
     assert {path for path in kernels.MAIN_PATHS if path[0] == "cuda"} <= judged
 
@@ -123,7 +124,7 @@ def test_no_spills_and_16_bytes_at_a_time(rows):
 @needs_nvcc
 @each_architecture
 def test_launch_bounds_hold(rows):
-    """A block has so many threads, and so many blocks fit, as __launch_bounds__ promises."""
+    """Threads per block, and blocks per multiprocessor, are as __launch_bounds__ promises."""
     least = {
         "dense": 4,
         "strided": 2,
@@ -146,7 +147,7 @@ def test_launch_bounds_hold(rows):
 
 
 # ---------------------------------------------------------------------------------------------
-# The judge: kernels whose numbers are known, and kernels that it must refuse.
+# The check itself: kernels with known properties, and kernels that it must reject.
 
 PASS = "enum class Pass { value, step, backward, any };  // by number in a symbol\nstruct Mse {};\n"
 
@@ -201,7 +202,7 @@ def test_a_spill_is_a_problem(tmp_path):
     )
     assert not kernels.problems(compile(source, tmp_path, "90", "-maxrregcount=128"))
     rows = compile(source, tmp_path, "90", "-maxrregcount=32")
-    # What ptxas says and what is in the machine code: up to 16 bytes at a time.
+    # ptxas's report must agree with the machine code, whose accesses have up to 16 bytes.
     assert rows[0]["local"] * 16 >= rows[0]["spill_stores"] + rows[0]["spill_loads"] > 0
     (problem,) = kernels.problems(rows)
     assert "cuda kernel dense<mse, float32, float32, any> on sm_90 spills registers" in problem
@@ -209,7 +210,7 @@ def test_a_spill_is_a_problem(tmp_path):
 
 @needs_nvcc
 def test_local_memory_is_a_problem(tmp_path):
-    """An array that is indexed at run time lives in memory as well, and is no spill."""
+    """An array indexed at run time is in local memory as well, but is not a spill."""
     source = """
     __global__ void looked_up(const int* in, int* out) {
       int table[32];
@@ -258,12 +259,12 @@ def test_what_does_not_compile_is_named(tmp_path):
     ("architecture", "threads", "registers", "shared", "blocks"),
     [
         ("80", 256, 32, 0, 8),  # all of 64 warps
-        ("80", 256, 33, 0, 6),  # 40 registers of a thread: 12 warps of a partition, 48 of all
+        ("80", 256, 33, 0, 6),  # 40 registers per thread: 12 warps per partition, 48 in total
         ("90", 256, 64, 257, 4),  # 65536 / (64 x 256)
-        ("90", 256, 65, 0, 3),  # 72 registers: 7 warps of a partition
-        ("90", 96, 168, 0, 4),  # 3 warps of a partition, 12 of all, 3 of a block
-        ("100", 32, 16, 0, 32),  # the most blocks
-        ("80", 128, 32, 40 * 1024, 4),  # 41 KB with what is reserved, of 164
+        ("90", 256, 65, 0, 3),  # 72 registers: 7 warps per partition
+        ("90", 96, 168, 0, 4),  # 3 warps per partition, 12 in total, 3 per block
+        ("100", 32, 16, 0, 32),  # the maximum number of blocks
+        ("80", 128, 32, 40 * 1024, 4),  # 41 KB with the reserved memory, of 164
         ("80", 128, 32, 40 * 1024 + 1, 3),
         ("90", 128, 32, 56 * 1024, 4),  # 57 KB of 228
         ("86", 256, 32, 0, 6),  # 48 warps
@@ -277,7 +278,7 @@ def test_occupancy(architecture, threads, registers, shared, blocks):
 
 @needs_nvcc
 def test_occupancy_is_what_nvidia_computes(tmp_path):
-    """Random kernels, against the header that the calculation follows."""
+    """Random kernels, compared with the header that the calculation follows."""
     cases = [
         (random.choice(list(MULTIPROCESSORS)), random.randint(1, 1024), random.randint(1, 255),
          random.choice([0, random.randint(1, 2048), random.randint(1, 48 * 1024)]))
@@ -336,11 +337,11 @@ def test_occupancy_is_what_nvidia_computes(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------
-# The host's side.
+# Host code.
 
 
 def cuda_include_paths() -> list[str]:
-    """Where this nvcc finds its headers. It may be a script that calls the real one."""
+    """The header folders of this nvcc, which may be a script that calls the real one."""
     plan = run(NVCC, "--dryrun", "-x", "cu", "-E", CSRC / "cuda" / "elementwise" / "engine.h")
     includes = re.search(r"^#\$ INCLUDES=(.*)$", plan, re.MULTILINE)
     assert includes, plan
@@ -350,8 +351,8 @@ def cuda_include_paths() -> list[str]:
 @needs_nvcc
 @pytest.mark.parametrize("source", GLUE)
 def test_host_glue_compiles(source):
-    """The file that hands tensors to the engine, against torch's headers: also those of a torch
-    without CUDA, which lack one generated file that says how torch was built."""
+    """Compiles the file that passes tensors to the engine with torch's headers, including those of
+    a CPU-only torch, which lack a generated file about the build of torch."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no g++ on PATH")
@@ -365,7 +366,7 @@ def test_host_glue_compiles(source):
 
 
 # ---------------------------------------------------------------------------------------------
-# What has been compiled is kept for as long as its sources stay.
+# Results are stored as long as the sources are unchanged.
 
 
 @pytest.mark.parametrize("edited", ["never", "later", "meanwhile"])

@@ -1,4 +1,4 @@
-"""What a call costs on a GPU: no waiting, no copy, one gradient of memory, one kernel."""
+"""The cost of a call on a GPU: no sync, no copy, memory for one gradient, one kernel."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.utils._pytree import tree_leaves
 import lossops
 from lossops.core import backends
 
-WORKSPACE = 1 << 16  # bytes that the partial sums of a reduction may take
+WORKSPACE = 1 << 16  # bytes allowed for the partial sums of a reduction
 
 
 def exercise(spec, device):
-    """Calls of all kinds: reductions, weights, dtypes, backward again and again, second order."""
+    """Calls of all kinds: reductions, weights, dtypes, repeated backward, second order."""
     x, y, w = (torch.rand(6, 50, device=device) for _ in range(3))
     x.requires_grad_()
     for reduction in REDUCTIONS:
@@ -32,7 +32,7 @@ def exercise(spec, device):
     pairs = [(x.half(), y.half()), (x.bfloat16(), y), (x, y.double())]
     for first, second in pairs + ([] if spec.other_shapes == "raises" else [(x[:, :1], y)]):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the broadcast, which is meant
+            warnings.simplefilter("ignore")  # the broadcast is intended
             torch.autograd.grad(spec.function(first, second, **spec.defaults), x)
     with torch.no_grad():
         spec.function(x.t(), y.t(), **spec.defaults)
@@ -55,7 +55,7 @@ def test_the_host_never_waits(spec, gpu):
     torch.cuda.synchronize()
     with no_synchronisation():
         with pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
-            one.item()  # torch does tell
+            one.item()  # torch reports this sync
         torch.cuda._sleep(LONG)
         exercise(spec, gpu)
         event.record()
@@ -63,7 +63,7 @@ def test_the_host_never_waits(spec, gpu):
 
 
 class _Placement(TorchDispatchMode):
-    """Refuses tensors that are not on a device."""
+    """Rejects tensors on any other device."""
 
     def __init__(self, device):
         super().__init__()
@@ -80,7 +80,7 @@ class _Placement(TorchDispatchMode):
 @each_spec
 @pytest.mark.parametrize("backend", backends.NAMES)
 def test_all_tensors_are_made_where_the_input_is(spec, backend):
-    """The meta device stands for a GPU here: it is not the CPU."""
+    """The meta device stands in for a GPU: it is not the CPU."""
     if backend not in backends.backends_for("meta"):
         pytest.skip(f"there is no {backend} backend here")
     with lossops.backend(backend), _Placement(torch.device("meta")):
@@ -119,7 +119,7 @@ def test_a_step_allocates_one_gradient(spec, reduction, scale, gpu):
 
 
 def launched(function) -> list[str]:
-    """The names of what a function makes the GPU do: kernels, copies, settings of memory."""
+    """The names of the GPU operations that a function launches: kernels, copies and memsets."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -128,7 +128,7 @@ def launched(function) -> list[str]:
         torch.cuda.synchronize()
     events = record.profiler.kineto_results.events()
     names = [event.name() for event in events if event.device_type() == DeviceType.CUDA]
-    return [name for name in names if not name.endswith("Sync")]  # waiting is no work
+    return [name for name in names if not name.endswith("Sync")]  # synchronisation is not counted
 
 
 KERNELS = {"native": ("dense", "rescale"), "triton": ("elementwise_kernel", "rescale_kernel")}
@@ -149,7 +149,7 @@ def test_a_step_is_one_kernel_and_a_glance_at_grad_output(spec, dtype, gpu):
 
     forward()
     backward()
-    launched(torch.cuda.synchronize)  # the first profile may come too early to see anything
+    launched(torch.cuda.synchronize)  # the first profile may start too late to record anything
     if not launched(lambda: torch.ones(8, device=gpu)):
         pytest.skip("the profiler sees no kernels here: it has no access to CUPTI")
     x.grad = None
@@ -158,7 +158,7 @@ def test_a_step_is_one_kernel_and_a_glance_at_grad_output(spec, dtype, gpu):
         own = [n for n in names if "lossops" in n or n.startswith(KERNELS["triton"])]
         assert len(own) == 1, names
         assert kernel in own[0], names
-        # Besides: zeros for the tickets, and the ones that torch passes as grad_output.
+        # Also: zeros for the tickets, and the ones that torch passes as grad_output.
         others = [name for name in names if name not in own]
         assert len(others) <= 1, names
         assert all("Memset" in name or "Fill" in name for name in others), names

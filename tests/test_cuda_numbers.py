@@ -1,4 +1,4 @@
-"""Sizes, dtypes and repetitions that matter to a GPU's engines, and cost a CPU's little."""
+"""Sizes, dtypes and repetitions that matter for a GPU's engines, and are cheap on a CPU."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from test_value import truth, ulps
 
 from lossops.specs import elementwise as specs
 
-BLOCKS, ELEMENTS_PER_BLOCK = 8, 2048  # per multiprocessor; the CUDA engine's, and near Triton's
+BLOCKS, ELEMENTS_PER_BLOCK = 8, 2048  # per multiprocessor: the CUDA engine's, close to Triton's
 
 
 def judge(spec, x, y, **options):
-    """Holds a loss and its gradients by both tensors, for a random grad_output, against float64."""
+    """Compares a loss, and its gradients with respect to both tensors for a random grad_output,
+    with float64."""
     x, y = (t.detach().requires_grad_() for t in (x, y))
     exact = [t.detach().double().requires_grad_() for t in (x, y)]
     loss = spec.function(x, y, **spec.defaults, **options)
@@ -28,8 +29,8 @@ def judge(spec, x, y, **options):
     expected = torch.autograd.grad(true, exact, grad_output.double())
     for tensor, grad, right in zip((x, y), found, expected, strict=True):
         assert grad.dtype == tensor.dtype
-        # Six: a tangent hyperbolic and three roundings, over as many numbers as here. In float64
-        # the truth is itself rounded.
+        # Six: the error of tanh plus three roundings, over as many elements as here. In float64 the
+        # expected values are themselves rounded.
         assert ulps(grad, right) <= (8 if grad.dtype == torch.float64 else 6)
 
 
@@ -37,7 +38,7 @@ def judge(spec, x, y, **options):
 @each_dtype
 @each_reduction
 def test_the_same_bits_twenty_times(spec, dtype, reduction, anywhere):
-    """Blocks finish in another order every time."""
+    """Blocks finish in a different order every time."""
     rows = 7 if anywhere.type == "cuda" else 3
     x, y = numbers(spec, anywhere, rows, 100_003 * rows - 2, dtype=dtype)
     weight = torch.rand_like(x) + 0.1
@@ -54,7 +55,7 @@ def test_the_same_bits_twenty_times(spec, dtype, reduction, anywhere):
 @pytest.mark.parametrize("loss", ["huber_loss", "log_cosh_loss"])
 @each_dtype
 def test_groups_of_every_size(loss, dtype, anywhere):
-    """One number per row, for rows that end anywhere in a vector, a warp or a block."""
+    """One value per row, for rows that end anywhere in a vector, a warp or a block."""
     spec = specs.spec(loss)
     for length in (1, 2, 7, 31, 33, 255, 257, 1023, 1024, 1025, 2047, 2049, 16385):
         for rows in (2, 3, 130) if length < 3000 else (3,):
@@ -72,7 +73,7 @@ def test_many_small_groups(dtype, anywhere):
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("misaligned", [False, True], ids=["aligned", "misaligned"])
 def test_sizes_around_the_grid(dtype, misaligned, anywhere):
-    """Where every block has one piece of work, one has two, or none is left over."""
+    """Sizes at which every block has one tile, one block has two, or nothing is left over."""
     grid = 3 * ELEMENTS_PER_BLOCK
     if anywhere.type == "cuda":
         processors = torch.cuda.get_device_properties(anywhere).multi_processor_count
@@ -89,7 +90,7 @@ def test_sizes_around_the_grid(dtype, misaligned, anywhere):
 def test_gradients_of_mixed_dtypes(loss, shape, anywhere):
     for first, second in itertools.permutations(DTYPES, 2):
         if not shape and torch.float64 in (first, second):
-            continue  # its truth is rounded as coarsely as its value
+            continue  # its expected value has as much rounding error as the value
         x, y = normal(anywhere, *shape, dtype=first), normal(anywhere, *shape, dtype=second)
         judge(specs.spec(loss), x, y, reduction="mean")
 
@@ -103,7 +104,7 @@ def pieces(n, size=1 << 24):
 
 
 def filled(device, n, offset):
-    """n random numbers, `offset` elements off a vector's boundary."""
+    """n random numbers, `offset` elements away from a vector boundary."""
     tensor = torch.empty(n + offset, dtype=torch.bfloat16, device=device)[offset:]
     for piece in pieces(n):
         tensor[piece] = normal(device, piece.stop - piece.start)
@@ -111,7 +112,7 @@ def filled(device, n, offset):
 
 
 def exactly(spec, x, y, grad_output=None):
-    """The sum of the losses, and piece by piece their values and gradients, in float64."""
+    """The total loss so far and, for each piece, the values and gradients, in float64."""
     total = 0.0
     for piece in pieces(len(x)):
         exact = x[piece].detach().double().requires_grad_()
@@ -128,7 +129,7 @@ def test_more_elements_than_an_int_counts(offset, anywhere):
     if anywhere.type == "cuda":
         n += 2**31 - 2**18
         torch.cuda.empty_cache()
-        needed = 4 * 2 * n + 12 * 8 * (1 << 24)  # tensors of bfloat16, and float64 for the truth
+        needed = 4 * 2 * n + 12 * 8 * (1 << 24)  # tensors of bfloat16, and float64 expected values
         if torch.cuda.mem_get_info(anywhere)[0] < needed:
             pytest.skip(f"needs {needed / 2**30:.0f} GiB of free memory on the GPU")
     spec = specs.spec("huber_loss")

@@ -1,5 +1,5 @@
-"""The CUDA kernels, executed on the CPU by tests/cuda_on_cpu, at every size that matters to them;
-and the proof that what they could do wrong would be found."""
+"""The CUDA kernels, executed on the CPU by tests/cuda_on_cpu, at all sizes that matter to them, and
+checks that errors in the kernels would be found."""
 
 import ctypes
 import random
@@ -22,21 +22,22 @@ from raw_ops import (
     each_pair,
 )  # fmt: skip
 
-# Kernels that no examination here runs: planted bugs leave them as they were compiled.
+# Kernels that no check here runs. Planted bugs reuse their compiled objects.
 OTHER_FAMILIES = [
     f"{path.parent.name}/{path.name}"
     for path in Path(planting.ROOT, "csrc", "cuda").glob("*/*.cu")
     if path.parent.name != "elementwise"
 ]
 
-# The pairs of dtypes that the dense kernels are compiled for, and one that only the strided take.
+# The pairs of dtypes that the dense kernels are compiled for, and one that only the strided ones
+# support.
 PAIRS = [
     (FLOAT64, FLOAT64), (FLOAT32, FLOAT32), (BFLOAT16, BFLOAT16), (FLOAT16, FLOAT16),
     (BFLOAT16, FLOAT32), (FLOAT16, FLOAT32), (FLOAT32, BFLOAT16),
 ]  # fmt: skip
 
-# Around a vector of 2, 4 and 8 elements, a warp, a block, a block's vectors, the elements that are
-# worth another block, and as much as all blocks of this device take in one round.
+# Around a vector of 2, 4 and 8 elements, a warp, a block, the vectors of a block, the elements that
+# justify another block, and the capacity of all blocks of this device in one round.
 EDGES = (2, 4, 8, 32, 64, 256, 512, 1024, 2048, 4096)
 SIZES = sorted({n + d for n in EDGES for d in (-1, 0, 1)} | {3, 6, 32767, 32769})
 GROUPS = (1, 7, 31, 33, 256, 1023, 1024, 1025, 2049, 4097)
@@ -72,7 +73,7 @@ def test_sizes(backend, loss, dtypes):
 
 @each_pair(PAIRS)
 def test_sizes_with_everything(backend, dtypes):
-    """Weights, all gradients, second derivatives: the pass `any`, and the strided kernels."""
+    """Weights, all gradients and second derivatives: the pass `any` and the strided kernels."""
     for size in SIZES:
         loss = random.choice(LOSSES)
         Case(backend, (size,), dtypes, loss, random.choice(("none", "mean")), weighted=True).check()
@@ -120,8 +121,8 @@ def test_bytes_moved(dtype):
     n, device, ops = 20_001, cuda_on_cpu.device(), getattr(torch.ops, cuda_on_cpu.NAMESPACE)
     cuda_on_cpu.ops()
     x, y = torch.randn(2, n).to(dtype)
-    y = y.clone()  # on a boundary of 16 bytes
-    bytes, few = n * dtype.itemsize, 4096  # for shares of the sum and tickets
+    y = y.clone()  # aligned to 16 bytes
+    bytes, few = n * dtype.itemsize, 4096  # for partial sums and tickets
     call = ("huber", [1.0], "mean", 0)
     device.traffic()
     ops.elementwise_forward(x, y, None, None, *call, FLOAT32, [True, False, False])
@@ -134,12 +135,12 @@ def test_bytes_moved(dtype):
     assert 0 < written < few
     ops.elementwise_rescale_([x], torch.tensor(1.0))
     read, written = device.traffic()
-    assert 0 < read <= few * 16  # every thread looks at grad_output
+    assert 0 < read <= few * 16  # every thread reads grad_output
     assert written == 0
 
 
 # ---------------------------------------------------------------------------------------------
-# The device finds faults: of small kernels, at the line that is marked.
+# The device detects faults in small kernels, at the marked line.
 
 OBJECTIONS = {
     "no_barrier": "where nothing has been written yet",
@@ -171,14 +172,15 @@ OBJECTIONS = {
 
 @pytest.fixture(scope="module")
 def faults():
-    """Runs a kernel of faults.cu on 64 numbers, or more; returns the objection and the numbers."""
+    """Runs a kernel of faults.cu on at least 64 numbers. Returns the error message and the
+    numbers."""
     device = build.Device(build.faults())
     library = device.library
     library.run.restype = ctypes.c_char_p
 
     def run(kernel, blocks=4, threads=64, cluster=1, size=2048, seed=None, written=True):
         numbers = (ctypes.c_int * (size + 8))(*range(-4, size + 4))  # with neighbours that are not
-        ticket = ctypes.c_uint(0)  # its own
+        ticket = ctypes.c_uint(0)  # part of its tensor
         library.cuda_on_cpu_forget()
         inside = ctypes.byref(numbers, 16)
         constant = kernel == "write_input"
@@ -260,7 +262,8 @@ def test_limits_of_a_launch(faults):
 
 
 def test_leave_for_shared_memory_holds_for_other_threads():
-    """A kernel has leave for all of it, on every device, before any thread launches it."""
+    """A kernel gets permission for all shared memory, on every device, before any thread launches
+    it."""
     library = ctypes.CDLL(str(build.launches()))
     library.launch_in_threads.restype = ctypes.c_char_p
     sizes = [kilobytes * 1024 for kilobytes in (60, 100, 200, 226, 221, 30, 49, 150)]
@@ -270,7 +273,7 @@ def test_leave_for_shared_memory_holds_for_other_threads():
 
 
 # ---------------------------------------------------------------------------------------------
-# Planted bugs: a copy of the sources with one thing changed fails what the tests above check.
+# Planted bugs: with one change in the sources, the tests above must fail.
 
 RACE, UNWRITTEN, OUTSIDE = "a race: this", "nothing has been written yet", "outside of every tensor"
 STUCK, NUMBERS = "not all threads reach", "should be"
@@ -343,7 +346,7 @@ def plant(folder: Path, *change: str) -> Path:
 
 
 def examine() -> None:
-    """A short run through all kernels, for kernels that are expected to fail it."""
+    """A short run through all kernels, which must fail for kernels with planted bugs."""
     backend = Backend(cuda_on_cpu.ops())
     for dtypes in ((FLOAT32, FLOAT32), (BFLOAT16, BFLOAT16)):
         check_sizes(backend, (1, 9, 300, 2049, 9001), dtypes, "mse")

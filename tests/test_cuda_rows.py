@@ -1,6 +1,6 @@
-"""The losses over rows on a GPU, as test_cuda.py and its neighbours have the elementwise ones:
-graphs, streams, devices, the same bits every time, no waiting, and what a call costs. Those that
-need no GPU run on the CPU as well."""
+"""The losses over rows on a GPU, tested like the elementwise ones in test_cuda.py and related
+files: graphs, streams, devices, identical bits every time, no syncs, and the cost of a call. Tests
+that need no GPU also run on the CPU."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lossops.core import backends
 from lossops.specs.softmax import ROW_SPECS, row_spec
 
 each_row = pytest.mark.parametrize("spec", ROW_SPECS, ids=lambda row: row.name)
-# The classes of rows that a warp keeps, that a block does, and that are read again.
+# Row lengths that fit into a warp, that fit into a block, and that are read twice.
 each_length = pytest.mark.parametrize("classes", [37, 5003, 300_001])
 
 
 def numbers(spec, device, rows, classes, dtype=torch.float32, seed=0):
-    """Input, target, options and the call, of the plainest sample."""
+    """Input, target, options and the call, for the simplest sample."""
     sample = spec.samples[0]
     x, y, options = sample.tensors((rows, classes), dtype, seed)
     return x.to(device), y.to(device), options, spec.call(sample)
@@ -54,7 +54,7 @@ def test_work_is_enqueued_on_the_current_stream(spec, gpu):
     case = numbers(spec, gpu, 300, 1001)
     expected = step(case)
     x, side = torch.zeros_like(case[0]), torch.cuda.Stream()
-    for cycles in (1, LONG // 20):  # the first time, kernels are loaded
+    for cycles in (1, LONG // 20):  # the first call loads the kernels
         x.zero_()
         torch.cuda.synchronize()
         with torch.cuda.stream(side):
@@ -116,7 +116,7 @@ def test_the_host_never_waits(spec, gpu):
 @each_row
 @pytest.mark.parametrize("backend", backends.NAMES)
 def test_all_tensors_are_made_where_the_input_is(spec, backend):
-    """The meta device stands for a GPU here: it is not the CPU."""
+    """The meta device stands in for a GPU: it is not the CPU."""
     if backend not in backends.backends_for("meta"):
         pytest.skip(f"there is no {backend} backend here")
     device = torch.device("meta")
@@ -151,18 +151,18 @@ def test_a_step_allocates_one_gradient(name, inplace, gpu):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_step_is_one_kernel_after_the_count(dtype, gpu):
-    """Labels are counted, as a mean needs that; nothing else is launched for a gradient."""
+    """A mean counts the labels. Apart from that, only one kernel is launched for a gradient."""
     case = numbers(row_spec("cross_entropy"), gpu, 4096, 4096, dtype=dtype)
     for reduction, most in (("sum", 4), ("mean", 5)):
         step(case, reduction)
         names = launched(lambda r=reduction: step(case, r))
         ours = [n for n in names if "rows_" in n or "label_loss" in n]
         assert len(ours) == 1, names
-        assert len(names) <= most + 2, names  # the count, memory set to 0, grad_output's ones
+        assert len(names) <= most + 2, names  # the count, a memset, and ones for grad_output
 
 
 def test_more_numbers_than_an_int_counts(anywhere):
-    """The last rows begin beyond 2^31 numbers."""
+    """The last rows begin beyond 2^31 elements."""
     classes = 32_768
     rows = 65_600 if anywhere.type == "cuda" else 9
     if anywhere.type == "cuda":

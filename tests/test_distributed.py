@@ -1,4 +1,4 @@
-"""Data parallelism and gradient accumulation; programs that are exported."""
+"""Data parallelism, gradient accumulation, DTensor, and exported programs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _model() -> torch.nn.Module:
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows for all processes and micro-batches, of which not all have as many labels that count."""
+    """Rows for all processes and micro-batches, which have different numbers of valid labels."""
     torch.manual_seed(8)
     rows = PROCESSES * MICRO_BATCHES * 5
     labels = torch.randint(6, (rows,))
@@ -50,7 +50,7 @@ def _count(name: str, labels: torch.Tensor) -> int:
 
 
 def _train(rank: int, store: str, name: str, folder: str) -> None:
-    faulthandler.dump_traceback_later(120, exit=True)  # rather than to wait forever
+    faulthandler.dump_traceback_later(120, exit=True)  # instead of waiting forever
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=60)
     )
@@ -64,7 +64,7 @@ def _train(rank: int, store: str, name: str, folder: str) -> None:
         LOSSES[name](model(x), y, normalizer).backward()
     torch.save([p.grad for p in model.parameters()], f"{folder}/{rank}.pt")
     dist.barrier()
-    # What is freed now, with the interpreter locked, waits for threads of gloo that wait for it.
+    # Regular cleanup can deadlock: it holds the GIL while it waits for gloo threads that need it.
     os._exit(0)
 
 
@@ -83,7 +83,7 @@ def test_processes_and_micro_batches_give_the_gradient_of_one_batch(name, tmp_pa
             torch.testing.assert_close(grad, parameter.grad)
 
 
-# Of scores x, labels y, class weights w and a distribution per row q.
+# Functions of scores x, labels y, class weights w and one distribution per row q.
 SPREAD = {
     "mse_loss": lambda x, y, w, q, **k: functional.mse_loss(x, q, **k),
     "mse_loss, weighted": lambda x, y, w, q, **k: functional.mse_loss(x, q, weight=q + 1, **k),
@@ -132,14 +132,14 @@ REDUCTIONS = ("none", "mean", "sum", "sample")
 
 
 def _spread_batch() -> tuple[torch.Tensor, ...]:
-    """Of sizes that processes cannot share evenly."""
+    """A batch whose sizes are not divisible by the number of processes."""
     torch.manual_seed(9)
     y = torch.tensor([0, 4, -100, 2, 2, 4, 1])
     return torch.randn(7, 5), y, torch.rand(5) + 0.1, torch.rand(7, 5)
 
 
 def _spread_losses(tensors, names=SPREAD):
-    """Value and gradient of each; of several numbers, the sum of their squares."""
+    """Value and gradient of each loss. For several values, uses the sum of their squares."""
     for name in names:
         for reduction in REDUCTIONS:
             x, *others = tensors
@@ -181,11 +181,11 @@ def _spread(rank: int, store: str, folder: str) -> None:
             with loss_parallel():
                 for key, numbers in _spread_losses(tensors, PARALLEL):
                     found[("in parallel", where, *key)] = [n.full_tensor() for n in numbers]
-            if mesh is line:  # as torch's own then takes labels and weights
+            if mesh is line:  # where torch's own losses accept plain labels and weights
                 tensors[1:3] = y, w
                 for key, numbers in _spread_losses(tensors, PARALLEL[:3]):
                     found[("plain labels", *key)] = [n.full_tensor() for n in numbers]
-        # All raise, also those that have no such row.
+        # All processes raise, including those without such a row.
         tensors[1] = distribute_tensor(torch.where(y == 1, 5, y), mesh, rows)
         for loss in (functional.cross_entropy, functional.multi_margin_loss):
             with pytest.raises((IndexError, RuntimeError), match="out of"):

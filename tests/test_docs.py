@@ -1,4 +1,4 @@
-"""Examples in the documentation run, and what it says of the code is so."""
+"""The examples in the documentation run, and its statements about the code are correct."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def test_python_in_documents_runs(document):
     assert examples or document.name not in ("README.md", "rows.md", "performance.md")
     scope: dict = {}
     for example in examples:
-        if "…" not in example:  # a fragment of a file, shown to be read
+        if "…" not in example:  # "…" marks a fragment of a file that cannot run
             exec(compile(example, document.name, "exec"), scope)
 
 
 def test_quoted_code_is_the_code():
-    """Every block of CONTRIBUTING.md that names a file stands in it, word by word."""
+    """Every code block of CONTRIBUTING.md that names a file is contained in it verbatim."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     blocks = re.findall(r"```(?:cpp|python)\n(?://|#) (\S+).*?\n(.*?)```", text, re.S)
     assert len(blocks) == 11
@@ -97,7 +97,7 @@ def test_tables_of_losses_are_todays():
     assert module.with_tables(page) == page, "run: make format"
     listed = set(re.findall(r"^\| `(\w+)", "".join(t() for t in module.TABLES.values()), re.M))
     composed = {name for module in COMPOSED for name in module.__all__}
-    composed -= {row.public_name for row in specs.SPECS}  # they have kernels
+    composed -= {row.public_name for row in specs.SPECS}  # these have kernels
     composed -= {row.name for row in VECTOR_SPECS}
     assert listed == set(functional.__all__) - composed
     assert all(f"`{name}`" in page for name in composed)

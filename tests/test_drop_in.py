@@ -1,4 +1,4 @@
-"""lossops in torch's place: modules, functions, and the losses without kernels of their own."""
+"""lossops as a replacement for torch: modules, functions, and the losses without kernels."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def forward(module, arguments):
 @each_module
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_modules(name, dtype):
-    """torch's samples of its modules, with the class swapped; pickled, copied and loaded."""
+    """torch's samples for its modules, with the class replaced. Modules are also pickled and
+    copied."""
     if dtype not in MODULES[name].dtypes:
         pytest.skip(f"torch has no samples of {name} in {dtype}")
     seen = 0
@@ -67,7 +68,7 @@ def test_modules(name, dtype):
             else {"rtol": 2e-5, "atol": 1e-5}
         )
         variants = [module, copy.deepcopy(module)]
-        if not any(callable(v) for v in arguments.kwargs.values()):  # lambdas are not pickled
+        if not any(callable(v) for v in arguments.kwargs.values()):  # lambdas cannot be pickled
             variants.append(pickle.loads(pickle.dumps(module)))
         for each in variants:
             got = forward(each, sample.forward_input)
@@ -83,8 +84,8 @@ def made(name: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", nn.__all__)
 def test_saved_modules_are_loaded(name):
-    """By what torch.load does unless told otherwise, which is to take weights only; and with what
-    a module comes to hold."""
+    """Modules survive torch.load with its default of weights only, including changes made to them
+    after construction."""
     module = made(name)
     module.eval().requires_grad_(False).double()
     module.reduction = "sum"
@@ -131,11 +132,11 @@ def signs(*shape):
 
 
 def _with(function, *fixed, **options):
-    """The loss of the tensors that come first, given the others."""
+    """The loss as a function of its first tensors, with the others fixed."""
     return lambda *moving, **more: function(*moving, *fixed, **options, **more)
 
 
-# name: the tensors to differentiate by, and a function of them.
+# name: the tensors to differentiate with respect to, and a function of them.
 CASES = {
     "soft_margin": lambda: ([make.randn(4, 3), make.randn(4, 3)], functional.soft_margin_loss),
     "hinge_embedding": lambda: (
@@ -224,7 +225,7 @@ def test_gradcheck(name, reduction):
 
 @each_formula
 def test_transforms(name):
-    """vmap of gradients, and forward over reverse twice, beside loops over torch.autograd."""
+    """vmap of gradients, and forward over reverse, compared with loops over torch.autograd."""
     moving, function = case(name)
     x, *rest = (t.detach() for t in moving)
     xs = torch.stack([x, x + 0.1, x - 0.2])
@@ -267,7 +268,7 @@ def test_autocast(name):
     halves = [t.detach().bfloat16().requires_grad_() for t in moving]
     with torch.autocast(DEVICE.type, torch.bfloat16):
         loss = function(*halves)
-    # Torch's own formulas in Python are not widened on the CPU.
+    # On the CPU, torch does not widen its formulas that are written in Python.
     narrow = {"gaussian_nll", "triplet_margin_with_distance", "multilabel_soft_margin"}
     kept = name in narrow and DEVICE.type == "cpu"
     assert loss.dtype == (torch.bfloat16 if kept else torch.float32)
@@ -285,7 +286,7 @@ def test_samples_are_rows_averaged(name):
 
 
 def test_limits():
-    """Where torch's formulas leave their range."""
+    """Values at which torch's formulas overflow."""
     x = make.tensor([-1000.0, 1000.0], requires_grad=True)
     loss = functional.soft_margin_loss(x, make.tensor([1.0, 1.0]), reduction="none")
     torch.testing.assert_close(loss, make.tensor([1000.0, 0.0]))
@@ -298,7 +299,8 @@ def test_limits():
 
 @pytest.mark.parametrize("form", ["logits", "probs"])
 def test_overlap_of_regions(form):
-    """Beside the definition; the dice loss is one of Tversky's, and a region alone, and empty."""
+    """Compared with the definition. Also dice loss as a special case of Tversky loss, a single
+    region, and an empty one."""
     x, y = make.randn(3, 2, 4, 5).double(), make.rand(3, 2, 4, 5).round().double()
     p = torch.sigmoid(x)
     x = p if form == "probs" else x

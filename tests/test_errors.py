@@ -1,4 +1,4 @@
-"""What is refused, with which exception and which words; and that nothing is left behind."""
+"""Rejected arguments, with exception types and messages, and without side effects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFUSED = [
 
 
 def refuses(function, error, message, *tensors):
-    """The call raises, its inputs stay as they were, and the next call works."""
+    """The call raises, its inputs are unchanged, and the next call works."""
     before = [t.clone() for t in tensors]
     with pytest.raises(error, match=message):
         function()

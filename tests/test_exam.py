@@ -1,9 +1,9 @@
-"""The exam: torch's own samples of every loss in torch.nn.functional, lossops beside torch.
+"""Compares lossops with torch on torch's own samples of every loss in torch.nn.functional.
 
-torch ships the sample inputs of its tests with its wheel. Of each: value, gradient, derivative of
-the gradient (with random cotangents) and forward-mode derivative, in float64 and float32, and in
-half precision no worse than torch against float64; and its error inputs. Where torch has NaN,
-lossops may have the limit.
+The torch wheel contains the sample inputs of torch's tests. Compared are value, gradient,
+derivative of the gradient (with random cotangents) and forward-mode derivative, in float64 and
+float32. In half precision the error against float64 must not exceed torch's. The error inputs are
+tested as well. Where torch gives NaN, lossops may give the limit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ENTRIES = {
 TORCHS_ENTRIES = len(ENTRIES)
 ENTRIES["linear_cross_entropy-walked"] = ENTRIES["linear_cross_entropy"]
 each_entry = pytest.mark.parametrize("entry", ENTRIES)
-# torch has samples of all of its losses, and lossops all of these losses.
+# torch has samples of all its losses, and lossops implements all of them.
 TORCHS = [
     name
     for name in dir(torch_functional)
@@ -56,7 +56,7 @@ def test_nothing_is_left_out():
 
 @pytest.fixture(autouse=True)
 def walks(request, monkeypatch):
-    """So few logits as here are made at once; in one entry they are walked all the same."""
+    """With so few logits, all are computed at once. One entry forces the walk over chunks."""
     if "walked" in request.node.name:
         monkeypatch.setattr(linear, "_FEW_BYTES", -1)
 
@@ -70,7 +70,7 @@ def samples(op, dtype: torch.dtype):
 
 
 class Call:
-    """A sample, as functions of the tensors that it can be differentiated by."""
+    """A sample, as functions of the tensors that it can be differentiated with respect to."""
 
     def __init__(self, sample, dtype: torch.dtype | None = None):
         flat, self.spec = tree_flatten((sample.input, sample.args, sample.kwargs))
@@ -106,7 +106,7 @@ def zeros_for_none(tensors, like):
 
 
 def close(got, expected, dtype, what, slack=1.0):
-    """Relative to the largest number, as all may be differences of such."""
+    """Compares relative to the largest value, because results may be differences of such values."""
     tolerance = slack * {torch.float64: 1e-11, torch.float32: 2e-5}[dtype]
     known = ~expected.isnan()
     got, expected = got[known], expected[known]
@@ -132,7 +132,7 @@ def test_samples(entry, dtype):
         assert not got._is_view() or expected._is_view(), what
         close(got, expected, dtype, f"value of {what}")
         cotangent = torch.randn_like(expected)
-        # torch's ctc and its linear_cross_entropy in chunks cannot be differentiated twice.
+        # torch's ctc and its chunked linear_cross_entropy cannot be differentiated twice.
         twice = op.supports_gradgrad and "chunked" not in entry and "ctc" not in entry
         twice = twice and dtype == torch.float64
         found = gradients(got, call.moving, cotangent, create_graph=twice)
@@ -155,7 +155,8 @@ def test_samples(entry, dtype):
                 for grads in (found, right)
             ]  # fmt: skip
             for one, other in zip(*second, strict=True):
-                # Binary cross entropy's is a quotient by (x (1 - x))², in torch's order.
+                # For binary cross entropy, it is a quotient by (x (1 - x))², evaluated in torch's
+                # order.
                 close(one, other, dtype, f"second derivative of {what}", slack=100)
         if op.supports_forward_ad and dtype == torch.float64:
             tangents = tuple(torch.randn_like(t) for t in call.moving)
@@ -178,7 +179,7 @@ HALVES = {
 
 
 def each_half(wanted):
-    """Of these entries, the dtypes of half precision that torch has."""
+    """The half-precision dtypes that torch supports, for each of these entries."""
     return pytest.mark.parametrize(
         ("entry", "dtype"),
         [
@@ -189,7 +190,8 @@ def each_half(wanted):
 
 
 def errors_in_half_precision(entry, dtype):
-    """Of each sample value and gradients: of lossops, of torch and, in float64, of the truth."""
+    """Value and gradients of each sample from lossops, from torch, and in float64 as the expected
+    ones."""
     op = ENTRIES[entry]
     for i, sample in enumerate(samples(op, dtype)):
         call, exact = Call(sample), Call(sample, torch.float64)
@@ -199,7 +201,7 @@ def errors_in_half_precision(entry, dtype):
             cotangent = torch.randn_like(expected)
             theirs = gradients(expected, call.moving, cotangent)
             truths = gradients(true, exact.moving, cotangent.to(true.dtype))
-        except (RuntimeError, NotImplementedError):  # torch has none
+        except (RuntimeError, NotImplementedError):  # torch does not support it
             continue
         got = call(ours(op))
         assert got.dtype == expected.dtype, what
@@ -227,8 +229,8 @@ def test_half_precision_is_no_worse_than_torchs(entry, dtype):
 
 @each_half([entry for entry in ENTRIES if "linear" in entry])
 def test_half_precision_of_linear_layers(entry, dtype):
-    """Logits are not rounded: no error is more than 1.5 of torch's, or than rounding the result
-    costs, which for the input's gradient happens twice, of a sum and of a mean."""
+    """Logits are not rounded: no error exceeds 1.5 times torch's or the error of rounding the
+    result. The input's gradient is rounded twice, after a sum and after a mean."""
     for what, one, torchs, truth in errors_in_half_precision(entry, dtype):
         known = truth.isfinite()
         error, theirs = ((t - truth)[known].abs().max() for t in (one, torchs))

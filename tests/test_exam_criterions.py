@@ -1,4 +1,5 @@
-"""The exam's second part: torch's criterion tests, and its losses written out in plain Python."""
+"""Part two of the comparison with torch: its criterion tests, and its losses written in plain
+Python."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ FUNCTIONS = {
     "MarginRankingLoss": "margin_ranking_loss", "CTCLoss": "ctc_loss",
     "CrossEntropyLoss": "cross_entropy", "LinearCrossEntropyLoss": "linear_cross_entropy",
 }  # fmt: skip
-# An option of kl_div, which the samples below have, has a reference of its own.
+# This option of kl_div, which is in the samples below, has a reference of its own.
 OTHERS = {"KLDivLoss_log_target"}
 
 
@@ -74,16 +75,16 @@ def test_modules(name):
     torch.testing.assert_close(found, torch.as_tensor(wanted, dtype=found.dtype))
 
 
-# What the references cannot do, of what their losses can.
+# Limitations of the references: the numbers of input dimensions that they support.
 DIMENSIONS = {"NLLLoss": (2,), "NLLLossNd": (3, 4, 5), "CosineEmbeddingLoss": (2,)}
 
 
 def arguments(name: str, sample) -> tuple[tuple, dict] | None:
-    """The sample as the reference takes it, or None where it does not."""
+    """The sample in the form that the reference accepts, or None if it does not."""
     given, options = (sample.input, *sample.args), dict(sample.kwargs)
     if sample.input.dim() not in DIMENSIONS.get(name, range(9)):
         return None
-    if name == "HingeEmbeddingLoss":  # labels 1 and -1 alone
+    if name == "HingeEmbeddingLoss":  # labels must be 1 and -1
         given = (given[0], torch.where(given[1] > 0, 1.0, -1.0), *given[2:])
     if not options.get("zero_infinity", True):
         del options["zero_infinity"]
@@ -96,7 +97,7 @@ def arguments(name: str, sample) -> tuple[tuple, dict] | None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_references(name):
-    """Every sample that torch's reference takes."""
+    """Every sample that torch's reference accepts."""
     reference, compared = common_nn.loss_reference_fns[name], 0
     for op in (op for op in op_db if op.name == f"nn.functional.{FUNCTIONS[name]}"):
         for sample in op.sample_inputs(DEVICE.type, torch.float64, requires_grad=False):

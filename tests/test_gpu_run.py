@@ -1,5 +1,5 @@
-"""What ``make gpu`` does, as far as a machine without a GPU can tell: in dry runs, and on stand-ins
-for what only a GPU has."""
+"""Tests of ``make gpu`` on a machine without a GPU: dry runs, and stand-ins for everything that
+needs a GPU."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load(path: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory) -> Path:
-    """The folder of one dry run, made by whichever test process comes first."""
+    """The folder of one dry run, created by the test process that comes first."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
     out = folder / "gpu-dry"
@@ -183,7 +183,7 @@ def test_dry_runs_are_not_kept(dry):
 def test_finished_parts_are_not_run_again(dry, tmp_path):
     out = shutil.copytree(dry, tmp_path / "copy")
     assert load(out / "build.json")["sources"] == run.digest(), "the sources were edited meanwhile"
-    done = gpu_sh("copy", "--dry", cwd=tmp_path)  # a relative path is the caller's
+    done = gpu_sh("copy", "--dry", cwd=tmp_path)  # a relative path refers to the caller's folder
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("(earlier)") == len(PARTS)
     assert all((out / f"{n}.json").read_bytes() == (dry / f"{n}.json").read_bytes() for n in PARTS)
@@ -249,7 +249,7 @@ def test_a_failing_test_fails_its_part(tmp_path):
     assert not (tmp_path / "out" / "build.json").exists()
 
 
-# The run of parts, with parts made for the purpose
+# The runner, with parts made for these tests
 
 FAKE = """
 import sys, time
@@ -277,7 +277,7 @@ sys.exit(part.main(work))
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """Makes parts that end as their names say, and runs them."""
+    """Makes parts that behave as their names say, and runs them."""
     (tmp_path / "fake_part.py").write_text(FAKE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(run, "_finish", lambda options, fresh: True)
@@ -323,7 +323,7 @@ def test_what_was_found_in_time_is_kept(fake, monkeypatch):
     assert status == 1
     assert records["hang"]["seconds"] < 9  # it ends at the first request
     assert statuses(records) == ["timed out", "passed"]
-    assert records["hang"]["rows"] == [{"kind": "time", "number": 1}]  # without the half line
+    assert records["hang"]["rows"] == [{"kind": "time", "number": 1}]  # without the incomplete line
     assert "stopped after 2 s" in records["hang"]["reason"]
 
 
@@ -331,7 +331,7 @@ def test_only_what_is_unfinished_or_changed_runs_again(fake, monkeypatch, capsys
     names = ("fine", "skip", "fail", "late")
     fake(*names)
     capsys.readouterr()
-    assert fake(*names)[0] == 1  # a failure is one as long as it is there
+    assert fake(*names)[0] == 1  # a failure counts until it is resolved
     assert capsys.readouterr().out.count("(earlier)") == 3
     fake(*names, again=True)
     assert "(earlier)" not in capsys.readouterr().out
@@ -342,7 +342,7 @@ def test_only_what_is_unfinished_or_changed_runs_again(fake, monkeypatch, capsys
 
 def test_parts_fit_into_nine_minutes():
     assert sum(p.seconds for p in run.PARTS) <= run.SECONDS
-    patience = 8  # of the processes that are told to end, once each at most
+    patience = 8  # for processes that are told to end, at most once each
     assert run.SECONDS + run.FINISH_SECONDS + patience * 0.5 < 9 * 60
 
 
@@ -380,7 +380,7 @@ def test_interrupted_run_leaves_a_record_and_no_process(tmp_path):
 
 
 def running(word: str) -> list[str]:
-    """The command lines of processes that have this word in them."""
+    """The command lines of processes that contain this word."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -423,13 +423,13 @@ def test_plugins_that_are_absent_are_not_asked_for(tmp_path):
     assert "-n" not in suite.pytest_command(tmp_path / "x", "native", ["tests"], 0)
     command = suite.pytest_command(tmp_path / "x", "native", ["tests"], 8)
     assert command[command.index("-n") + 1] == "8"
-    assert "--ignore=tests/test_gpu_run.py" in command  # which would build while tests run
+    assert "--ignore=tests/test_gpu_run.py" in command  # it would build while tests run
 
 
 def test_tests_cut_off_are_still_counted(tmp_path):
     file = tmp_path / "test_some.py"
     file.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(300)\n")
-    # Time enough to import torch beside other tests; the second test uses up what is left.
+    # Enough time to import torch while other tests run. The second test uses up the rest.
     task = part.Task(tmp_path / "rows", suite.PATIENCE + 5 + 30, True, ["native", str(file)])
     with pytest.raises(part.OutOfTimeError, match="at least 1 tests had passed"):
         suite.suite(task)
@@ -501,7 +501,7 @@ def test_sanitizer_quotes_what_it_was_told():
 
 @pytest.mark.parametrize("wrong", ["", "initcheck"])
 def test_all_tools_over_all_kernels(tmp_path, monkeypatch, wrong):
-    """With a stand-in for compute-sanitizer that finds something with one tool."""
+    """Uses a stand-in for compute-sanitizer that reports a finding with one tool."""
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(
         '#!/bin/bash\ntool=$2\n[ "$3" = --error-exitcode ] || exit 9\nshift 4\n"$@" || exit 8\n'
@@ -525,7 +525,7 @@ def test_all_tools_over_all_kernels(tmp_path, monkeypatch, wrong):
 
 
 def test_kernels_are_all_there_is():
-    """What the sanitizers see: every op, with every loss."""
+    """The sanitizers cover every op with every loss."""
     with expect_ops(*(f"lossops::{name}" for name in library.DECLARED)) as names:
         assert kernels.run("native", "cpu") > 100 * len(SPECS + ROW_SPECS)
     assert {name for name in names if name.startswith("lossops::")} == {
@@ -617,7 +617,7 @@ def test_steps_do_what_they_say():
     expected = 2 * (tensors.input - tensors.target).detach() / 64
     for what, scale in ((visits.STEP, 1.0), (visits.SCALED, measure.GRAD_OUTPUT)):
         call = measure.call_of(what, contender, tensors, grad_output)
-        for _ in range(2):  # gradients are fresh, not summed up
+        for _ in range(2):  # gradients are new, not accumulated
             call()
             torch.testing.assert_close(tensors.input.grad, scale * expected)
     tensors.input.grad = None
@@ -666,7 +666,7 @@ def test_a_contender_of_ours_runs_on_its_backend():
 
 
 def test_torch_computes_what_a_loss_needs_only():
-    """Its users would write no more, and would have to wait for no more."""
+    """torch's contender must not do more work than its users would."""
     scores = torch.randn(3, 5)
     softmax, log_softmax = "aten::_softmax", "aten::_log_softmax"
     needed = {"kl_divergence": {log_softmax}, "soft_cross_entropy": {log_softmax}}
@@ -685,7 +685,7 @@ def test_flush_is_larger_than_the_cache():
     gib = 1 << 30
     assert clock.flush_bytes(60 << 20, 130 * gib) == gib
     assert clock.flush_bytes(400 << 20, 130 * gib) == 1600 << 20
-    assert clock.flush_bytes(60 << 20, 4 * gib) == gib // 2  # leaves room for what is measured
+    assert clock.flush_bytes(60 << 20, 4 * gib) == gib // 2  # leaves room for the measurement
     assert clock.flush_bytes(60 << 20, 100 << 20) == 120 << 20
     assert clock.flush_bytes(0, 0) > 0
 
@@ -725,7 +725,7 @@ def test_median_and_quartiles():
 
 
 class FakeCuda:
-    """As much of torch.cuda as the clock and the capture use, writing down what is asked of it."""
+    """The part of torch.cuda that the clock and the capture use. Records the calls."""
 
     def __init__(self):
         self.said = []
@@ -774,7 +774,7 @@ def cuda(monkeypatch):
     fake = FakeCuda()
     for name in vars(fake):
         if name != "said":
-            assert hasattr(torch.cuda, name), name  # what is faked is there
+            assert hasattr(torch.cuda, name), name  # everything faked exists
             monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     real = torch.empty
     monkeypatch.setattr(
@@ -956,7 +956,7 @@ def test_commit_of_a_checkout(checkout):
     assert len(head) == 40
     results = checkout / "benchmarks" / "results" / "nvidia-z9"
     results.mkdir(parents=True)
-    (results / "gpu.json").write_text("{}")  # what a measurement writes
+    (results / "gpu.json").write_text("{}")  # written by a measurement
     assert machine.commit(checkout) == head
     (checkout / "file").write_text("two")
     assert machine.commit(checkout) == f"{head}-dirty"
@@ -965,7 +965,7 @@ def test_commit_of_a_checkout(checkout):
 def test_no_commit_where_there_is_none(checkout, tmp_path_factory, monkeypatch):
     below = checkout / "site-packages"
     below.mkdir()
-    assert machine.commit(below) is None  # that would be somebody else's
+    assert machine.commit(below) is None  # that commit would belong to another repository
     assert machine.commit(tmp_path_factory.mktemp("nowhere")) is None
     monkeypatch.setenv("PATH", "")
     assert machine.commit(checkout) is None

@@ -1,5 +1,5 @@
-"""What ``make gpu`` measures of losses over rows of class scores, on stand-ins for other libraries:
-what is measured, whom it is compared with, and that nobody's numbers are another's."""
+"""Measurements of losses over rows of class scores by ``make gpu``, with stand-ins for other
+libraries: what is measured, what it is compared with, and that results are attributed correctly."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_both_families_take_turns(dry):
     over_rows = list(visits.row_visits(dry))
     assert [v for v in plan if isinstance(v, visits.Visit)] == list(visits.visits(sizes, dry))
     assert [v for v in plan if isinstance(v, visits.RowVisit)] == over_rows
-    # While the first elementwise visits are made, and no two in a row.
+    # They alternate with the first elementwise visits, never two in a row.
     first = plan[: 2 * len(SPECS) + len(over_rows)]
     places = [i for i, v in enumerate(first) if isinstance(v, visits.RowVisit)]
     assert len(places) == len(over_rows)
@@ -79,7 +79,7 @@ def test_rows_that_do_not_fit_into_memory_are_named(tmp_path, monkeypatch):
         measure.run_visit(session(tmp_path), VISIT)
 
 
-# Whom it is compared with
+# The contenders
 
 PEER_FILES = {
     "liger_kernel/__init__.py": "",
@@ -131,7 +131,7 @@ PEERS = ("liger_kernel", "quack")
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """The other libraries, by the names of their modules, functions and arguments."""
+    """The other libraries, with the names of their modules, functions and arguments."""
 
     def forget():
         for name in [n for n in sys.modules if n.split(".")[0] in PEERS]:
@@ -188,7 +188,7 @@ def test_other_libraries_are_compared_where_they_do_the_same(installed, tmp_path
 
 
 def test_who_overwrites_the_scores_harms_nobody(installed, tmp_path, monkeypatch):
-    """Neither itself: each of its calls finds the scores."""
+    """Nor does it harm itself: each of its calls finds the scores."""
     made = []
     monkeypatch.setattr(visits, "Rows", lambda *given: made.append(Rows(*given)) or made[0])
     measure.run_visit(session(tmp_path), VISIT)
@@ -196,7 +196,7 @@ def test_who_overwrites_the_scores_harms_nobody(installed, tmp_path, monkeypatch
 
     (tensors,) = made
     torch.testing.assert_close(tensors.input, Rows(LABELS, SINGLE, "cpu").input, rtol=0, atol=0)
-    # Its check, and for a step and a forward three calls to warm up and those that are timed.
+    # One check; and for a step and a forward, three warm-up calls and the timed ones.
     assert len(seen) == 1 + 2 * (3 + visits.DRY.rounds)
     for scores in seen:
         torch.testing.assert_close(scores, tensors.input.detach(), rtol=0, atol=0)
@@ -217,13 +217,13 @@ def test_scores_are_restored_before_the_clock_starts(installed, monkeypatch):
         name: measure.timed_call(visits.STEP, each, tensors, torch.tensor(1.0))
         for name, each in found.items()
     }
-    (own,) = made  # one contender's alone
+    (own,) = made  # one contender has its own copy
 
     def tick(call):
         states.append(torch.equal(own.input, tensors.input))
         call()
         states.append(torch.equal(own.input, tensors.input))
-        # The gradient is where the scores were, as it would be in training: no copy is timed.
+        # The gradient uses the memory of the scores, as in training, and no copy is timed.
         assert own.input.grad.data_ptr() == own.input.data_ptr()
         return 1.0
 
@@ -231,7 +231,7 @@ def test_scores_are_restored_before_the_clock_starts(installed, monkeypatch):
     assert states == [True, False] * 2
 
 
-# A wrong result is no result
+# Wrong results are not measured
 
 
 def _negative(input, target):
@@ -298,7 +298,7 @@ def test_torchs_own_rounding_is_not_wrong(visit):
         assert not rows.wrong(contender, tensors, expected)
 
 
-# With the options that are asked for
+# Contenders receive the options of the case
 
 
 @pytest.mark.parametrize("spec", ROW_SPECS, ids=lambda spec: spec.name)
@@ -317,7 +317,7 @@ def test_contenders_over_rows_get_their_options(spec):
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_contenders_get_the_defaults(spec):
-    """A loss called without them would be another than the one it is compared with."""
+    """Without them, a loss would differ from the one it is compared with."""
     tensors = measure.Tensors(spec, 64, torch.float64, "cpu")
     found, _ = contenders.contenders(spec, "cpu", compiled=False)
     values = {}

@@ -1,4 +1,5 @@
-"""Gradients of every order, by every input that has one, however backward is called."""
+"""Gradients of every order, with respect to every differentiable input, for all ways to call
+backward."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ from lossops.core import backends
 from lossops.elementwise import reference
 from lossops.specs import elementwise as specs
 
-# What binary_cross_entropy does on the CPU to refuse what is no probability.
+# On the CPU, binary_cross_entropy looks at its arguments in order to reject non-probabilities.
 LOOK = {"binary_cross_entropy": ("aten::sum", "aten::_local_scalar_dense")}
 
 
@@ -83,9 +84,9 @@ def test_gradient_is_as_right_as_torch(spec, kwargs, dtype, reduction):
     sizes = sizes_of_terms(spec, kwargs, exact, grad_output, reduction)
     for grad, expected, size in zip(found, true, sizes, strict=True):
         assert grad.dtype == dtype
-        # In eps relative to the result, a kernel's own derivative may be off by 5/2 and the three
-        # factors (1/n, their product, grad_output) by half of one each. In float64 the truth is
-        # itself rounded, as much.
+        # In eps relative to the result, the kernel's derivative may have an error of 5/2, and the
+        # three factors (1/n, their product, grad_output) half of one each. In float64 the expected
+        # value has the same rounding error.
         allowed = (2 if dtype == torch.float64 else 1) * (4.0 + spec.slack(kwargs))
         if spec.torch_function is None or reduction == "sample":
             assert ulps(grad, expected, relative=True, size=size) <= allowed
@@ -98,8 +99,8 @@ def test_gradient_is_as_right_as_torch(spec, kwargs, dtype, reduction):
 
 
 def sizes_of_terms(spec, kwargs, exact, grad_output, reduction):
-    """By input and target: the derivatives of the terms that the loss is a sum of, added without
-    their signs. Where they cancel, rounding is relative to this."""
+    """For input and target: the derivatives of the terms of the loss, added as absolute values. If
+    the terms cancel, rounding errors are relative to this."""
     if spec.kernel not in reference.TERMS:
         return 0, 0
     terms = reference.TERMS[spec.kernel](*exact, *spec.params(kwargs))
@@ -118,7 +119,7 @@ each_backend = pytest.mark.parametrize("backend", backends.backends_for(DEVICE.t
 
 
 def open_at_zero_in_torch() -> bool:
-    """Whether the hinge of torch's losses has derivative 1 at 0, as up to 2.13, and not 0."""
+    """Whether torch's hinge losses have derivative 1 at 0, as up to 2.13, or 0."""
     zero = make.zeros((), requires_grad=True)
     return torch.autograd.grad(zero.clamp_min(0), zero)[0].item() == 1
 
@@ -126,8 +127,8 @@ def open_at_zero_in_torch() -> bool:
 @each_backend
 @pytest.mark.parametrize("margin", [0.0, 0.5, 1.0])
 def test_at_the_margin(margin, backend):
-    """Just at it the derivative is that of the side where there is a loss, in every version of
-    torch; one unit in the last place to both sides as torch's. Labels that are none, too."""
+    """Exactly at the margin, the derivative is that of the side with a loss, in every version of
+    torch. One ulp to either side it is as in torch. Also for invalid labels."""
     numbers = [margin, -margin, 0.0, math.nextafter(margin, 2), math.nextafter(margin, -2)]
     at = make.tensor(numbers, dtype=torch.float64)
     x = torch.cat((at, at, at))
@@ -158,7 +159,7 @@ def test_at_the_margin(margin, backend):
 
 @each_backend
 def test_rows_of_vectors_at_the_margin(backend):
-    """The same of a cosine of 0, and of a triplet that is just far enough apart."""
+    """The same for a cosine of 0, and for a triplet exactly at the margin."""
     x, right, apart = ([[0.0, 1.0]], [[1.0, 0.0]], [-1])
     a, p, n = [[0.0]], [[1.0]], [[-2.0]]
     for name, vectors, label, options, convention in (
@@ -209,7 +210,7 @@ def test_at_kinks_as_torch(spec, kwargs):
 @each_spec
 @each_dtype
 def test_backward_again_and_again(spec, dtype):
-    """retain_graph: the second backward, when the fused gradient is gone, gives the same."""
+    """retain_graph: a second backward, after the fused gradient is gone, gives the same result."""
     input, target = leaves(*away_from_kinks(spec, spec.defaults, 3, 50, dtype=dtype))
     loss = spec.function(input, target, **spec.defaults)
     first = torch.autograd.grad(loss, (input, target), retain_graph=True)
@@ -261,8 +262,8 @@ def test_third_order():
 
 @each_spec
 def test_sum_of_losses_and_loss_scale(spec):
-    """Losses added, scaled, and applied to an intermediate, next to another loss of it."""
-    factor = 1.5 if spec.regression else 0.75  # a probability stays one
+    """Losses added, scaled, and applied to an intermediate, alongside another loss of it."""
+    factor = 1.5 if spec.regression else 0.75  # probabilities stay probabilities
     x, y = away_from_kinks(spec, spec.defaults, 4, 8)
     grads = []
     for function in (
@@ -283,7 +284,7 @@ def test_sum_of_losses_and_loss_scale(spec):
 
 @each_spec
 def test_float16_gradient_survives_loss_scaling(spec):
-    """A gradient of 1e-8 is 0 in float16; times a loss scale of 2^15 it is not."""
+    """A gradient of 1e-8 is 0 in float16. Multiplied by a loss scale of 2^15, it is not."""
     x, y = away_from_kinks(spec, spec.defaults, 1 << 20, dtype=torch.float16)
     (input,) = leaves(x)
     loss = spec.function(input.double().half(), y, **spec.defaults)
@@ -299,7 +300,7 @@ def test_float16_gradient_survives_loss_scaling(spec):
 
 @each_spec
 def test_backward_hands_out_a_gradient_of_its_own(spec):
-    """A second use of the handed-out gradient's memory would show here."""
+    """Detects a second use of the memory of the returned gradient."""
     input, target = pair(spec, 64)
     input.requires_grad_()
     loss = spec.function(input, target, **spec.defaults)
@@ -338,7 +339,7 @@ def test_exceptions_keep_their_type():
 @each_spec
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_grad_output_with_a_tangent(spec, reduction):
-    """Backward is linear in grad_output: the tangent goes through, in both forward modes."""
+    """Backward is linear in grad_output, so its tangent is propagated, in both forward modes."""
     x, y = pair(spec, 5, dtype=torch.float64)
     x.requires_grad_()
     for repeat in range(2):
@@ -361,7 +362,7 @@ def test_grad_output_with_a_tangent(spec, reduction):
 
 @each_spec
 def test_second_order_with_constant_weights(spec):
-    """The mean's denominator is then a number that the kernels divide by."""
+    """The denominator of the mean is then a number that the kernels divide by."""
     tensors = leaves(*away_from_kinks(spec, spec.defaults, 4, 3))
     weight = make.rand(4, 3, dtype=torch.float64) + 0.2
     for reduction in ("mean", "sample"):
@@ -408,11 +409,13 @@ def test_no_gradient_no_work(spec):
 @needs_kernels
 @each_spec
 def test_training_step_reads_twice_and_writes_once(spec):
-    """One forward kernel, and one launch in backward that looks at grad_output: no other pass."""
+    """One forward kernel, and one launch in backward that checks grad_output. There is no other
+    pass."""
     input, target = pair(spec, 32)
     input.requires_grad_()
     with expect_kernels("forward", "rescale_") as names:
         spec.function(input, target, **spec.defaults).backward()
-    # grad_output, and what becomes input.grad; on the CPU, a look at a loss that may be NaN.
+    # grad_output, and the tensor that becomes input.grad. On the CPU, also a check whether a loss
+    # is NaN.
     bookkeeping = {"aten::ones_like", "aten::detach", *LOOK.get(spec.name, ())}
     assert set(ran(names, "aten::")) <= bookkeeping, names

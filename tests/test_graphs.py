@@ -1,5 +1,5 @@
-"""What is done with graphs of losses besides backward: gradients of gradients that are 0,
-torch.jit.trace, functionalization, and tensors of inference mode."""
+"""Uses of the autograd graph other than backward: gradients of zero gradients, torch.jit.trace,
+functionalization, and inference tensors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ALL = CASES | {
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_a_gradient_can_be_differentiated_where_it_is_constant(name, reduction):
-    """As a gradient penalty does."""
+    """As for a gradient penalty."""
     tensors, loss = ALL[name]()
     tensors = [t.detach().requires_grad_() for t in tensors]
     grads = torch.autograd.grad(loss(*tensors, reduction=reduction).sum(), tensors,
@@ -54,7 +54,7 @@ def test_a_gradient_can_be_differentiated_where_it_is_constant(name, reduction):
 @needs_kernels
 @pytest.mark.parametrize("name", ["nll_loss", "multilabel_margin_loss", "multi_margin_loss"])
 def test_the_derivative_of_a_constant_gradient_is_zero(name):
-    """Also by infinite scores."""
+    """Also with respect to infinite scores."""
     (x,), loss = ALL[name]()
     x[0, 4] = -torch.inf
     x = x.detach().requires_grad_()
@@ -89,7 +89,8 @@ def test_functionalization(name):
 @needs_kernels
 @pytest.mark.parametrize("name", ALL)
 def test_differentiable_gradients_leave_no_cycles(name):
-    """They would hold tensors of the input's size until Python's collector runs."""
+    """Reference cycles would keep tensors of the input's size alive until the garbage collector
+    runs."""
     tensors, loss = ALL[name]()
     tensors = [t.detach().requires_grad_() for t in tensors]
 
@@ -106,10 +107,10 @@ def test_differentiable_gradients_leave_no_cycles(name):
             gc.enable()
 
     step()
-    assert min(cycles() for _ in range(3)) == 0  # what else runs may leave some once
+    assert min(cycles() for _ in range(3)) == 0  # other code may occasionally leave some
 
 
-# name: what a teacher gives, and the loss of x and of that.
+# name: the output of a teacher, and the loss of x and that output.
 TAUGHT = {
     **{
         name: (lambda name=name: (make.rand(6, 5) * 0.8 + 0.1, getattr(functional, name)))
@@ -152,7 +153,7 @@ TAUGHT = {
 
 @pytest.mark.parametrize("name", TAUGHT)
 def test_what_inference_mode_gives_is_taken(name):
-    """A teacher's outputs: no gradient is wanted of them."""
+    """The outputs of a teacher model, which require no gradient."""
     given, loss = TAUGHT[name]()
     with torch.inference_mode():
         taught = given.clone()

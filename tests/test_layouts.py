@@ -1,4 +1,4 @@
-"""Every layout gives the right numbers; those that can be are processed without a copy."""
+"""Every layout gives the correct results. Dense layouts are processed without a copy."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_pairs_of_layouts(left, right, reduction):
 @each_spec
 @pytest.mark.parametrize("layout", ["channels last", "transposed", "permuted", "misaligned"])
 def test_dense_layouts_are_processed_as_they_lie(spec, layout):
-    """No copy is made, and loss and gradient come in the input's own strides."""
+    """No copy is made, and loss and gradient have the input's strides."""
     x, y = (LAYOUTS[layout](t) for t in spec.inner(*tensors(count=2)))
     x = x.detach().requires_grad_()
     with expect_ops() as names:

@@ -1,5 +1,5 @@
-"""linear_cross_entropy: the walk over chunks of rows, few logits that are made at once, and both
-under torch.compile."""
+"""linear_cross_entropy: the walk over chunks of rows, the computation of few logits at once, and
+both under torch.compile."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lossops.verify.measure import peak_bytes
 
 @pytest.fixture
 def walked(monkeypatch):
-    """So few logits as here are made at once; but not now."""
+    """With so few logits, all are computed at once. This forces the walk over chunks."""
     monkeypatch.setattr(linear, "_FEW_BYTES", -1)
 
 
@@ -39,7 +39,8 @@ def walked(monkeypatch):
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("soft", [False, True])
 def test_chunks(walked, rows, reduction, soft):
-    """Gradients of chunks are those of all at once, the first time and again."""
+    """Gradients computed in chunks equal those computed at once, in the first backward and in later
+    ones."""
     classes = 40
     x, a, b = (make.randn(*shape).double() for shape in ((rows, 8), (classes, 8), (classes,)))
     weight = make.rand(classes).double()
@@ -69,7 +70,7 @@ def test_chunks(walked, rows, reduction, soft):
 
 
 def in_other_ways(loss, x, a, b, target):
-    """The loss and its gradients in every way that there is to them."""
+    """The loss and its gradients, computed in every available way."""
     moving = (x, a, b)
 
     def total(*moving):
@@ -93,8 +94,8 @@ def in_other_ways(loss, x, a, b, target):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_has_logits_in_float32(dtype, reduction, autocast):
-    """Of few rows and of several chunks, with classes in pieces: what is off is off by the rounding
-    of results. Logits rounded to their dtype would have errors of whole numbers."""
+    """For few rows and for several chunks, with classes in pieces: errors are those of rounding the
+    results. Logits rounded to their dtype would have errors of whole units."""
     classes = 3 * linear_autograd._FEWEST_CLASSES + 7
     for rows in (5, 2 * linear_autograd._FEWEST_ROWS + 9):
         layer = [make.randn(rows, 48), make.randn(classes, 48), make.randn(classes)]
@@ -114,7 +115,7 @@ def test_half_precision_has_logits_in_float32(dtype, reduction, autocast):
         right = (value, *torch.autograd.grad(value.sum(), exact))
         moving = [t.requires_grad_() for t in layer]
         out = torch.float32 if autocast else dtype
-        # On a GPU the gradient of the logits is rounded for its products.
+        # On a GPU the gradient of the logits is rounded for its matrix products.
         eps = torch.finfo(dtype if DEVICE.type != "cpu" else out).eps
         eps = eps if out == dtype or DEVICE.type != "cpu" else 2e-5
         for way, found in in_other_ways(loss, *moving, target):
@@ -134,7 +135,7 @@ def test_all_ignored_has_no_gradient():
 
 
 def test_small_gradients_survive_float16():
-    """A loss scaled by 32768, as for mixed precision: the gradient is not rounded to 0 first."""
+    """With a loss scale of 32768, as in mixed precision, the gradient is not rounded to 0 first."""
     rows, classes = 2000, 50
     x = (make.randn(rows, 16) * 0.1).half().requires_grad_()
     a = (make.randn(classes, 16) * 0.01).half()
@@ -147,7 +148,7 @@ def test_small_gradients_survive_float16():
 
 
 def test_micro_batches_with_a_normalizer_are_one_batch():
-    """Gradient accumulation over parts with different numbers of labels."""
+    """Gradient accumulation over micro-batches with different numbers of labels."""
     x, a = make.randn(12, 5).double(), make.randn(7, 5).double().requires_grad_()
     target = labels(12, classes=7)
     target[[0, 1, 5]] = -100
@@ -163,7 +164,7 @@ def test_micro_batches_with_a_normalizer_are_one_batch():
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_memory_of_a_chunk(reduction, dtype):
-    """Beyond the gradients, less than 15% of the logits are there at any time."""
+    """Besides the gradients, less than 15% of the logits are in memory at any time."""
     x = make.randn(2048, 16).to(dtype).requires_grad_()
     a = make.randn(3000, 16).to(dtype).requires_grad_()
     target, cotangent = labels(2048, classes=3000), make.randn(2048).to(dtype)
@@ -172,7 +173,7 @@ def test_memory_of_a_chunk(reduction, dtype):
         loss = functional.linear_cross_entropy(x, a, target, reduction=reduction)
         torch.autograd.grad(loss, (x, a), cotangent if reduction == "none" else None)
 
-    # Those by the weight are added up in float32 before they are rounded.
+    # The gradients of the weight are accumulated in float32 before they are rounded.
     gradients = dtype.itemsize * (x.numel() + a.numel()) + 4 * a.numel() * (dtype.itemsize == 2)
     assert peak_bytes(step, "cpu") - gradients <= 0.15 * dtype.itemsize * 2048 * 3000
 
@@ -229,7 +230,7 @@ def test_what_a_walk_refuses(walked):
 
 
 # ---------------------------------------------------------------------------------------------
-# When all logits are made at once.
+# All logits are computed at once.
 
 
 def walks(x, a, target, **options) -> bool:
@@ -270,7 +271,7 @@ def test_number_of_rows_at_a_time(walked):
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sample"])
 def test_compile(dynamic, reduction):
     classes = 30
-    # Rows at a time, 0 for a good number; rows of the two calls.
+    # Rows at a time, with 0 for the default; rows of the two calls.
     for dtype, at_once, sizes in (
         (torch.float64, 7, (20, 23)), (torch.float32, 0, (150, 300)), (torch.float16, 7, (20, 23)),
     ):  # fmt: skip
@@ -333,7 +334,7 @@ def test_compile_under_autocast():
 
 @cpu_only
 def test_memory_when_compiled():
-    """Here too, less than 15% of the logits are there at any time."""
+    """When compiled, too, less than 15% of the logits are in memory at any time."""
     torch._dynamo.reset()
     x, a = make.randn(2048, 16, requires_grad=True), make.randn(3000, 16, requires_grad=True)
     target = labels(2048, classes=3000)
@@ -389,7 +390,7 @@ def test_compile_with_a_normalizer(number, walk, monkeypatch):
 
 
 def test_few_logits_are_made_at_once_when_compiled():
-    """But not in a program that is exported, which may be called with many."""
+    """But not in an exported program, which may be called with many rows."""
     x, a, target = make.randn(9, 4), make.randn(6, 4), labels(9, classes=6)
     graphs = []
 

@@ -1,4 +1,4 @@
-"""verify and bench of the losses without kernels, and that verify leaves no loss out."""
+"""verify and bench of the losses without kernels, and that verify covers every loss."""
 
 from __future__ import annotations
 

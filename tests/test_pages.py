@@ -1,4 +1,4 @@
-"""Large results come in large pages: a step does not wait for the system a thousand times."""
+"""Large results use huge pages, so that a step does not take thousands of page faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conftest import cpu_only
 ROOT = Path(__file__).parent.parent
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-# Page faults of one step whose gradient has 64 MiB, memory fresh.
+# Page faults of one step with a gradient of 64 MiB, in fresh memory.
 STEP = """
 import resource, sys, torch
 from lossops import functional as F

@@ -1,5 +1,5 @@
-"""The short way for plain calls: it gives what the long one gives, to the same bits, and takes
-nothing that the checks should see."""
+"""The fast path for plain calls: it gives the same bits as the full path, and accepts nothing that
+must be checked."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ each_name = pytest.mark.parametrize("name", CALLS)
 
 
 class Taken:
-    """Whether the calls in a block went the short way."""
+    """Records whether the calls in a block took the fast path."""
 
     def __init__(self):
         self.answers: list[bool] = []
@@ -128,7 +128,7 @@ def test_strided_scores_and_other_label_dtypes(name, monkeypatch):
 
 
 class Masks(TorchDispatchMode):
-    """Whether gradients are asked for, of each call of a kernel."""
+    """Records, for each call of a kernel, whether gradients are requested."""
 
     def __init__(self):
         super().__init__()
@@ -196,7 +196,7 @@ def test_transforms_see_the_formulas(name):
     torch.func.grad(loss)(x[0])
     torch.vmap(loss)(x)
     torch.func.jvp(loss, (x[0],), (x[1],))
-    # Of what is no dual number, too: it may be inside of one.
+    # Also for a tensor that is not a dual number: it may be computed inside a dual level.
     with forward_ad.dual_level():
         loss(x[0])
     torch.vmap(lambda _: loss(x[0]))(make.zeros(2))

@@ -1,6 +1,6 @@
-"""What holds of every elementwise loss, for whatever shapes, layouts, dtypes and numbers hypothesis
-finds: infinities, NaN, denormals and thresholds among them. On failure it prints an example, made
-as small as it can be, and the seed."""
+"""Properties of every elementwise loss, for any shapes, layouts, dtypes and values that hypothesis
+finds, including infinities, NaN, denormals and thresholds. On failure it prints a minimal example
+and the seed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ number = st.one_of(st.sampled_from(SPECIAL), st.floats(-20, 20, width=32))
 
 @st.composite
 def tensors(draw, shape, dtype):
-    """Of some layout: dense, transposed, with gaps, backwards in memory order, or expanded."""
+    """A tensor of some layout: dense, transposed, with gaps, in reverse memory order, or
+    expanded."""
     count = math.prod(shape)
     numbers = draw(st.lists(number, min_size=min(count, 1), max_size=min(count, 12)))
     flat = torch.tensor(numbers or [0.0], dtype=torch.float64).to(dtype)
@@ -64,11 +65,11 @@ def calls(draw):
 
 
 def same(found: torch.Tensor, expected: torch.Tensor, size, units: float) -> None:
-    """Both NaN, or both infinite, or equal to some units in the last place of found's dtype."""
+    """Both NaN, both infinite, or equal up to some units in the last place of found's dtype."""
     info = torch.finfo(found.dtype)
     found, expected = found.double(), expected.double()
     tolerance = units * (info.eps * torch.maximum(expected.abs(), size) + info.tiny)
-    beyond = expected.abs() + tolerance > info.max  # where rounding may be to infinity
+    beyond = expected.abs() + tolerance > info.max  # may round to infinity
     expected_infinity = torch.where(beyond, expected.sign() * math.inf, expected)
     right = (found.isnan() & expected.isnan()) | (found == expected)
     right |= (found - expected).abs() <= tolerance
@@ -114,7 +115,7 @@ def test_reductions_are_of_the_elements(call, reduction):
 @given(calls(), st.sampled_from(["none", "mean", "sum", "sample"]), st.floats(-3, 3, width=32))
 @ORDINARY
 def test_gradients_are_those_of_the_elements(call, reduction, factor):
-    """grad_output times the derivatives, divided by what a mean divides by."""
+    """grad_output times the derivatives, divided by the denominator of the mean."""
     spec, kwargs, input, target = call
     if reduction == "sample" and input.dim() == 0:
         return
@@ -132,7 +133,7 @@ def test_gradients_are_those_of_the_elements(call, reduction, factor):
 
 @st.composite
 def row_calls(draw):
-    """Labels of whole numbers, below, among, and at the end of the classes."""
+    """Integer labels: below, within and above the range of the classes."""
     row = draw(st.sampled_from([row for row in ROW_SPECS if row.name != "log_prob_of"]))
     classes = draw(st.integers(1, 6))
     shape = (draw(st.integers(0, 4)), classes, *draw(st.lists(st.integers(1, 3), max_size=2)))
@@ -148,8 +149,8 @@ def row_calls(draw):
 @given(row_calls())
 @ORDINARY
 def test_labels_of_rows(call):
-    """One that is no class raises IndexError, and the message names it; else kernels and reference
-    agree on value and gradient."""
+    """An out-of-range label raises an IndexError whose message names it. Otherwise kernels and
+    reference agree on value and gradient."""
     row, input, labels = call
     classes = input.shape[1]
     outside = labels[(labels < 0) | (labels >= classes)]
@@ -166,14 +167,14 @@ def test_labels_of_rows(call):
     (found, grad), (expected, wanted) = results
     largest = input.double().nan_to_num(0.0, 0.0, 0.0).abs().amax(1)
     same(found, expected, largest + 1, 32)
-    # Where all scores are finite; beside infinite ones the kernels have limits that formulas lack.
+    # Only for finite scores: next to infinite ones, the kernels give limits that the formulas lack.
     finite = (input.isfinite().all(1, keepdim=True) & wanted.isfinite()).expand_as(input)
     same(grad[finite], wanted[finite], (largest + 1).unsqueeze(1).expand_as(input)[finite], 32)
 
 
 @pytest.mark.parametrize("backend", backends.backends_for(DEVICE.type))
 def test_what_these_have_found(backend):
-    """NaN beside infinity in a row, and a count and its expectation that are both infinite."""
+    """NaN next to infinity in a row, and a count and its expectation that are both infinite."""
     row, inf = torch.tensor([[math.inf, math.nan]], device=DEVICE), torch.tensor(math.inf)
     with lossops.backend(backend):
         for label in (0, 1):

@@ -1,5 +1,5 @@
-"""The contract of the raw ops (``lossops/elementwise/ops.py``), on every engine: C++; CUDA C++, on
-the CPU and, where there is one, on the GPU; Triton, on the GPU or in its interpreter, in which
+"""The contract of the raw ops (``lossops/elementwise/ops.py``), for every engine: C++; CUDA C++, on
+the CPU and, if there is one, on the GPU; Triton, on the GPU or in its interpreter, in which
 test_triton.py runs this file."""
 
 import itertools
@@ -36,7 +36,7 @@ DTYPES = [
 ]
 REDUCTIONS = [("none", 0), ("mean", 0), ("sum", 0), ("mean", 1), ("sum", 2), ("sum", 3)]
 
-# The branch not taken may divide by zero, which numpy, behind Triton's interpreter, reports.
+# The branch that is not selected may divide by zero, which numpy reports in Triton's interpreter.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 
 
@@ -92,7 +92,7 @@ def test_layouts(backend, layout, reduction, keep_dims):
 
 
 def test_eight_dimensions(backend):
-    """None of which can be merged with another."""
+    """No two dimensions can be merged."""
     shape = (2, 3, 2, 3, 2, 2, 3, 2)
     for reduction, keep_dims in (("none", 0), ("mean", 0), ("sum", 1)):
         case = Case(backend, shape, (FLOAT32, FLOAT32), "mse", reduction, keep_dims, weighted=True)
@@ -107,7 +107,7 @@ def test_eight_dimensions(backend):
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])
 @pytest.mark.parametrize(("reduction", "keep_dims"), [("none", 0), ("mean", 0), ("mean", 1)])
 def test_loss_of_another_dtype(backend, dtype, reduction, keep_dims):
-    """As under autocast: half tensors, a float32 loss and its gradient."""
+    """As under autocast: half-precision tensors, a float32 loss and its gradient."""
     for shape in ((3, 1000), (2, 7)):
         options = {"out_dtype": FLOAT32, "weighted": random.random() < 0.5}
         Case(backend, shape, (dtype, dtype), "huber", reduction, keep_dims, **options).check()
@@ -124,8 +124,8 @@ def test_an_infinite_loss_and_no_tangent_of_its_weight(backend):
 
 
 INF, NAN = math.inf, math.nan
-# input, target, then what should come out: the value, and the derivatives by input and by target;
-# None where there is nothing to be held to.
+# input and target, followed by the expected value and derivatives with respect to input and target.
+# None is not checked.
 SPECIAL = {
     ("kl_div", ()): [
         (-INF, 0.0, 0.0, 0.0, -INF),
@@ -231,7 +231,8 @@ def test_special_probabilities(backend, call, dtype):
         ):
             if row[2 + i] is not None:
                 assert got == pytest.approx(right, rel=1e-5, abs=1e-38, nan_ok=True), (row, i)
-    # A tangent of the input alone does not meet an infinite derivative by the target.
+    # A tangent of the input alone is not affected by an infinite derivative with respect to the
+    # target.
     along, second, *_ = backend.ops.elementwise_double_backward(
         one, x, y, None, None, torch.ones_like(x), None, None, *args, dtype,
         [True, True, False, False],
@@ -255,7 +256,7 @@ def test_special_values(backend, loss, dtype):
     (gradient,) = torch.autograd.grad(expected.sum(), leaf)
     if loss in {
         row.kernel for row in specs.SPECS if row.differentiable == 1
-    }:  # torch.where makes the first a NaN; both have sign(NaN) = 0
+    }:  # torch.where makes the first a NaN; sign(NaN) is 0 in both
         gradient = gradient.nan_to_num(0.0)
     call = (loss, params, "none", 0)
     value, *_ = ops.elementwise_forward(x, y, None, None, *call, dtype, NO_GRADIENTS)
@@ -264,7 +265,7 @@ def test_special_values(backend, loss, dtype):
     tolerance = {"rtol": 10 * torch.finfo(dtype).eps, "atol": 1e-44, "equal_nan": True}
     torch.testing.assert_close(value, expected.to(dtype), **tolerance)
     torch.testing.assert_close(grad, gradient.to(dtype), **tolerance)
-    # A NaN is not lost in a reduction, behind a mask or otherwise.
+    # A NaN is not lost in a reduction, by masking or otherwise.
     total, *_ = ops.elementwise_forward(
         x, y, None, None, loss, params, "sum", 0, dtype, NO_GRADIENTS
     )
@@ -314,7 +315,7 @@ def test_in_place(backend, dtypes):
             near_zero = unit * gradient.abs().max().item()
             torch.testing.assert_close(got.double(), gradient, rtol=unit, atol=near_zero)
 
-        # Written over whatever stood there, but for grad_output == 1.
+        # Overwrites the previous contents, unless grad_output is 1.
         grads = [torch.full_like(g, 7.0) for g in grads]
         case.backward_(grads, mask)
         for got, gradient in zip(grads, expected, strict=True):
@@ -409,7 +410,8 @@ def test_what_would_read_out_of_bounds_is_refused(backend):
 
 @each_spec
 def test_two_backward_passes_agree(backend, spec):
-    """The gradient of the forward pass, rescaled, and the recomputed one, in float32: same bits."""
+    """The rescaled gradient of the forward pass and the recomputed one have the same bits in
+    float32."""
     case = Case(backend, (1000,), (FLOAT32, FLOAT32), spec.kernel).to_device()
     _, grad, *_ = case.forward([True, False, False])
     backend.ops.elementwise_rescale_([grad], case.grad_output)

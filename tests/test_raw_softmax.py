@@ -1,5 +1,5 @@
-"""The raw softmax ops' contract (see ``lossops/core/library.py``), on every engine, as
-test_raw_ops.py holds the elementwise ones to theirs."""
+"""The contract of the raw softmax ops (see ``lossops/core/library.py``), for every engine, as in
+test_raw_ops.py for the elementwise ops."""
 
 import copy
 import itertools
@@ -30,7 +30,7 @@ SIZES = [1, 2, 3, 7, 8, 21, 31, 32, 33, 64, 100, 1000, 1024, 1025, 4097]
 each_same = each_pair(SAME)
 each_reduction = pytest.mark.parametrize(("reduction", "keep_dims"), REDUCTIONS)
 
-# The branch not taken may divide by zero, which numpy, behind Triton's interpreter, reports.
+# The branch that is not selected may divide by zero, which numpy reports in Triton's interpreter.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 
 
@@ -87,7 +87,7 @@ def test_divergences_from_a_label(backend, loss, form, dtypes):
 @each_pair(DTYPES)
 @each_reduction
 def test_soft_targets(backend, reduction, keep_dims, dtypes):
-    """Probabilities as the target of cross entropy, with everything that cross entropy has."""
+    """Probabilities as the target of cross entropy, with all options of cross entropy."""
     for form in FORMS[:2]:
         rows = some_rows(keep_dims)
         options = {"weighted": random.random() < 0.5, "smoothing": random.choice((0.0, 0.3))}
@@ -162,7 +162,7 @@ def test_labels_of_every_type_and_any_ignored_one(backend, labels, ignore_index)
 
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])
 def test_loss_of_another_dtype(backend, dtype):
-    """As under autocast: half tensors, a float32 loss and its gradient."""
+    """As under autocast: half-precision tensors, a float32 loss and its gradient."""
     for reduction, keep_dims in REDUCTIONS:
         rows = (2, 3, 4)
         Case(
@@ -238,7 +238,7 @@ def test_layouts(backend, layout, which, target_form):
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16])
 @pytest.mark.parametrize("classes", [7, 64, 1031])
 def test_rows_off_their_alignment(backend, dtype, classes):
-    """Rows that begin anywhere, at every distance from a vector's boundary."""
+    """Rows that start at every offset from a vector boundary."""
     for offset in range(1, 9):
         case = Case(backend, (3,), classes, dtypes=(dtype, dtype), z_loss=1e-3).to_device()
         memory = torch.zeros(case.input.numel() + 16, dtype=dtype, device=backend.device)
@@ -248,7 +248,7 @@ def test_rows_off_their_alignment(backend, dtype, classes):
 
 
 def test_many_dimensions(backend):
-    """None of which can be merged with another."""
+    """No two dimensions can be merged."""
     rows = (2, 3, 2, 2, 3, 2)
     for target_form in ("labels", "logits"):
         loss = "cross_entropy" if target_form == "labels" else "total_variation"
@@ -264,7 +264,7 @@ def test_many_dimensions(backend):
 
 
 def test_one_number_for_all_rows(backend):
-    """Cotangents with stride 0, as a sum's are."""
+    """Cotangents with stride 0, as from a sum."""
     case = Case(backend, (6, 4), 30, dim=1, reduction="none").to_device()
     for name in ("grad_output", "grad_lse", "grad_entropy"):
         one = torch.tensor(random.gauss(0, 1), device=backend.device)
@@ -273,7 +273,7 @@ def test_one_number_for_all_rows(backend):
 
 
 # ---------------------------------------------------------------------------------------------
-# Masks, in place, agreement.
+# Masks, in-place ops, agreement.
 
 
 @pytest.mark.parametrize("target_form", ["labels", "probs"])
@@ -313,7 +313,7 @@ def test_only_what_is_asked_for(backend, target_form):
 @each_same
 @pytest.mark.parametrize("dim", [0, 1, 2])
 def test_forward_in_place(backend, dim, dtypes):
-    """The same bits as out of place, over the input."""
+    """The same bits as out of place, written over the input."""
     for target_form, classes in itertools.product(("labels", "probs"), (7, 33, 1030)):
         for reduction in ("mean", "sum"):
             soft = target_form != "labels"
@@ -348,7 +348,7 @@ def test_backward_in_place(backend, loss, dtypes):
     case = Case(backend, (3, 4), 50, loss, dim=1, dtypes=dtypes, target_form=target_form)
     case.to_device()
     expected = [g for g in case.backward(grad_lse=None, grad_entropy=None) if g is not None]
-    # Written over whatever stood there, but for grad_output == 1.
+    # Overwrites the previous contents, unless grad_output is 1.
     grads = [torch.full_like(g, 7.0) for g in expected]
     case.backward_(grads)
     for got, other in zip(grads, expected, strict=True):
@@ -371,7 +371,8 @@ def agree(case):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_two_backward_passes_agree(backend, loss, reduction):
-    """The gradient of the forward pass, rescaled, and the recomputed one, in float32: same bits."""
+    """The rescaled gradient of the forward pass and the recomputed one have the same bits in
+    float32."""
     for classes, dim in ((5, 1), (33, 0), (1000, 1), (1025, 0)):
         target_form = "logits" if loss in DIVERGENCES else "labels"
         case = Case(
@@ -394,11 +395,11 @@ def test_same_bits_every_time(backend, dtype):
 
 
 # ---------------------------------------------------------------------------------------------
-# The numbers' edges.
+# Edge cases of the values.
 
 
 def logits_case(backend, rows, target, loss="cross_entropy", dtype=FLOAT32, **options):
-    """A case of these numbers."""
+    """A case with these values."""
     options.setdefault("reduction", "none")
     rows = torch.tensor(rows, dtype=FLOAT64)
     case = Case(backend, rows.shape[:1], rows.shape[1], loss, dtypes=(dtype, dtype), **options)
@@ -417,7 +418,7 @@ def hard(case, got, expected, **tolerance):
 def test_infinite_logits(backend, dtypes):
     inf, dtype = math.inf, dtypes[0]
     rows = [[-inf, 0.0, 0.0], [-inf, 0.0, 0.0], [-inf, 2.0, -inf], [-inf, 2.0, -inf]]
-    for repeat in (1, 40):  # a row of a few classes, and of some vectors
+    for repeat in (1, 40):  # rows of a few classes, and of several vectors
         wide = [row + [-inf] * (3 * repeat - 3) for row in rows]
         case = logits_case(backend, wide, [1, 0, 1, 2], dtype=dtype)
         loss, lse, entropy, accuracy, *_ = case.forward()
@@ -430,16 +431,16 @@ def test_infinite_logits(backend, dtypes):
         hard(case, grad[0], [0.0, -1.0, 1.0] + [0.0] * (3 * repeat - 3))
         hard(case, grad[2], [0.0] * (3 * repeat))
         assert (grad[:, 3:][[0, 2]] == 0).all()
-        (grad, _) = case.backward()  # a cotangent of H must not make NaN of 0 log 0
+        (grad, _) = case.backward()  # a cotangent of H must not turn 0 log 0 into NaN
         assert grad[[0, 2]].isfinite().all()
 
 
 @each_same
 def test_certain_classes(backend, dtypes):
-    """Logits of +inf are the limit of large ones that are equal."""
+    """Logits of +inf are the limit of large equal ones."""
     inf = math.inf
     rows = [[inf, 0.0, 1.0], [inf, 0.0, 1.0], [inf, inf, -1.0], [inf, -inf, inf]]
-    for repeat in (1, 40, 1500):  # a row of a few classes, of some vectors, and of some blocks
+    for repeat in (1, 40, 1500):  # rows of a few classes, of several vectors, and of several blocks
         wide = [row + [2.0] * (3 * repeat - 3) for row in rows]
         case = logits_case(backend, wide, [0, 1, 1, 2], dtype=dtypes[0])
         loss, lse, entropy, accuracy, *_ = case.forward()
@@ -463,10 +464,10 @@ def test_certain_classes(backend, dtypes):
 
 @each_same
 def test_rows_of_impossible_classes(backend, dtypes):
-    """Logits that are all -inf are equal, as those that are all +inf, whatever lies beside the row:
-    the limit of equal numbers, where torch has NaN."""
+    """Logits that are all -inf are treated as equal, like those that are all +inf, whatever is
+    stored next to the row. This is the limit of equal logits, where torch gives NaN."""
     inf = math.inf
-    for classes in (3, 31, 120, 4501):  # a row of a few classes, of some vectors, of some blocks
+    for classes in (3, 31, 120, 4501):  # a few classes, several vectors, several blocks
         rows = [[-inf] * classes, [0.0] * classes, [-inf] * classes, [1.0] + [-inf] * (classes - 1)]
         case = logits_case(backend, rows, [1, 0, classes - 1, 0], dtype=dtypes[0])
         loss, lse, entropy, accuracy, *_ = case.forward()
@@ -506,7 +507,7 @@ def test_divergences_of_impossible_classes(backend, side, loss, dtypes):
 @each_same
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal", "poly"])
 def test_a_weight_of_zero_counts_nothing(backend, loss, dtypes):
-    """Also where the loss is infinite."""
+    """Also if the loss is infinite."""
     for classes in (3, 120):
         rows = [[-math.inf] + [1.0] * (classes - 1)] * 2
         case = logits_case(backend, rows, [0, 1], loss, dtype=dtypes[0], weighted=True)
@@ -521,7 +522,7 @@ def test_a_weight_of_zero_counts_nothing(backend, loss, dtypes):
 
 @each_same
 def test_the_mean_of_nothing_and_nothing(backend, dtypes):
-    """Classes without probability on either side: Jensen-Shannon's derivative, with the other
+    """Classes with probability 0 on both sides. The derivative of Jensen-Shannon, with the other
     side at 0, tends to log(2)/2."""
     for more in (0, 60):
         row = [0.0, 1.0, 0.0] + [0.0] * more
@@ -539,7 +540,7 @@ def test_the_mean_of_nothing_and_nothing(backend, dtypes):
 
 @each_same
 def test_rows_without_a_distribution(backend, dtypes):
-    """With NaN: as torch, NaN; and the rows beside them are not touched."""
+    """Rows with NaN give NaN, as in torch, and do not affect their neighbours."""
     inf, nan = math.inf, math.nan
     rows = [[-inf, nan, -inf], [inf, 0.0, nan], [nan, 0.0, 1.0], [0.0, 0.0, nan], [0.5, 0.5, 0.5]]
     for repeat in (1, 30):
@@ -560,7 +561,7 @@ def test_rows_without_a_distribution(backend, dtypes):
 @each_same
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_largest_numbers(backend, loss, dtypes):
-    """±max: log-probabilities of -2 max, which overflow float16, and no NaN."""
+    """±max gives log-probabilities of -2 max, which overflow in float16, but no NaN."""
     largest = 65504.0 if dtypes[0] == FLOAT16 else 1e30
     rows = [[largest, -largest, 0.0, 1.0], [-largest] * 4, [largest] * 4, [0.0, 1.0, largest, 2.0]]
     labels = loss in LABEL_LOSSES
@@ -588,7 +589,7 @@ def test_the_largest_numbers(backend, loss, dtypes):
 
 @each_same
 def test_zero_probabilities(backend, dtypes):
-    """0 log 0 is 0: classes without probability in one distribution, or in both."""
+    """0 log 0 is 0: classes with probability 0 in one distribution, or in both."""
     inf, dtype = math.inf, dtypes[0]
     p, q = [0.875, 0.125, 0.0, 0.0], [0.5, 0.25, 0.25, 0.0]
 
@@ -626,7 +627,7 @@ def test_zero_probabilities(backend, dtypes):
             eps = torch.finfo(dtype).eps
             hard(case, got, [value], rtol=4 * eps + 1e-6 * (dtype != FLOAT64), atol=2 * eps)
             if loss in ("reverse_kl", "jensen_shannon"):
-                continue  # whose slope is infinite there
+                continue  # their slope is infinite there
             grad, _ = case.backward([True, False], grad_lse=None, grad_entropy=None)
             _, expected, _ = case.truth(case.grad_output)
             assert grad.isfinite().all(), (loss, form, target_form)
@@ -635,7 +636,7 @@ def test_zero_probabilities(backend, dtypes):
             )
 
 
-# Of a class that has no probability in either: the derivatives by q and by p.
+# For a class with probability 0 in both: the derivatives with respect to q and p.
 AT_NOTHING = {
     "kl": (0.0, -math.inf),
     "reverse_kl": (-math.inf, 0.0),
@@ -666,7 +667,7 @@ def test_derivatives_by_probabilities_of_nothing(backend, loss, dtypes):
 @each_same
 @pytest.mark.parametrize("loss", DIVERGENCES)
 def test_classes_that_underflow(backend, loss, dtypes):
-    """Too improbable for a number in both distributions, in one, or the least number there is."""
+    """Probabilities that underflow in both distributions or in one, or are the smallest number."""
     least = -103.5 if dtypes[0] == FLOAT32 else -745.0 if dtypes[0] == FLOAT64 else -100.0
     rows = [[0.0, -1.0, 2 * least], [0.0, -1.0, 2 * least], [0.5, 0.0, least]]
     others = [[0.0, 1.0, 3 * least], [0.0, 1.0, 0.5 * least], [1.0, 0.0, least]]
@@ -682,7 +683,7 @@ def test_classes_that_underflow(backend, loss, dtypes):
 
 @each_same
 def test_a_one_hot_target_has_a_gradient(backend, dtypes):
-    """-w log q, also by the probabilities that are 0."""
+    """The gradient is -w log q, also for probabilities that are 0."""
     case = Case(
         backend, (6,), 30, dtypes=dtypes, target_form="probs", reduction="sum", weighted=True
     ).to_device()  # fmt: skip
@@ -715,7 +716,7 @@ def test_equal_distributions_diverge_by_nothing(backend, dtypes):
 @each_same
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal", "poly", "kl"])
 def test_ignored_rows_may_hold_anything(backend, loss, dtypes):
-    """And their gradient is 0, in the fused pass, the recomputed one and the one in place."""
+    """Their gradient is 0 in the fused pass, the recomputed one and the in-place one."""
     nan, inf = math.nan, math.inf
     rows = [[nan] * 40, [inf] * 40, [-inf] * 40, [0.25] * 40, [nan, 1.0] * 20]
     for reduction in ("mean", "none"):
@@ -781,7 +782,7 @@ def test_no_rows_of_other_targets(backend):
 @pytest.mark.parametrize("labels", [torch.int64, torch.int32, torch.uint8])
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_labels_out_of_range(backend, labels, reduction):
-    """Never read from; IndexError on the CPU, and elsewhere NaN with the gradient 0."""
+    """Never used as an index. Raises an IndexError on the CPU; elsewhere NaN with gradient 0."""
     bads = [5, 200] if labels == torch.uint8 else [5, -1, -99, 2**31 - 1, -(2**31)]
     if labels == torch.int64:
         bads += [2**62, -(2**62), 2**32]
@@ -815,8 +816,8 @@ def test_labels_out_of_range(backend, labels, reduction):
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal", "poly", *DIVERGENCES])
 def test_a_large_offset_costs_no_digits(backend, loss, dim, classes):
-    """Softmax is the same for x + c, whose numbers are exact here. A log-sum-exp of 16384 is
-    rounded to 0.001: no log-probability and no entropy may be computed from it."""
+    """Softmax is invariant under x + c, which is exact here. A log-sum-exp of 16384 is rounded to
+    0.001, so neither log-probabilities nor the entropy may be computed from it."""
     for target_form in {"labels" if loss in LABEL_LOSSES else "logits", "probs"}:
         if loss in ("focal", "poly") and target_form == "probs":
             continue

@@ -1,5 +1,5 @@
-"""The contract of the raw vector ops (``lossops/vectors/ops.py``), on every engine, as
-test_raw_ops.py holds the elementwise ones to theirs."""
+"""The contract of the raw vector ops (``lossops/vectors/ops.py``), for every engine, as in
+test_raw_ops.py for the elementwise ops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PARAMS = {
 LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 1000, 1025, 2049, 4097]
 REDUCTIONS = ["none", "mean", "sum"]
 ROUNDING = {FLOAT64: 2.0**-53, FLOAT32: 2.0**-24, BFLOAT16: 2.0**-8, FLOAT16: 2.0**-11}
-# In units of rounding, what a sum of products and the factors made of it may lose.
+# Error allowed for a sum of products and for the factors computed from it, in units of rounding.
 SLACK = 24
 
 each_loss = pytest.mark.parametrize("loss", VECTORS)
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 
 
 def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same numbers, elsewhere in memory."""
+    """The same values in a different memory layout."""
     rows, length = tensor.shape
     if layout == "dense":
         return tensor.clone()
@@ -55,7 +55,7 @@ LAYOUTS = ["dense", "off its boundary", "part of wider rows", "columns"]
 
 
 class Case:
-    """Random arguments and what should come of them, in float64."""
+    """Random arguments and the expected results in float64."""
 
     def __init__(
         self, backend, loss, rows, length, dtype=FLOAT32, reduction="mean", layouts=("dense",),
@@ -84,9 +84,10 @@ class Case:
         self.out_dtype = dtype
 
     def lists(self, rows, length, dtype):
-        """Of none, some and many labels, some of them more than once; behind the end anything."""
+        """Lists of no, some and many labels, with duplicates, and arbitrary values after the
+        end."""
         labels = torch.randint(length, (rows, length), generator=self.draw).to(dtype)
-        if dtype == torch.uint8:  # which has no number to end a list
+        if dtype == torch.uint8:  # has no value to end a list
             return labels
         for row in labels:
             end = random.choice([0, 1, 2, 5, 20, 60 if length > 64 else length])
@@ -112,8 +113,7 @@ class Case:
         return rows if self.row_weight is None else rows * self.row_weight
 
     def truth(self):
-        """Value and gradients, and what rounding is relative to: the sizes of what they are made
-        of."""
+        """Value, gradients, and the sizes that rounding errors are relative to."""
         vectors = [v.double().requires_grad_() for v in self.vectors]
         value = self.reduced(self.exact_rows(*vectors))
         grads = torch.autograd.grad(value, vectors, self.grad_output, allow_unused=True)
@@ -126,7 +126,7 @@ class Case:
         return value, grads, self.reduced(weight * sizes), [outer * size for size in by_element]
 
     def sizes(self, *v):
-        """Of the rows' losses, and of the gradients' elements."""
+        """The sizes of the rows' losses, and of the gradients' elements."""
         length = v[0].shape[1]
         if self.loss == "cosine_embedding":
             a, b = ((x * x).sum(1, keepdim=True) + 1e-12 for x in v)
@@ -144,7 +144,7 @@ class Case:
                 norm = d.sum(1) if l1 else d.square().sum(1).sqrt()
                 scales = scale.sum(1) if l1 else scale.square().sum(1).sqrt()
                 value = value + scales
-                # An error of the differences moves the norm, and that the whole row.
+                # An error in a difference changes the norm, and thereby the whole row.
                 parts.append(
                     torch.ones_like(d)
                     if l1
@@ -177,8 +177,8 @@ class Case:
         return torch.ones_like(total), [most * inner, most]
 
     def pairs(self, x):
-        """The labels that rows list; of each, and every class, whether the two are a pair, and its
-        hinge before what is below 0 is cut off."""
+        """The labels listed by the rows; and for each label and class, whether they form a pair,
+        and the hinge before clamping at 0."""
         given = (self.label >= 0).cumprod(1)
         most = int(given.sum(1).max())
         listed, labels = given[:, :most, None] > 0, self.label[:, :most].long().clamp_min(0)
@@ -187,7 +187,7 @@ class Case:
         return labels, listed & ~is_label[:, None, :], z
 
     def exact_rows(self, *vectors):
-        """The formulas, but for the one that sorts and adds up more than the hinges."""
+        """Uses the formulas, except for the one that sorts and adds up more than the hinges."""
         if self.loss != "multilabel_margin":
             return self.rows(*vectors)
         _, pairs, z = self.pairs(*vectors)
@@ -195,7 +195,7 @@ class Case:
         return rows if self.row_weight is None else rows * self.row_weight
 
     def uncertain(self):
-        """Whether rounding may put a number on the other side of a kink."""
+        """Whether rounding may move a value across a kink."""
         v = [x.double() for x in self.vectors]
         if self.loss.startswith("multi_margin"):
             z = self.params[0] - v[0].gather(1, self.label.long()[:, None]) + v[0]
@@ -235,7 +235,7 @@ class Case:
         )
         self.compare(value, wanted, size)
         if single:
-            # For grad_output 1: compared after scaling the truth.
+            # grad_output is 1 here, so the expected values are scaled before comparing.
             scale = self.grad_output
             self.compare_all(found, [g if g is None else g / scale for g in grads],
                              [s / scale.abs() for s in sizes], mask)  # fmt: skip
@@ -287,12 +287,12 @@ def test_lengths_and_layouts(backend, loss, dtype, reduction):
 def test_many_rows(backend, loss):
     certain(backend, loss, 700, 5).check()
     certain(backend, loss, 40, 300, layouts=LAYOUTS, weighted=True).check()
-    certain(backend, loss, 19, 1300).check()  # more than blocks on a GPU of the tests' size
+    certain(backend, loss, 19, 1300).check()  # more than the blocks of a GPU of the tests' size
 
 
 @each_loss
 def test_one_row_for_all(backend, loss):
-    """Rows of stride 0, and a label and a weight for all."""
+    """Rows of stride 0, with one label and one weight for all."""
     case = certain(backend, loss, 6, 20, reduction="none", weighted=True)
     case.vectors = [laid_out(v, "one for all") for v in case.vectors]
     if case.label is not None:
@@ -326,7 +326,7 @@ def test_a_label_out_of_range(backend, loss):
 
 @pytest.mark.parametrize("label", [12, -2])
 def test_what_is_behind_the_end_of_a_list(backend, label):
-    """The kernels do not read it. On the CPU it must be a class or -1, as for torch."""
+    """The kernels do not read it. On the CPU it must be a class or -1, as in torch."""
     case = Case(backend, "multilabel_margin", 300, 9, reduction="none")
     case.label = torch.full((300, 9), -1)
     case.label[:, 0] = 3
@@ -355,13 +355,13 @@ def test_lists_of_all_classes_and_of_none(backend):
 
 @pytest.mark.parametrize("length", [40, 1100])
 def test_a_label_that_is_listed_twice(backend, length):
-    """Its hinges count twice; its derivative is written once."""
+    """Its hinges count twice. Its derivative is written once."""
     x = torch.zeros(2, length, device=backend.device)
     labels = torch.full((2, length), -1)
     labels[:, [0, 1, 2, 38]] = torch.tensor([7, 7, 5, 7])
     call = ([x], labels.to(backend.device), None, "multilabel_margin", [], "sum")
     value, grad, *_ = backend.ops.vectors_forward(*call, FLOAT32, [True, False, False])
-    assert labels[0, 3] == -1  # what comes last is not listed
+    assert labels[0, 3] == -1  # the last label is not listed
     others = length - 2
     torch.testing.assert_close(value.item(), 2 * 3 * others / length)
     wanted = torch.full((2, length), 3 / length)
@@ -380,7 +380,7 @@ def test_a_closed_hinge_of_zero(backend):
 
 
 def test_norms_of_zero_and_ties(backend):
-    """A norm of 0 has no derivative, and of two equal norms each has half."""
+    """The derivative at a norm of 0 is 0. Two equal norms get half of the derivative each."""
     zero = torch.zeros(1, 3, device=backend.device)
     one = torch.tensor([[1.0, 0.0, 0.0]], device=backend.device)
     ones = torch.ones(1, device=backend.device)
@@ -392,7 +392,7 @@ def test_norms_of_zero_and_ties(backend):
         assert a[0].tolist() == [1.0, 0.0, 0.0]
         assert p[0].tolist() == [0.0, 0.0, 0.0]
         assert n[0].tolist() == [-1.0, 0.0, 0.0]
-        # |a - n| = |p - n| = 1: what swaps is shared.
+        # |a - n| = |p - n| = 1: the derivative is shared.
         call = (*call[:4], [2.0, 1.0, 0.0], "none")
         a, p, n = backend.ops.vectors_backward(ones, *call, [True] * 3)
         assert a[0].tolist() == [0.5, 0.0, 0.0]
@@ -401,7 +401,7 @@ def test_norms_of_zero_and_ties(backend):
 
 
 def test_kinks(backend):
-    """At the margin torch's derivatives: a hinge of 0 counts for pairs, and not for classes."""
+    """Derivatives at the margin are torch's: a hinge of 0 counts for pairs, but not for classes."""
     x = torch.tensor([[1.0, 0.5, 0.0]], device=backend.device)
     label, ones = torch.zeros(1, dtype=torch.int64, device=backend.device), torch.ones(1)
     ones = ones.to(backend.device)
@@ -418,7 +418,7 @@ def test_kinks(backend):
 @each_loss
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_nan_and_infinity(backend, loss, number):
-    """They are nobody's but their row's, and do what they do in the formulas."""
+    """They affect only their own row, with the same results as in the formulas."""
     for place in range(VECTORS[loss]):
         case = certain(backend, loss, 3, 20, reduction="none")
         if loss == "cosine_embedding":
@@ -435,8 +435,8 @@ def test_nan_and_infinity(backend, loss, number):
         grads = backend.ops.vectors_backward(ones, *case.call(), mask)
         truths = torch.autograd.grad(wanted.sum(), vectors)
         for grad, truth in zip(grads, truths, strict=False):
-            # Where the formula has NaN, of infinity times 0, there may be a number; and of a loss
-            # that is NaN, any.
+            # Where the formula gives NaN from infinity times 0, a number is allowed. If the loss is
+            # NaN, anything is.
             known = ~truth.isnan() & ~wanted.isnan().unsqueeze(1)
             torch.testing.assert_close(
                 grad.cpu().double()[known], truth[known], rtol=1e-3, atol=1e-5
@@ -466,7 +466,7 @@ def test_no_rows(backend, loss):
 
 @pytest.mark.parametrize("loss", [name for name in VECTORS if LABELS[name] in ("", "number")])
 def test_no_elements(backend, loss):
-    """Rows without any: no memory is read. A label would need a class."""
+    """Rows without elements, for which no memory is read. An index label would need a class."""
     empty = torch.empty(3, 0, device=backend.device)
     label = torch.ones(3, device=backend.device) if loss == "cosine_embedding" else None
     call = ([empty] * VECTORS[loss], label, None, loss, PARAMS[loss], "none")

@@ -1,4 +1,4 @@
-"""How parameters of tests are sampled."""
+"""Tests of the sampling of test parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""torch.jit.script compiles torch's losses in the place of ours, and refuses what torch lacks."""
+"""torch.jit.script compiles torch's losses in place of ours, and rejects losses that torch
+lacks."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ class Model(torch.nn.Module):
     ],
 )
 def test_a_script_has_torchs_loss(loss, target):
-    """Alone and in a model; saved, and differentiated."""
+    """Alone and in a model, saved, and differentiated."""
     x = make.randn(5, 5, requires_grad=True)
     for module in (loss, Model(loss)):
         expected = module(x, target)
@@ -56,7 +57,8 @@ def test_a_script_has_torchs_loss(loss, target):
 
 @pytest.mark.parametrize("name", nn.__all__)
 def test_modules_are_scripted_or_refused(name):
-    """As torch's are; what torch cannot compile, or does not have, is refused in words."""
+    """Modules are scripted like torch's. Modules that torch cannot compile or does not have are
+    rejected with a message."""
     arguments = (4, 3) if name == "LinearCrossEntropyLoss" else ()
     module = getattr(nn, name)(*arguments)
     if hasattr(torch.nn, name):

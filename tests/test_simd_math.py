@@ -1,4 +1,5 @@
-"""The polynomials of cpu/common/simd.h over all floats, by each instruction set of this machine."""
+"""The polynomials of cpu/common/simd.h over all floats, with each instruction set of this
+machine."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the losses over rows of class scores refuse, with torch's exceptions and words where torch
-has some; and that nothing is left behind."""
+"""Arguments that the losses over rows of class scores reject, with torch's exceptions and messages
+where torch has them, and without side effects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def labels(*shape, classes=5):
 
 
 def refuses(error, message, function, *args, **kwargs):
-    """The call raises, its tensors stay as they were, and the next call works."""
+    """The call raises, its tensors are unchanged, and the next call works."""
     tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
     before = [t.clone() for t in tensors]
     with pytest.raises(error, match=message):
@@ -44,7 +44,7 @@ def refuses(error, message, function, *args, **kwargs):
 
 
 def as_torch(error, name, *args, **kwargs):
-    """Refused by both, with the same exception and, up to what follows, the same words."""
+    """Both reject the arguments with the same exception type, and our message contains torch's."""
     with pytest.raises(error) as theirs:
         getattr(torch_functional, name)(*args, **kwargs)
     words = re.escape(str(theirs.value).rstrip("]. "))
@@ -104,7 +104,7 @@ def test_dtypes_as_torch(name):
 @each_name
 @pytest.mark.parametrize("bad", [5, -1, -99, 2**40])
 def test_label_out_of_range(name, bad):
-    """On a GPU its row is NaN instead, see test_raw_softmax.py."""
+    """On a GPU the row is NaN instead, see test_raw_softmax.py."""
     target = labels(4)
     target[2] = bad
     for shape in ((4, 5), (4, 5, 1)):
@@ -132,7 +132,7 @@ def test_label_out_of_range_by_the_formulas(name, bad):
 @each_name
 @pytest.mark.parametrize("bad", [5, -1, 2**40])
 def test_label_checks(name, bad):
-    """On every device and backend, with the row."""
+    """On every device and backend, with the row in the message."""
     x, y = make.randn(4, 5, 3), labels(4, 3)
     y[2, 1] = bad
     with lossops.label_checks():

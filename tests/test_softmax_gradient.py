@@ -1,5 +1,5 @@
-"""Gradients of the losses over rows of class scores: of every order, by input, target and weight,
-through what else comes out of a call, and in place."""
+"""Gradients of the losses over rows of class scores: of every order, with respect to input, target
+and weight, from the additional outputs of a call, and in place."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from lossops.core import backends
 
 
 def differentiable(case, shape, dtype=torch.float64):
-    """Leaves to differentiate by, and the loss of them."""
+    """Leaves to differentiate with respect to, the other tensors, and the keyword arguments."""
     input, target, kwargs = case.tensors(shape, dtype)
     moving = leaves(input, target) if case.soft else leaves(input)
     still = () if case.soft else (target,)
@@ -54,7 +54,7 @@ def test_gradcheck(case, reduction):
     for shape in ((4, 3), (2, 3, 2)):
         moving, still, kwargs = differentiable(case, shape)
         if reduction == "sample" and case.ignored:
-            still = (torch.zeros_like(still[0]),)  # a sample of ignored rows alone would be NaN
+            still = (torch.zeros_like(still[0]),)  # a sample with only ignored rows would be NaN
 
         def loss(*moving, still=still, kwargs=kwargs):
             return case(*moving, *still, reduction, **kwargs)
@@ -75,7 +75,7 @@ def test_gradcheck_through_all_outputs(target_kind, reduction, options):
     case = Case("cross_entropy", target_kind, {"z_loss": 1e-2, **options})
     moving, still, kwargs = differentiable(case, (4, 3))
     if still:
-        still[0][1] = -100  # whose log-sum-exp and entropy are differentiable like any other's
+        still[0][1] = -100  # its log-sum-exp and entropy are differentiable like any other row's
 
     def outputs(*moving):
         return functional.cross_entropy(
@@ -102,7 +102,8 @@ def test_gradcheck_of_log_prob_of():
 @each_dtype
 @each_reduction
 def test_gradient(case, dtype, reduction):
-    """By kernels, for a random cotangent, against float64: a few roundings of the terms' sizes."""
+    """Compares the kernels' gradients for a random cotangent with float64, within a few roundings
+    of the terms."""
     for shape in ((6, 37), (3, 70, 5)):
         moving, still, kwargs = differentiable(case, shape, dtype)
         loss = case(*moving, *still, reduction, **kwargs)
@@ -120,7 +121,7 @@ def test_gradient(case, dtype, reduction):
             info = torch.finfo(dtype)
             within = expected.abs() * info.eps + 64 * compute * expected.abs().amax()
             within = within + 2 * info.eps * info.smallest_normal
-            # What a row's derivatives are differences of: as large as its cotangent.
+            # The terms that cancel in a row's derivatives are as large as its cotangent.
             inner = math.prod(shape[2:])
             rows = {"mean": shape[0] * inner, "sample": inner}.get(reduction, 1)
             within = within + 8 * compute * grad_output.double().abs().amax() / rows
@@ -155,9 +156,9 @@ def test_gradient_is_as_right_as_torchs(options, classes, reduction, dtype):
         grad_output = random_grad_like(loss) if grad_output is None else grad_output
         grads.append(torch.autograd.grad(loss, leaf, grad_output.to(kind))[0])
     ours, theirs, true = grads
-    # Differences, as p - 1, are held to the size of their terms.
+    # Differences such as p - 1 are compared relative to the size of their terms.
     size = true.abs().amax().item()
-    double = 32.0 if dtype == torch.float64 else 0.0  # the truth, being torch's, is off by 17
+    double = 32.0 if dtype == torch.float64 else 0.0  # the expected value, torch's, is off by 17
     assert scaled_ulps(ours, true, size) <= 1 + scaled_ulps(theirs, true, size) + double
     assert (ours[::7] == 0).all()
 
@@ -165,7 +166,7 @@ def test_gradient_is_as_right_as_torchs(options, classes, reduction, dtype):
 @each_softmax_case
 @each_dtype
 def test_backward_again_and_again(case, dtype):
-    """retain_graph: the second backward, when the fused gradient is gone, gives the same."""
+    """retain_graph: a second backward, after the fused gradient is gone, gives the same result."""
     moving, still, kwargs = differentiable(case, (5, 33), dtype)
     loss = case(*moving, *still, **kwargs)
     first = torch.autograd.grad(loss, moving, retain_graph=True)
@@ -180,7 +181,7 @@ def test_backward_again_and_again(case, dtype):
 
 
 def second_gradients(grad, moving):
-    """All 0 where the gradient is a constant."""
+    """All 0 if the gradient is constant."""
     if not grad.requires_grad:
         return tuple(torch.zeros_like(t) for t in moving)
     return torch.autograd.grad(grad.square().sum(), moving, materialize_grads=True)
@@ -235,7 +236,7 @@ DIVERGENCES = {
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 4.0])
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_classes_that_underflow_have_derivatives(name, temperature, dtype):
-    """Of the first and the second order, as in float64; and none is NaN."""
+    """First and second derivatives agree with float64, and none is NaN."""
     for input, target in (
         ([100.0, 0.0, -100.0], [100.0, 1.0, -50.0]),
         ([0.0, 5.0, -150.0], [1.0, 0.0, -160.0]),
@@ -243,7 +244,8 @@ def test_classes_that_underflow_have_derivatives(name, temperature, dtype):
         ([0.0, 1.0, -INF], [0.0, 2.0, -INF]),
     ):
         found = []
-        # Computed in float32 or better, a cooled logit is off by a unit in its last place.
+        # Even when computed in float32 or better, a logit divided by the temperature has an error
+        # of one ulp.
         cooled = max(abs(z) for z in input + target if math.isfinite(z)) / temperature
         unit = torch.finfo(dtype).eps + cooled * min(torch.finfo(dtype).eps, 2.0**-23)
         for wide in (dtype, torch.float64):
@@ -260,10 +262,10 @@ def test_classes_that_underflow_have_derivatives(name, temperature, dtype):
             torch.testing.assert_close(got.double(), right, rtol=0, atol=off)
 
 
-@cpu_only  # a GPU may take denormal numbers for 0
+@cpu_only  # a GPU may flush denormal numbers to 0
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_js_divergence_of_the_least_numbers(dtype):
-    """p log(2p/(p + q)) has no sum of two that is 0."""
+    """In p log(2p/(p + q)), the sum of two denormal numbers is not 0."""
     least = math.ulp(0.0) if dtype == torch.float64 else 2.0**-149
     p, q = (make.tensor([[1.0, k * least, least]], dtype=dtype) for k in (1, 3))
     x, y = leaves(q, p)
@@ -279,8 +281,9 @@ def test_js_divergence_of_the_least_numbers(dtype):
 @pytest.mark.parametrize("form", ["logits", "log_probs", "probs"])
 @pytest.mark.parametrize("backend", backends.backends_for(DEVICE.type))
 def test_js_divergence_of_close_distributions(backend, form, dtype):
-    """With p = m (1 + s) and q = m (1 - s) it is m s² / 2 where s is small, and its derivative by
-    log q is -q s / 2: of terms that cancel, a difference of so many digits is left."""
+    """With p = m (1 + s) and q = m (1 - s), it is m s² / 2 for small s, and its derivative with
+    respect to log q is -q s / 2. Computed from terms that cancel, a difference would have lost as
+    many digits."""
     eps = torch.finfo(dtype).eps
     for distance in (1e-3, 1e-2, 0.1, 0.3, 0.5, 1.0, 2.0):
         x = 2 * make.randn(4, 30, dtype=torch.float64)
@@ -301,7 +304,7 @@ def test_js_divergence_of_close_distributions(backend, form, dtype):
 
 @each_softmax_case
 def test_sum_of_losses_and_loss_scale(case):
-    """Losses added, scaled, and applied to an intermediate, next to another loss of it."""
+    """Losses added, scaled, and applied to an intermediate, alongside another loss of it."""
     input, target, kwargs = case.tensors((4, 7))
     grads = []
     for function in (case, case.truth):
@@ -318,7 +321,7 @@ def test_sum_of_losses_and_loss_scale(case):
 
 
 def test_float16_gradient_survives_loss_scaling():
-    """A gradient of 1e-8 is 0 in float16; times a loss scale of 2^15 it is not."""
+    """A gradient of 1e-8 is 0 in float16. Multiplied by a loss scale of 2^15, it is not."""
     x = make.randn(1 << 14, 64).half()
     target = torch.randint(64, (1 << 14,), device=DEVICE)
     (input,) = leaves(x)
@@ -378,7 +381,7 @@ def test_cotangents_of_every_output(parts, reduction, dtype):
     }
     outputs = {"loss": loss, "lse": lse, "entropy": entropy}
     cotangents = {name: random_grad_like(outputs[name]) for name in parts.split()}
-    # The largest of the terms that the gradient is a sum of; those by the entropy cancel.
+    # The largest of the terms of the gradient; those from the entropy cancel.
     terms = sum(
         torch.autograd.grad(true[name], exact, g.double(), retain_graph=True)[0].abs()
         for name, g in cotangents.items()
@@ -400,7 +403,7 @@ def test_cotangents_of_every_output(parts, reduction, dtype):
 
 
 def test_outputs_are_used_apart():
-    """Each by a backward of its own, after and before the others."""
+    """Each with a separate backward, before and after the others."""
     (input,) = leaves(make.randn(5, 9, dtype=torch.float64))
     target = torch.randint(9, (5,), device=DEVICE)
     loss, lse, entropy = functional.cross_entropy(
@@ -417,11 +420,12 @@ def test_outputs_are_used_apart():
 
 
 # ---------------------------------------------------------------------------------------------
-# By target and weight.
+# Gradients with respect to target and weight.
 
 
 def test_a_one_hot_target_has_a_gradient():
-    """-log q, also by the probabilities that are 0, from kernels and when differentiated again."""
+    """The gradient is -log q, also for probabilities that are 0, from the kernels and when
+    differentiated again."""
     input = make.randn(4, 6, dtype=torch.float64)
     hot = torch_functional.one_hot(torch.arange(4, device=DEVICE), 6).double()
     grads = []
@@ -438,7 +442,7 @@ def test_a_one_hot_target_has_a_gradient():
 @pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "poly_loss"])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_gradient_by_class_weights(name, reduction):
-    """Given, or refused: never silently missing."""
+    """The gradient is either computed or rejected, but never silently missing."""
     input = make.randn(6, 5, dtype=torch.float64)
     target = torch.randint(5, (6,), device=DEVICE)
     target[2] = -100
@@ -464,7 +468,7 @@ def test_gradient_by_class_weights_with_probabilities():
 
 
 # ---------------------------------------------------------------------------------------------
-# In place, and what a step costs.
+# In place, and the cost of a step.
 
 
 IN_PLACE = [case for case in CASES if case.name == "cross_entropy"]
@@ -475,7 +479,7 @@ IN_PLACE = [case for case in CASES if case.name == "cross_entropy"]
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("scale", [1.0, -3.0])
 def test_in_place(case, dtype, reduction, scale):
-    """The gradient takes the logits' memory, and is the gradient."""
+    """The gradient is correct, and uses the memory of the logits."""
     input, target, kwargs = case.tensors((5, 33, 3), dtype)
     results = []
     for inplace in (True, False):
@@ -523,11 +527,11 @@ def test_in_place_on_other_layouts(view, scale, dtype):
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @each_dtype
 def test_no_classes(rows, reduction, dtype):
-    """As torch, where it has the loss; and nothing adds up to 0."""
+    """As in torch, where torch has the loss; and an empty sum is 0."""
     shape = (*rows[:1], 0, *rows[1:])
     input, soft = leaves(make.rand(shape).to(dtype), make.rand(shape).to(dtype))
     targets = [soft]
-    if len(rows) == 1:  # torch takes no labels of others
+    if len(rows) == 1:  # torch does not accept other shapes of labels
         targets.append(torch.full(rows, -100, device=DEVICE))
     for target in targets:
         expected = torch_functional.cross_entropy(input, target, reduction=reduction)
@@ -558,7 +562,7 @@ def test_in_place_is_noticed_by_what_needs_the_logits():
     (input,) = leaves(make.randn(4, 9))
 
     hidden = input * 1
-    other = hidden.square().sum()  # keeps the logits for its own backward
+    other = hidden.square().sum()  # saves the logits for its own backward
     loss = functional.cross_entropy(hidden, target, inplace=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (loss + other).backward()
@@ -593,7 +597,8 @@ def test_in_place_without_a_gradient_leaves_the_logits_alone():
 @needs_kernels
 @each_softmax_case
 def test_training_step_is_one_pass(case):
-    """One forward kernel, and one launch in backward that looks at grad_output: no other pass."""
+    """One forward kernel, and one launch in backward that checks grad_output. There is no other
+    pass."""
     input, target, kwargs = case.tensors((4, 32), torch.float32)
     (leaf,) = leaves(input)
     with (
@@ -620,7 +625,7 @@ def test_no_gradient_no_work(case):
 
 
 def peak_memory(step) -> int:
-    """By the allocator's own records."""
+    """Peak memory, from the allocator's own records."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
@@ -677,7 +682,7 @@ def test_everything_at_once_in_half_precision():
 @pytest.mark.parametrize("classes", [5, 64, 100, 4096])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_in_place_of_logits_that_are_the_target_too(classes, smoothing):
-    """Soft targets that share the memory which the gradient takes."""
+    """Soft targets that share the memory that the gradient overwrites."""
     scores = make.randn(3, classes).softmax(1)
     expected = make.zeros(3, classes).copy_(scores).requires_grad_()
     functional.cross_entropy(expected * 1, scores, label_smoothing=smoothing).backward()

@@ -1,5 +1,5 @@
-"""The CUDA kernels of the softmax family, executed on the CPU by tests/cuda_on_cpu, at every size
-that matters to them, and the proof that what they could do wrong would be found."""
+"""The CUDA kernels of the softmax family, executed on the CPU by tests/cuda_on_cpu, at all sizes
+that matter to them, and checks that errors in the kernels would be found."""
 
 import os
 import random
@@ -12,11 +12,11 @@ from raw_ops import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Backend
 from raw_softmax import Case, Errors
 
 # Around a vector of 4 and 8, the lanes of a part of a warp and of a warp with 1, 2, 4 and 8 vectors
-# each, the first row of a block, and a block's steps.
+# each, the first row of a block, and the steps of a block.
 EDGES = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3072)
 SIZES = sorted({n + d for n in EDGES for d in (-1, 0, 1)} | {1, 2, 1000, 4104, 6144, 9000})
 SAME = [(dtype, dtype) for dtype in (FLOAT32, BFLOAT16, FLOAT16)]
-PAIRS = {  # that have kernels of their own
+PAIRS = {  # pairs that have kernels of their own
     "kl": ("logits", "logits"), "jensen_shannon": ("logits", "logits"),
     "log_kl": ("log_probs", "probs"), "cross_entropy": ("logits", "probs"),
 }  # fmt: skip
@@ -52,7 +52,7 @@ def test_sizes(backend, classes, dtypes):
 
 
 def check_step(case):
-    """The passes of training with nothing but labels: of the plain kernels."""
+    """The passes of training with labels only, in the plain kernels."""
     case.to_device()
     one = torch.ones_like(case.grad_output)
     rows, grad, _ = case.truth(one)
@@ -70,7 +70,7 @@ def check_step(case):
 @pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32, BFLOAT16])
 @pytest.mark.parametrize("classes", [1, 3, 19, 33, 255, 257, 1023, 1025, 2500])
 def test_sizes_of_the_general_kernel(backend, classes, dtype):
-    """Classes before the rows, and classes last in dtypes that differ or in float64."""
+    """Classes before the rows, and classes last with mixed dtypes or float64."""
     for dim in (0, 1):
         other = FLOAT32 if dtype == BFLOAT16 else dtype
         Case(backend, (random.choice((1, 5, 260)),), classes, dim=0, dtypes=(dtype, dtype)).check()
@@ -92,7 +92,7 @@ def test_groups(backend, rows, classes):
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize("classes", [1000, 8192])
 def test_bytes_moved(dtype, classes):
-    """A step with labels reads and writes a row once, one with two distributions reads both."""
+    """A step with labels reads and writes a row once. A step with two distributions reads both."""
     device, ops = cuda_on_cpu.device(), getattr(torch.ops, cuda_on_cpu.NAMESPACE)
     backend = Backend(ops)
     cuda_on_cpu.ops()
@@ -102,7 +102,7 @@ def test_bytes_moved(dtype, classes):
     device.traffic()
     case.forward([True, False, True, True, False])
     read, written = device.traffic()
-    few = 8192  # labels, shares, tickets; what the lanes read of each row
+    few = 8192  # labels, partial sums, tickets, and what the lanes read of each row
     assert size <= read < size + few
     assert size <= written < size + few
     case.forward([False] * 5)
@@ -142,7 +142,7 @@ def test_log_probabilities_of_labels_are_read_one_by_one():
 
 
 # ---------------------------------------------------------------------------------------------
-# A short run through all kernels, on devices of several kinds, and on kernels with planted bugs.
+# A short run through all kernels, on several kinds of devices, and on kernels with planted bugs.
 
 
 def examine() -> None:
@@ -157,7 +157,7 @@ def examine() -> None:
                 check_step(case)
                 pair(backend, rows, classes, "kl", dtypes=(dtype, dtype)).check()
             Case(backend, (2,), classes, dtypes=(dtype, dtype), softcap=3.0, smoothing=0.1).check()
-    for dtype in (FLOAT32, BFLOAT16):  # beside an input off the boundaries, gradients on them
+    for dtype in (FLOAT32, BFLOAT16):  # the input is not aligned, but the gradients are
         case = Case(backend, (3,), 101, dtypes=(dtype, dtype))
         case.input = torch.cat([case.input[:, :1], case.input], 1)[:, 1:]
         case.check()
@@ -180,7 +180,7 @@ def examine() -> None:
 
 DEVICES = {
     "usual": {},
-    "old": {"LOSSOPS_TEST_COMPILED": "80"},  # that, or a newer one with code for it
+    "old": {"LOSSOPS_TEST_COMPILED": "80"},  # this, or a newer one that has code for it
     "small": {"LOSSOPS_TEST_COMPILED": "80", "LOSSOPS_TEST_SHARED": "12288"},
     "clusters": {"LOSSOPS_TEST_SHARED": "12288"},
     "large": {"LOSSOPS_TEST_MULTIPROCESSORS": "16"},

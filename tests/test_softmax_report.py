@@ -1,4 +1,4 @@
-"""What the report says of the losses over rows: is it right, and would it notice what is wrong?"""
+"""The report on the losses over rows: whether it is correct, and whether it would detect errors."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SMALL = ((20, 10), (4, 100))
 
 
 # ---------------------------------------------------------------------------------------------
-# The truth and its judge.
+# The expected results and the judge.
 
 
 @each_row
 def test_truth_agrees_with_autograd(spec):
-    """Written by hand here, by torch there."""
+    """One is written by hand, the other computed by torch."""
     for sample in spec.samples:
         x, y, options = sample.tensors((12, 9), torch.float64, 3)
         truth = exact(spec, sample, x, y, options)
@@ -90,7 +90,7 @@ def test_beyond_is_torchs_error_and_a_unit():
 
 
 # ---------------------------------------------------------------------------------------------
-# Verifying.
+# Verification.
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_verify_tables(small):
 
 
 def test_verify_notices_a_wrong_formula(small, monkeypatch):
-    """The reference's, beside which the kernels stay right."""
+    """In the reference, while the kernels are correct."""
     monkeypatch.setitem(softmax_reference.LABEL_LOSSES, "cross_entropy", lambda u: 1.001 * u)
     result = softmax_verify.verify([row_spec(CHEAP)])
     assert not result["passed"]
@@ -137,7 +137,7 @@ def test_verify_notices_that_another_backend_ran(small, monkeypatch):
 
 @pytest.mark.parametrize("edge", softmax_edges.EDGES)
 def test_edges_notice_what_is_wrong(edge, monkeypatch):
-    """Each, of a loss that is nowhere what it should be."""
+    """Each check is given a loss that is wrong everywhere."""
     spec = row_spec("cross_entropy")
     check = softmax_edges.EDGES[edge]
     assert check(spec, "cpu") == ""
@@ -273,7 +273,7 @@ def test_claims_are_decided_by_the_numbers(as_claimed):
 
 
 def test_a_false_claim_is_not_confirmed(monkeypatch):
-    """Of what the kernels decide by themselves."""
+    """For claims that are decided by the kernels alone."""
     monkeypatch.setattr(
         functional, "kl_divergence",
         lambda x, y, reduction="mean", **kwargs: functional.js_divergence(

@@ -13,7 +13,7 @@ from test_transforms import TRANSFORMS as ELEMENTWISE_TRANSFORMS
 
 from lossops import functional, nn
 
-# By the input; those by both are for distributions.
+# With respect to the input; those with respect to both are for distributions.
 TRANSFORMS = {
     "grad": lambda f, x, y: torch.func.grad(f)(x, y),
     "vmap": lambda f, x, y: torch.vmap(f)(x, y),
@@ -38,16 +38,17 @@ TRANSFORMS = {
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @each_softmax_case
 def test_transform(case, transform):
-    """Of a batch of batches: what vmap leaves is a batch with classes in dimension 1."""
+    """The input is a batch of batches: under vmap, the inner batch has its classes in dimension
+    1."""
     x, y, kwargs = case.tensors((2 * 3, 4))
     x, y = x.unflatten(0, (2, 3)), y.unflatten(0, (2, 3))
-    if not case.soft:  # all ignored would be NaN
+    if not case.soft:  # if all were ignored, the loss would be NaN
         y = torch.where(y == kwargs.get("ignore_index", -100), 0, y)
         if case.ignored:
             y[:, 1] = kwargs.get("ignore_index", -100)
 
     def flat(function):
-        """Not under vmap: two batch dimensions are one; a single row is a batch of one."""
+        """Merges two batch dimensions outside vmap, and makes a single row a batch of one."""
 
         def call(input, target):
             input = input.reshape(-1, 4)
@@ -70,7 +71,7 @@ def test_transform_of_both(case, transform):
     if transform.startswith("vmap"):
         x, y = x[None].repeat(2, 1, 1), y[None].repeat(2, 1, 1)
     run = ELEMENTWISE_TRANSFORMS[transform]
-    if transform.startswith("jvp"):  # tangents that sum to what they like
+    if transform.startswith("jvp"):  # with arbitrary tangents, whose sums are not restricted
 
         def run(f, x, y):
             function = torch.func.grad(f) if "grad" in transform else f
@@ -137,7 +138,7 @@ COMPILED = {
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("group", COMPILED)
 def test_compile(group, dynamic):
-    """fullgraph through inductor, forward and backward; fullgraph itself forbids a graph break."""
+    """fullgraph with inductor, forward and backward. fullgraph forbids graph breaks."""
     cases = COMPILED[group]
     kwargs = [case.tensors((2, 7), torch.float32)[2] for case in cases]
 
@@ -245,7 +246,7 @@ def test_compiled_transform(transform):
 @needs_kernels
 @each_softmax_case
 def test_autocast(case):
-    """As torch: float32 result, gradient in the tensor's dtype; but no float32 copy is made."""
+    """As in torch: float32 result, gradient in the tensor's dtype. But no float32 copy is made."""
     x, y, kwargs = case.tensors((9, 7), torch.bfloat16)
     (leaf,) = leaves(x)
     with torch.autocast(DEVICE.type, torch.bfloat16), expect_ops() as names:
@@ -337,7 +338,7 @@ def test_module(case):
 
 @pytest.mark.parametrize("name", ["CrossEntropyLoss", "NLLLoss"])
 def test_module_is_torchs(name):
-    """The same arguments, attributes and state; a state of torch's can be loaded."""
+    """The same arguments, attributes and state. A state dict of torch's module can be loaded."""
     own, torchs = getattr(nn, name), getattr(torch.nn, name)
     assert issubclass(own, torchs)
     options = {"ignore_index": 2, "reduction": "sum"}
@@ -369,7 +370,7 @@ def test_modules_return_what_their_functions_do():
 
 
 def test_training_with_modules():
-    """As a drop-in: a few steps of both give the same weights."""
+    """As a drop-in replacement: after a few steps, both have the same weights."""
     x = make.randn(32, 6)
     y = torch.randint(4, (32,), device=DEVICE)
     results = []

@@ -1,4 +1,5 @@
-"""The value of every loss over rows of class scores, against float64 and torch's own error."""
+"""The value of every loss over rows of class scores, compared with float64 and with torch's own
+error."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from softmax_losses import CASES, EVERYTHING, Case, each_softmax_case, scaled_ul
 from lossops import functional
 from lossops.softmax import classification, divergences
 
-# Of the computation in float64, whose truth is itself rounded as much.
+# Tolerance in float64, where the expected value has as much rounding error.
 DOUBLE = 16.0
 
 
@@ -54,8 +55,8 @@ def test_value(case, dtype, reduction, shape):
 @pytest.mark.parametrize("classes", [2, 10, 1000, 20_000])
 @pytest.mark.parametrize("last", [True, False], ids=["last", "first"])
 def test_nearly_certain_rows_keep_their_digits(classes, last, dtype):
-    """The loss of a class with a probability of 1 - 1e-9 is 1e-9 to the last digits, and so is its
-    gradient. log(1 + 1e-9) has lost most of them, which is how torch computes it."""
+    """The loss for a class with a probability of 1 - 1e-9 is 1e-9 to the last digits, and so is its
+    gradient. log(1 + 1e-9), as torch computes it, has lost most of them."""
     lead = make.tensor([1.0, 6.0, 12.0, 20.0, 30.0], dtype=torch.float64).unsqueeze(1)
     input = torch.randn(5, classes, dtype=torch.float64, device=DEVICE).clamp(-1, 1) - 1
     input[:, classes // 2] = 0
@@ -71,8 +72,8 @@ def test_nearly_certain_rows_keep_their_digits(classes, last, dtype):
     loss.backward(torch.ones_like(loss))
     eps = max(torch.finfo(dtype).eps, 1e-300)
     tiny = torch.finfo(dtype).smallest_normal
-    # A difference of logits, up to 33 here, is rounded by half a unit, its exponential by as much
-    # as that is of 1.
+    # A difference of logits, up to 33 here, is rounded by half an ulp. Its exponential has a
+    # relative error of the same size.
     close = {"rtol": 20 * eps, "atol": 2 * tiny * eps}
     torch.testing.assert_close(loss.detach().double(), others.log1p(), **close)
     own = x.grad[:, classes // 2].double()
@@ -84,7 +85,7 @@ def test_nearly_certain_rows_keep_their_digits(classes, last, dtype):
 
 @each_dtype
 def test_numbers_keep_the_digits_of_the_dtype(dtype):
-    """A normalizer or an alpha that float32 does not hold."""
+    """A normalizer or an alpha that float32 cannot represent."""
     x, y = make.randn(6, 5).to(dtype), torch.randint(5, (6,), device=DEVICE)
     close = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 0.0}
     total = functional.cross_entropy(x.double(), y, reduction="sum")
@@ -98,7 +99,7 @@ def test_numbers_keep_the_digits_of_the_dtype(dtype):
 
 
 def test_accuracy_is_of_the_logits():
-    """Also where the gradient overwrites them, and where several classes are best."""
+    """Also if the gradient overwrites them, and if several classes are tied."""
     x = make.randn(40, 5)
     x[0], x[1] = 0, -math.inf
     target = torch.randint(5, (40,), device=DEVICE)
@@ -133,7 +134,7 @@ def test_as_right_as_torch(kind, options, classes, reduction, dtype):
         input = (2 * make.randn(shape)).to(dtype)
         target = torch.randint(min(classes, 256), (shape[0], *shape[2:]), device=DEVICE)
         ours, theirs = functional.cross_entropy, torch_functional.cross_entropy
-        labels = target  # torch itself takes bytes of two dimensions at most
+        labels = target  # torch itself accepts uint8 labels with at most two dimensions
         if kind == "bytes":
             target = target.byte()
         if kind == "probs":
@@ -149,7 +150,7 @@ def test_as_right_as_torch(kind, options, classes, reduction, dtype):
         true = theirs(input.double(), wide_target, reduction=reduction, **wide)
         torchs = theirs(input, labels, reduction=reduction, **options)
         assert value.dtype == torchs.dtype
-        # Where a class is nearly certain, its loss is a difference of terms of the size of 1.
+        # If a class is nearly certain, its loss is a difference of terms of size 1.
         worst = scaled_ulps(torchs, true, 1.0)
         if kind == "probs" and dtype == torch.float32:
             worst += 1.0  # two sums over classes, of p and of p z, where torch has one
@@ -161,7 +162,7 @@ def test_as_right_as_torch(kind, options, classes, reduction, dtype):
 @pytest.mark.parametrize("rows_lie", ["apart", "side by side"])
 @pytest.mark.parametrize("classes", [1000, 3000, 20_000, 100_000])
 def test_sums_over_a_row_are_as_right_as_torchs(classes, rows_lie, dtype):
-    """Of so many terms, added up in pairs or in several sums."""
+    """Sums of this many terms, which are added pairwise or in several partial sums."""
     rows = 8 * max(1, 20_000 // classes)
     p, q = make.randn(2, rows, classes, dtype=torch.float64).softmax(2).to(dtype)
     if rows_lie == "side by side":
@@ -274,7 +275,7 @@ def test_normalizer(dtype):
 
 @pytest.mark.parametrize("kind", ["ignored", "no rows"])
 def test_nothing_counts(kind):
-    """A mean over nothing is NaN, as in torch, or 0 where the caller says so."""
+    """A mean over nothing is NaN, as in torch, or 0 on request."""
     rows = 4 if kind == "ignored" else 0
     input = make.randn(rows, 5, requires_grad=True)
     target = torch.full((rows,), -100, device=DEVICE)
@@ -318,7 +319,7 @@ def test_sample_is_each_samples_mean(case):
 
 @each_dtype
 def test_large_logits(dtype):
-    """±65504 in float16, and -inf: masked classes."""
+    """±65504 in float16, and -inf as in masked classes."""
     big = 65504.0 if dtype == torch.float16 else 1e30
     input = make.tensor([[big, -big, 0.0], [-math.inf, 1.0, 1.0], [-big, -big, -big]], dtype=dtype)
     target = torch.tensor([0, 1, 2], device=DEVICE)
@@ -351,7 +352,7 @@ def test_kl_is_torchs():
 
 
 def test_identities():
-    """Of the divergences with each other; from the lecture: KL is not symmetric."""
+    """Identities between the divergences. Also, as in the lecture, KL is not symmetric."""
     input, target = make.randn(2, 6, 9, dtype=torch.float64).unbind(0)
     f = functional
     close = torch.testing.assert_close
@@ -415,7 +416,7 @@ def test_labels_as_torch_takes_them(labels):
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("shape", [(2, 70_001), (70, 900), (900, 7)], ids=str)
 def test_same_bits_for_any_number_of_threads(case, dtype, shape):
-    """Who share the rows, or a row where there are few long ones."""
+    """The threads share the rows, or a single row if there are only a few long ones."""
     before = torch.get_num_threads()
     input, target, kwargs = case.tensors(shape, dtype)
     moving = [input.requires_grad_()]

@@ -1,5 +1,5 @@
-"""What tracers make of losses: torch.compile of hyperparameters that change and of tensor
-subclasses, programs compiled ahead of time, make_fx, tensors without numbers."""
+"""Losses under tracers: torch.compile with changing hyperparameters and tensor subclasses,
+ahead-of-time compilation, make_fx, and tensors without data."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("compiler", ["eager", "inductor"])
 def test_a_hyperparameter_that_changes_is_compiled_twice_at_most(name, compiler):
-    """Once as a number and once as a symbol."""
+    """Once with a constant and once with a symbol."""
     if compiler == "inductor" and name not in ("delta", "temperature", "margin", "linear"):
         pytest.skip("one of each family is enough for the compiler that takes long")
     loss = SCHEDULES[name]
@@ -140,7 +140,7 @@ MODES = ["real", "fake", "symbolic"]
 @pytest.mark.parametrize("name", [*ALL, "binary_cross_entropy"])
 @pytest.mark.parametrize("mode", MODES)
 def test_make_fx(name, mode):
-    """A training step, traced to ops, is the same step for other numbers."""
+    """A training step traced to ops also gives the correct results for other inputs."""
     if name == "binary_cross_entropy":
         tensors, loss = [make.rand(4, 5), make.rand(4, 5)], functional.binary_cross_entropy
     else:

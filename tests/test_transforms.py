@@ -1,4 +1,4 @@
-"""torch.func and torch.compile, against the reference formulas."""
+"""torch.func and torch.compile, compared with the reference formulas."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ def compiled(function, dynamic):
 @each_spec
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compile(spec, dynamic):
-    """fullgraph through inductor, forward and backward; fullgraph itself forbids a graph break."""
+    """fullgraph with inductor, forward and backward. fullgraph forbids graph breaks."""
 
     def step(input, target, weight):
-        hidden = input * 0.9  # a probability stays one
+        hidden = input * 0.9  # probabilities stay probabilities
         return (
             spec.function(hidden, target, **spec.defaults) * 3
             + spec.function(hidden, target, reduction="sum", weight=weight, **spec.defaults)
@@ -135,7 +135,7 @@ def test_compile_mixed_dtypes_broadcast_and_autocast(dynamic):
     for function in (compiled(step, dynamic), step):
         leaf = x.clone().requires_grad_()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the broadcast, which is meant
+            warnings.simplefilter("ignore")  # the broadcast is intended
             value = function(leaf, y, one)
         value.backward()
         results.append((value.detach(), leaf.grad))
@@ -176,8 +176,8 @@ def test_compile_float16_and_weight_gradient():
         (value * 1024).backward()
         results.append((value.detach(), *(t.grad for t in tensors)))
     for found, expected in zip(*results, strict=True):
-        # The weight's gradient is a difference, through value and denominator: its rounding is
-        # that of the larger terms.
+        # The weight's gradient is a difference, through value and denominator. Its rounding error
+        # is that of the larger terms.
         scale = expected.abs().max().item()
         torch.testing.assert_close(found, expected, rtol=0, atol=scale * 4 * 2**-11)
 
@@ -196,7 +196,7 @@ def test_compiled_transform(transform):
 @needs_kernels
 @each_spec
 def test_autocast(spec):
-    """As torch: float32 result, gradient in the tensor's dtype; but no float32 copy is made."""
+    """As in torch: float32 result, gradient in the tensor's dtype. But no float32 copy is made."""
     x, y = away_from_kinks(spec, spec.defaults, 9, 7, dtype=torch.bfloat16)
     leaf = x.clone().requires_grad_()
     with torch.autocast(DEVICE.type, torch.bfloat16), expect_ops() as names:

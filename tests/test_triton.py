@@ -1,4 +1,4 @@
-"""The Triton backend without a GPU: its numbers in the interpreter, and its machine code."""
+"""The Triton backend without a GPU: its results in the interpreter, and its machine code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 each_loss = pytest.mark.parametrize("loss", [row.kernel for row in SPECS])
 
 
-# Which tests, in parts that several processes can share.
+# The tests, in parts that several processes can share.
 INTERPRETED = {
     "kernels": ("triton_kernels", "triton"),
     "contract": ("raw_contract", "triton"),
@@ -44,7 +44,7 @@ def test_under_the_interpreter(part):
 
 
 def interpreted(files: list[str], chosen: str, **environment: str) -> int:
-    """Runs tests under the interpreter; returns how many have passed, and all must."""
+    """Runs tests under the interpreter. Returns how many passed; all must pass."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
     run = subprocess.run(
         [*command, *files],
@@ -67,7 +67,7 @@ def interpreted(files: list[str], chosen: str, **environment: str) -> int:
 
 @pytest.fixture(scope="module")
 def every():
-    """What is known of each kernel, for all architectures."""
+    """The results for each kernel, for all architectures."""
     if reason := kernels_triton.missing():
         pytest.skip(reason)
     return [row for unit in kernels_triton.survey(ARCHITECTURES) for row in unit["rows"]]
@@ -123,7 +123,7 @@ def test_every_kernel_is_there(architecture, rows):
 
 
 def test_compiling_leaves_this_process_alone():
-    """It may be using a GPU, through the driver that compiling does without."""
+    """This process may be using a GPU, through the driver that compilation replaces."""
     code = (
         "import triton, torch\n"
         "from lossops.triton import elementwise\n"
@@ -145,7 +145,7 @@ def test_compiling_leaves_this_process_alone():
 
 
 # ---------------------------------------------------------------------------------------------
-# The oldest Triton that is promised, which `make build` puts beside the newest.
+# The oldest supported Triton, which `make build` installs next to the newest.
 
 OLDEST = Path(sys.prefix, "oldest-triton")
 with_the_oldest = pytest.mark.skipif(
@@ -156,7 +156,7 @@ OLDEST_FIRST = {"PYTHONPATH": os.pathsep.join([str(OLDEST), *filter(None, sys.pa
 
 @with_the_oldest
 def test_the_oldest_has_the_same_kernels(every):
-    """All of one architecture, but for some dtypes of elementwise losses."""
+    """All kernels of one architecture, except some dtypes of elementwise losses."""
     code = (
         "import json\n"
         "from benchmarks.kernels import triton as kernels_triton as k\n"

@@ -1,7 +1,8 @@
-"""The Triton backend, beyond the contract that test_raw_ops.py holds it to.
+"""The Triton backend, beyond the contract that test_raw_ops.py checks.
 
-These run on a GPU, or else in Triton's interpreter on the CPU, which is chosen by an environment
-variable when Triton is imported: test_triton.py runs this file in a process of its own.
+These tests run on a GPU, or else in Triton's interpreter on the CPU. An environment variable
+selects the interpreter when Triton is imported, so test_triton.py runs this file in a separate
+process.
 """
 
 import pytest
@@ -35,7 +36,7 @@ from lossops.elementwise.triton.kernels import LOSSES, Loss  # noqa: E402
 
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = torch.device("cpu") if INTERPRETED else torch.device("cuda", 0)
-# The interpreter converts to bfloat16 by cutting bits off.
+# The interpreter truncates in the conversion to bfloat16.
 BACKEND = Backend(torch.ops.lossops_triton, DEVICE, 1.0 if INTERPRETED else 0.5)
 PAIRS = [
     (FLOAT64, FLOAT64), (FLOAT32, FLOAT32), (BFLOAT16, BFLOAT16), (FLOAT16, FLOAT16),
@@ -46,11 +47,11 @@ runs_kernels = pytest.mark.skipif(
     reason="needs a GPU or the interpreter, in which test_triton.py runs this file",
 )
 
-# The branch not taken may divide by zero, which numpy, behind the interpreter, reports.
+# The branch that is not selected may divide by zero, which numpy reports in the interpreter.
 pytestmark = [runs_kernels, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 # ---------------------------------------------------------------------------------------------
-# Numbers.
+# Results.
 
 
 @each_pair(PAIRS)
@@ -89,7 +90,7 @@ def test_loss_of_two_variables_with_an_offset(monkeypatch):
         return x * x * y + 0.75
 
     monkeypatch.setitem(LOSSES, "offset_product", Loss(offset_product, 2, of_difference=False))
-    monkeypatch.setitem(reference.FORMULAS, "offset_product", formula)  # of which ops are known
+    monkeypatch.setitem(reference.FORMULAS, "offset_product", formula)  # the ops' list of losses
     monkeypatch.setattr(
         Case, "total", lambda case, x, y, w: reduced(formula(x, y, 0.5, 0.25), *case.call[2:])
     )
@@ -141,7 +142,8 @@ def test_autograd(spec, reduction):
 
 @each_spec
 def test_training_step(spec):
-    """The gradient comes from the forward pass, once; a second backward recomputes it."""
+    """The forward pass computes the gradient for the first backward. A second backward recomputes
+    it."""
     x, y = (t.to(DEVICE) for t in pair(spec, 300))
     x.requires_grad_()
     with (

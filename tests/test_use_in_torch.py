@@ -1,4 +1,4 @@
-"""lossops in the place of torch's functions: while it stands there, and who handles calls."""
+"""lossops patched into torch: its lifetime, and who handles calls."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_torch_runs_lossops_in_the_block():
     x, y = make.randn(5), make.randn(5)
     with lossops.use_in_torch():
         assert is_used()
-        # torch.nn's modules look the functions up by name; and what lossops takes from torch is not
-        # taken from itself.
+        # torch.nn's modules look up the functions by name. lossops itself still calls torch's
+        # originals.
         loss = torch.nn.MSELoss(reduction="sample")(x, y)
         torch.testing.assert_close(loss, (x - y).square())
         assert torch.nn.L1Loss()(torch.tensor([1j]), torch.tensor([0j])) == 1
@@ -158,8 +158,8 @@ class Handled(torch.Tensor):
 
 
 def sample_of(name: str):
-    """Of torch's samples of a loss, one that has rows to average; with that reduction, which torch
-    does not have, and what it comes to."""
+    """One of torch's samples of a loss that has rows to average. Returns it with that reduction,
+    which torch does not have, and with the expected result."""
     op = ENTRIES[name]
     for sample in op.sample_inputs(DEVICE.type, torch.float32, requires_grad=False):
         sample.kwargs["reduction"] = "sample"
@@ -180,14 +180,15 @@ def assert_shown_as_torchs(seen, torchs) -> None:
     assert func is right
     assert len(args) == len(right_args)
     assert all(map(same, args, right_args))
-    if func is OWN["l1_loss"]:  # of which torch shows no weight
+    if func is OWN["l1_loss"]:  # torch does not pass its weight on
         assert kwargs.pop("weight") is None
     assert kwargs.keys() == right_kwargs.keys()
     assert all(same(kwargs[name], right_kwargs[name]) for name in kwargs)
 
 
 def torchs_call(name: str, call: Call):
-    """What a mode sees of torch's own function, which refuses the reduction behind it."""
+    """The call that a mode sees from torch's own function, which rejects the reduction
+    afterwards."""
     with Mode(name) as mode, pytest.raises((ValueError, RuntimeError)):
         call(OWN[name])
     return mode.seen[0]
@@ -230,7 +231,7 @@ def test_subclasses_see_torchs_functions(name):
 
 
 def test_other_calls_of_handlers_are_not_ours():
-    """And losses inside of a handler are those of the block, too."""
+    """And losses inside a handler are replaced in the block, too."""
 
     class Two(torch.Tensor):
         @classmethod
@@ -254,7 +255,7 @@ def test_other_calls_of_handlers_are_not_ours():
 
 @pytest.mark.parametrize("name", functional.__all__)
 def test_handlers_see_our_functions_by_our_names(name):
-    """In torch's style: what is required by position, options by name."""
+    """Follows torch's style: required arguments by position, options by name."""
     function = getattr(functional, name)
     parameters = inspect.signature(function).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty]

@@ -1,4 +1,4 @@
-"""The value of every loss, judged against float64 and against torch's own error."""
+"""The value of every loss, compared with float64 and with torch's own error."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SIZES = (
 
 
 def truth(spec, kwargs, input, target, reduction, weight=None):
-    """The loss in float64, from the very numbers that the tensors hold."""
+    """The loss in float64, from the exact values of the tensors."""
     mode, keep = ("mean", 1) if reduction == "sample" else (reduction, 0)
     normalizer = None
     if weight is not None:
@@ -65,8 +65,8 @@ def truth(spec, kwargs, input, target, reduction, weight=None):
 
 
 def size_of_terms(spec, kwargs, input, target, reduction, weight=None):
-    """What the loss is without the signs of its terms: where these cancel, rounding is relative to
-    them. A tensor like the loss, and differentiable."""
+    """The loss with all terms taken as absolute values, because rounding errors are relative to
+    them if they cancel. A differentiable tensor of the loss's shape."""
     if spec.kernel not in reference.TERMS:
         return 0
     terms = reference.TERMS[spec.kernel](input.double(), target.double(), *spec.params(kwargs))
@@ -76,8 +76,8 @@ def size_of_terms(spec, kwargs, input, target, reduction, weight=None):
 
 
 def ulps(value: torch.Tensor, true: torch.Tensor, relative: bool = False, size=0) -> float:
-    """The largest error in units of the last place that the dtype has at the true value, or at the
-    size of the terms it is a sum of; or in eps times that, which is up to twice as much."""
+    """The largest error in units in the last place of the true value, or of the size of its terms.
+    With ``relative``, in eps times that size, which is up to twice as large a unit."""
     info = torch.finfo(value.dtype)
     true = true.double().clamp(-info.max, info.max)
     size = torch.maximum(true.abs(), torch.as_tensor(size, device=true.device)).clamp_min(info.tiny)
@@ -101,7 +101,7 @@ def test_value_is_as_right_as_torch(spec, kwargs, dtype, reduction):
     if reduction != "sample":
         theirs = spec.in_torch(input, target, reduction=reduction, **kwargs)
         comparison += ulps(theirs, true, size=size)
-    # In float64 the truth is itself rounded, a few times.
+    # In float64 the expected value has itself a few rounding errors.
     assert ulps(value, true, size=size) <= (
         comparison + spec.slack(kwargs) + (4.0 if dtype == torch.float64 else 0.0)
     )
@@ -153,9 +153,9 @@ def test_weight(spec, kwargs, reduction, dtype, shape):
 @each_case
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_branch_and_its_border(spec, kwargs, dtype):
-    """Differences at, just below and just above every kink, of both signs; and the extremes."""
+    """Differences at, just below and just above every kink, of both signs, and the extremes."""
     info = torch.finfo(dtype)
-    large = math.sqrt(info.max) / 2  # whose square is in range
+    large = math.sqrt(info.max) / 2  # its square is in range
     steps = [0.0, info.smallest_normal / 4, info.tiny, info.eps, 1e-3, 0.5, 1.0, 2.0, 30.0, large]
     points = make.tensor([s * d for d in steps for s in (1.0, -1.0)], dtype=dtype)
     kinks = make.tensor([*spec.kinks(kwargs)], dtype=dtype)
@@ -188,12 +188,12 @@ def test_infinity_and_nan(spec, kwargs, dtype):
     assert spec.function(input[3:4].expand(99), target[3:4].expand(99), **kwargs).isnan()
 
 
-@needs_kernels  # autograd of the formula squares a root on the way
+@needs_kernels  # autograd of the formula squares a root as an intermediate
 @pytest.mark.parametrize(
     ("dtype", "x", "y"), [(torch.float64, -1e186, 1e-160), (torch.float32, -1e30, 1e-22)], ids=str
 )
 def test_a_focal_loss_whose_modulation_alone_would_be_zero(dtype, x, y):
-    """y² leaves the range that y³ |x|, the loss, is in."""
+    """y² underflows, while the loss, y³ |x|, is in range."""
     input = make.tensor([x], dtype=dtype)
     target = make.tensor([y], dtype=dtype, requires_grad=True)
     loss = functional.sigmoid_focal_loss(input, target, alpha=-1, reduction="none")
@@ -235,20 +235,20 @@ def test_mixed_dtypes(spec, kwargs):
     for other in DTYPES:
         target = pair(spec, 40, 9, dtype=other)[1]
         value = spec.function(input, target, **kwargs)
-        # Labels have no say, as in torch.
+        # Labels do not affect the dtype, as in torch.
         labels = spec.name in ("soft_margin_loss", "hinge_embedding_loss")
         wanted = torch.bfloat16 if labels else torch.promote_types(torch.bfloat16, other)
         assert value.dtype == wanted
         size = size_of_terms(spec, kwargs, input, target, "mean")
         assert ulps(value, truth(spec, kwargs, input, target, "mean"), size=size) <= 3
-    if spec.integers is not RuntimeError:  # as torch's kl_div refuses them
+    if spec.integers is not RuntimeError:  # as torch's kl_div rejects them
         integers = make.zeros(40, 9, dtype=torch.long)
         assert spec.function(input, integers, **kwargs).dtype == input.dtype
     if spec.other_shapes != "raises":
         number = make.tensor(0.5, dtype=torch.float64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Those that bring both to one shape first, and warn of it, promote as of two tensors.
+            # Losses that first broadcast to one shape, and warn about it, promote like two tensors.
             wanted = torch.float64 if spec.other_shapes == "warns" else torch.bfloat16
             assert spec.function(input, number, **kwargs).dtype == wanted
 
@@ -263,7 +263,7 @@ def test_error_does_not_grow_with_size(spec, kwargs):
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_error_does_not_grow_where_all_roundings_agree(dtype):
-    """Equal values round the same way at every addition."""
+    """Equal values round the same way in every addition."""
     for value in (0.1, 1 / 3, 0.7):
         input = make.full((300_000,), value, dtype=dtype)
         total = specs.spec("l1_loss").function(input, torch.zeros_like(input), reduction="sum")

@@ -20,7 +20,7 @@ LABELS = {
     "cosine": lambda n, d: torch.randint(2, (n,), device=DEVICE) * 2 - 1,
     "multilabel_margin": lambda n, d: torch.randint(-1, d, (n, d), device=DEVICE),
 }
-# By name: how many vectors a row has, and the loss of these and of a label.
+# By name: the number of vectors per row, and the loss of these and of a label.
 LOSSES = {
     "cosine": (2, lambda v, y, **k: functional.cosine_embedding_loss(*v, y, 0.1, **k)),
     "triplet": (3, lambda v, y, **k: functional.triplet_margin_loss(*v, swap=True, **k)),
@@ -62,7 +62,7 @@ def test_a_training_step_is_one_pass(name):
     grads = [v.grad.clone() for v in vectors]
     for v in vectors:
         v.grad = None
-    with expect_ops(BACKWARD):  # what was ready is given away
+    with expect_ops(BACKWARD):  # the gradient that was ready has been given away
         (first * 3).backward()
     for v, grad in zip(vectors, grads, strict=True):
         torch.testing.assert_close(v.grad, grad)
@@ -70,7 +70,7 @@ def test_a_training_step_is_one_pass(name):
 
 @each_loss
 def test_float16_is_scaled_before_it_is_rounded(name):
-    """Loss scaling keeps gradients in the range of float16 that would not be without."""
+    """Loss scaling keeps gradients in range that would underflow in float16."""
     vectors, label, loss = arguments(name, n=4000, d=33, dtype=torch.float16)
     with expect_ops(FORWARD, BACKWARD):
         (loss(vectors, label) * 1024).backward()
@@ -78,7 +78,7 @@ def test_float16_is_scaled_before_it_is_rounded(name):
     (loss(wide, label) * 1024).backward()
     for v, w in zip(vectors, wide, strict=True):
         close = (v.grad.double() - w.grad).abs() <= 2e-3 * w.grad.abs() + 2e-3 * w.grad.abs().max()
-        assert close.double().mean() > 0.99  # but for differences across a kink
+        assert close.double().mean() > 0.99  # except for differences across a kink
 
 
 @each_loss
@@ -123,7 +123,7 @@ def test_transforms(name):
 @each_loss
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compile(name, dynamic):
-    """Into one graph, whose only kernel of ours is the forward one."""
+    """Compiles to one graph, in which the only kernel of ours is the forward one."""
     called = []
 
     def keep(graph, _):
@@ -139,7 +139,7 @@ def test_compile(name, dynamic):
         found = torch.autograd.grad(compiled(vectors, label) * 3, vectors)
         torch.testing.assert_close(found, expected)
     ours = [op for op in called if op.startswith(OPS)]
-    # Where all numbers are symbols, those that a signature has by default are, too.
+    # If all numbers are symbols, the defaults of a signature are symbols, too.
     forms = ("", "_tensor_params") if dynamic else ("",)
     assert set(ours) <= {f"{OPS}.vectors_forward{form}.default" for form in forms}
     assert len(ours) == (1 if dynamic else 2)
@@ -164,7 +164,7 @@ def test_layouts_are_read_where_they_lie(name):
 
 
 def test_a_norm_is_over_the_length_of_its_own_vectors():
-    """Vectors of one element beside longer ones are broadcast by pairs."""
+    """Vectors of one element are broadcast against longer ones, in pairs."""
     a, p, n = make.ones(2, 1, requires_grad=True), make.zeros(2, 1), 3 * make.ones(2, 5)
     for swap in (False, True):
         found, expected = (
@@ -209,7 +209,7 @@ def test_nothing_is_read_on_another_device():
 
 
 def test_tensors_without_numbers():
-    """Fake ones have no labels to look at, nor have those on the meta device."""
+    """Fake and meta tensors have no label values to check."""
     with FakeTensorMode():
         x, label = torch.randn(2, 3), torch.zeros(2, dtype=torch.int64)
         assert functional.multi_margin_loss(x, label).shape == ()
@@ -236,7 +236,7 @@ def test_a_region_has_the_dtype_of_its_input():
 
 @pytest.mark.parametrize("far", [torch.inf, torch.nan])
 def test_what_a_triplet_does_not_swap_does_not_count(far):
-    """|p - n| is in the loss with swap alone."""
+    """|p - n| is part of the loss only with swap."""
     a, p = make.zeros(1, 2, requires_grad=True), make.tensor([[1.0, 0.0]], requires_grad=True)
     n = make.tensor([[far, 0.0]])
     loss = functional.triplet_margin_loss(a, p, n)

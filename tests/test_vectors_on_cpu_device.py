@@ -1,5 +1,5 @@
-"""The CUDA kernels of the vector family, executed on the CPU by tests/cuda_on_cpu: what they move,
-and bugs planted in them, which the contract's tests must find."""
+"""The CUDA kernels of the vector family, executed on the CPU by tests/cuda_on_cpu: the bytes they
+move, and planted bugs, which the tests of the contract must find."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from raw_ops import FLOAT32, FLOAT64, Backend
 from test_raw_vectors import LABELS, LAYOUTS, VECTORS, certain
 
-# Those that stay keep their places in the list.
+# The remaining losses keep their positions in the list.
 UNUSED = r",\s*MultiMarginSquared,\s*TverskyOfLogits,\s*Tversky,\s*MultilabelMargin>;"
 FEWER_TYPES = [
     ("cuda/common/memory.cuh", rf"operator\(\)<{half}>", "operator()<float>")
@@ -25,7 +25,7 @@ FEWER = [("losses/vectors.h", UNUSED, ">;"), *FEWER_TYPES]
 @pytest.mark.parametrize("loss", [loss for loss in VECTORS if LABELS[loss] != "list"])
 @pytest.mark.parametrize(("length", "lanes"), [(1000, 32), (5000, 256)])
 def test_bytes_that_are_moved(loss, length, lanes):
-    """Each vector twice, the second time out of the cache; each gradient once."""
+    """Each vector is read twice, the second time from the cache. Each gradient is written once."""
     rows, count = 6, VECTORS[loss]
     case = certain(Backend(cuda_on_cpu.ops()), loss, rows, length, FLOAT32)
     mask = [i < count for i in range(3)]
@@ -33,7 +33,7 @@ def test_bytes_that_are_moved(loss, length, lanes):
     torch.ops.lossops_cuda_on_cpu.vectors_forward(*case.call(), FLOAT32, mask)
     read, written = cuda_on_cpu.device().traffic()
     size = 4 * count * rows * length
-    # Each lane reads what the row has once, its label say: all at one address.
+    # Each lane reads the values that a row has once, such as its label, all at one address.
     assert 2 * size <= read <= 2 * size + 16 * lanes * rows
     assert size <= written <= size + 8 * rows
 
@@ -86,7 +86,7 @@ def examine_lists():
     for length in (1, 4, 33, 127, 1100):
         for reduction in ("mean", "none"):
             dtype = random.choice([FLOAT32, FLOAT64])
-            rows = 150 if length < 5 else 19  # more than teams of threads
+            rows = 150 if length < 5 else 19  # more rows than teams of threads
             certain(
                 backend, "multilabel_margin", rows, length, dtype, reduction, LAYOUTS, True
             ).check()

@@ -48,7 +48,7 @@ def test_verify_finds_what_is_wrong(spec, what, monkeypatch):
         if what == "kernel":
             return spec.torch_function(*arguments, **options)
         loss = right(*arguments, **options)
-        if what == "nan":  # in single precision alone, which no gradcheck sees
+        if what == "nan":  # only in single precision, which gradcheck does not cover
             own = arguments[0].sum(-1).mean()
             return loss + _NaNGradient.apply(own) if own.dtype == torch.float32 else loss
         if what == "value":

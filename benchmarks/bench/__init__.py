@@ -1,1 +1,1 @@
-"""Speed, memory and accuracy of each loss beside torch, and the targets they have."""
+"""Speed, memory and accuracy of each loss compared with torch, and the targets for them."""

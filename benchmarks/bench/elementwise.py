@@ -1,4 +1,5 @@
-"""How fast, how small, how exact: each loss beside torch, and beside the targets it has."""
+"""Speed, memory and accuracy of the elementwise losses, compared with torch and with the
+targets."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def bench(
     quick: bool = False,
     parts: Iterable[str] = PARTS,
 ) -> list[Row]:
-    """Measures losses, each contender beside the others in one process; a row per result."""
+    """Measures the losses. All contenders for a loss run in one process. Returns one row per
+    result."""
     rows = []
     for task in tasks([spec.name for spec in wanted], quick, tuple(parts)):
         for row in _in_process(task):
@@ -34,13 +36,13 @@ def bench(
 
 
 def pieces(wanted: Iterable[Spec], parts: Iterable[str] = PARTS) -> int:
-    """How often ``bench`` advances."""
+    """How many times ``bench`` calls ``advance``."""
     each = {"step": 2, "half": 2, "tiny": 1, "memory": 2, "accuracy": 1}
     return len(list(wanted)) * len(devices()) * sum(each[part] for part in parts)
 
 
 def tasks(losses: list[str], quick: bool, parts: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """What each process measures."""
+    """The tasks, one for each process."""
     for device in devices():
         for warm in (False, True) if device == "cpu" else (False,):
             here = {part: part in parts and not (warm and part not in ("step", "half"))

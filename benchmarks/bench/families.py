@@ -1,4 +1,4 @@
-"""The measurements of all families of losses as one."""
+"""The benchmarks of all loss families, combined."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Families = Sequence[Sequence[Any]]
 
 
 def pieces(families: Families, parts: Iterable[str] = bench.PARTS) -> int:
-    """How often ``bench`` advances."""
+    """How many times ``bench`` calls ``advance``."""
     return sum(
         module.pieces(family, [part for part in parts if part in module.PARTS])
         for module, family in zip(_FAMILIES, families, strict=True)
@@ -31,7 +31,7 @@ def bench_families(
     quick: bool = False,
     parts: Iterable[str] = bench.PARTS,
 ) -> dict[str, Any]:
-    """A row per result in ``bench``, and what became of the ``targets``."""
+    """The rows of all results as ``bench``, and the outcomes of the ``targets``."""
     rows = []
     for module, family in zip(_FAMILIES, families, strict=True):
         if family:
@@ -42,7 +42,7 @@ def bench_families(
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """All that were measured."""
+    """Tables of all measurements."""
     rows = found["bench"]
     return [
         *bench_tables.tables(rows, found["targets"]),

@@ -1,7 +1,7 @@
-"""How fast and how small are the losses without kernels of their own: what a call of each costs,
-and linear_cross_entropy beside its matrix products alone, and torch.
+"""Speed and memory of the losses without kernels of their own: the cost of a call for each, and
+linear_cross_entropy compared with its matrix products alone and with torch.
 
-Run as a module, it is the process to measure in, as :mod:`benchmarks.bench.vectors` is.
+Run as a module, it is the worker process, like :mod:`benchmarks.bench.vectors`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lossops.verify.tables import Table, number
 
 Row = dict[str, Any]
 PARTS = ("step", "tiny", "memory")
-OF_ONE = {"step", "memory"}  # which only LINEAR is a computation for
+OF_ONE = {"step", "memory"}  # only LINEAR has these parts
 LINEAR = "linear_cross_entropy"
 ROWS, FEATURES, CLASSES = 4096, 1024, 32_000
 TINY = (16, 10)
@@ -61,7 +61,7 @@ def bench(
     quick: bool = False,
     parts: Iterable[str] = PARTS,
 ) -> list[Row]:
-    """Measures losses; a row per result."""
+    """Measures the losses. Returns one row per result."""
     wanted, parts, rows = list(wanted), set(parts), []
     for device in devices() if pieces(wanted, parts) else ():
         work = [(part, name) for part in PARTS if part in parts for name in _losses(part, wanted)]
@@ -73,18 +73,18 @@ def bench(
 
 
 def pieces(wanted: Iterable[Other], parts: Iterable[str] = PARTS) -> int:
-    """How often ``bench`` advances."""
+    """How many times ``bench`` calls ``advance``."""
     wanted = list(wanted)
     return len(devices()) * sum(len(_losses(part, wanted)) for part in set(PARTS) & set(parts))
 
 
 def _losses(part: str, wanted: Iterable[Other]) -> list[str]:
-    """Those that have a part."""
+    """The names of the losses that have a part."""
     return [o.name for o in wanted if o.name == LINEAR or part not in OF_ONE]
 
 
 class Steps:
-    """The steps of a linear layer and its loss, in float32."""
+    """Training steps of a linear layer and its loss, in float32."""
 
     def __init__(self, rows: int, features: int, classes: int, device: str):
         make: dict[str, Any] = {
@@ -93,10 +93,10 @@ class Steps:
         self.x = torch.randn(rows, features, **make).requires_grad_()
         self.weight = (torch.randn(classes, features, **make) / features**0.5).requires_grad_()
         self.labels = torch.randint(classes, (rows,), **make)
-        self.of_logits = torch.full((rows, classes), 1e-4, device=device)  # a gradient by them
+        self.of_logits = torch.full((rows, classes), 1e-4, device=device)  # their gradient
 
     def products(self) -> None:
-        """The logits, and the gradients by both factors."""
+        """Computes the logits, and the gradients with respect to both factors."""
         with torch.no_grad():
             torch_functional.linear(self.x, self.weight)
             self.x.grad = self.of_logits @ self.weight
@@ -131,7 +131,7 @@ def _chunked(x, weight, labels) -> torch.Tensor:
 
 
 def run(task: dict[str, Any]) -> Iterator[Row]:
-    """The results of a task, as they come."""
+    """Yields the results of a task as they become available."""
     device, linear = task["device"], None
     for part, name in task["work"]:
         row = {"loss": name, "device": device, "memory": "default"}
@@ -151,7 +151,7 @@ def run(task: dict[str, Any]) -> Iterator[Row]:
 
 
 def _tiny(name: str, device: str, rounds: int) -> dict[str, float]:
-    """Of a training step in float32."""
+    """Times of a training step in float32."""
     (other,) = (other for other in OTHERS if other.name == name)
     steps = {}
     for contender, module in ((LOSSOPS, lossops.functional), (EAGER, torch_functional)):
@@ -185,7 +185,7 @@ def _memory(steps: Steps, device: str) -> dict[str, float]:
 
 
 def tables(rows: Iterable[Row]) -> list[Table]:
-    """All that were measured."""
+    """Tables of all measurements."""
     rows, made = list(rows), []
     for device in dict.fromkeys(row["device"] for row in rows):
         here = [row for row in rows if row["device"] == device]

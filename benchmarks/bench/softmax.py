@@ -1,4 +1,4 @@
-"""How fast and how small: each loss over rows beside torch."""
+"""Speed and memory of the losses over rows, compared with torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def bench(
     quick: bool = False,
     parts: Iterable[str] = PARTS,
 ) -> list[Row]:
-    """Measures losses, each contender beside the others in one process; a row per result."""
+    """Measures the losses. All contenders for a loss run in one process. Returns one row per
+    result."""
     losses, parts = [spec.name for spec in wanted], set(parts)
     rows = []
     for device in devices():
@@ -40,7 +41,7 @@ def bench(
 
 
 def pieces(wanted: Iterable[RowSpec], parts: Iterable[str] = PARTS) -> int:
-    """How often ``bench`` advances."""
+    """How many times ``bench`` calls ``advance``."""
     losses = [spec.name for spec in wanted]
     each = {
         "step": len(cases(losses)),

@@ -1,4 +1,4 @@
-"""What is measured of the losses over rows: cases, and the steps of each contender."""
+"""The benchmark cases of the losses over rows, and the steps of each contender."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Case:
         return self.sample.soft
 
     def words(self) -> str:
-        """What tells it from other cases of the loss."""
+        """Describes the case: its shape and options."""
         sizes = " × ".join(map(str, self.shape))
         options = [f"{name} {value:g}" for name, value in self.sample.kwargs.items()]
         kind = [f"target {self.sample.target}"] if self.soft else []
@@ -48,7 +48,7 @@ class Case:
 
 
 def cases(losses: list[str]) -> list[Case]:
-    """Those with goals first, then every other loss."""
+    """The cases that have goals, followed by one case for every other loss."""
     found = [
         Case("cross_entropy", VOCABULARY),
         Case("cross_entropy", WIDE),
@@ -66,7 +66,7 @@ def cases(losses: list[str]) -> list[Case]:
 
 
 class Rows:
-    """Scores that want a gradient, and a target; the gradient is kept until the next step."""
+    """Scores that require a gradient, and a target. The gradient is kept until the next step."""
 
     def __init__(self, case: Case, dtype: torch.dtype, device: str):
         generator = torch.Generator(device).manual_seed(0)
@@ -92,8 +92,8 @@ class Rows:
         return step
 
     def floor(self) -> Step:
-        """What moves the bytes that a fused step has to: of scores and labels, their double; of
-        scores and a target of their size, the sum."""
+        """An operation that moves as many bytes as a fused step has to. With labels it doubles the
+        scores. With a target of the scores' size it adds the two."""
         together = self.target.shape == self.input.shape
 
         def step() -> None:
@@ -123,8 +123,8 @@ def contenders(case: Case, rows: Rows, compiled: bool = True) -> dict[str, Step]
 
 
 class ModelOutput(torch.autograd.Function):
-    """Scores as a model makes them: no leaf, and theirs to overwrite. Its backward, which is the
-    model's, allocates nothing."""
+    """A non-leaf tensor of scores, as a model produces them, which may be overwritten. Its
+    backward, which stands for the model's, allocates nothing."""
 
     @staticmethod
     def forward(ctx, numbers: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The measurements of the losses over rows as tables."""
+"""Tables of the measurements of the losses over rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def tables(rows: Iterable[Row]) -> list[Table]:
-    """All that were measured."""
+    """Tables of all measurements."""
     rows = [row for row in rows if row["kind"].startswith("rows_")]
     made = []
     for device in dict.fromkeys(row["device"] for row in rows):

@@ -17,7 +17,7 @@ _CROSS_ENTROPY, _KL = ("cross_entropy",), ("kl_divergence",)
 
 
 def _of(cases: tuple[str, ...], above: str, below: str) -> Callable[[Row], float | None]:
-    """A ratio of times, of these cases alone."""
+    """A ratio of times, for these cases only."""
     number = ratio("ms", above, below)
     return lambda row: number(row) if row["case"] in cases else None
 

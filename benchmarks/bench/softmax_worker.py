@@ -1,5 +1,5 @@
-"""Measures the losses over rows in a process of its own, as benchmarks.bench.worker does others: a
-task as JSON from standard input, one JSON object a line for each result."""
+"""The worker process that measures the losses over rows, like benchmarks.bench.worker. Reads a task
+as JSON from standard input and writes one JSON object per line for each result."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from lossops.verify.measure import (
 )
 
 Row = dict[str, Any]
-_POOL = 1 << 30  # bytes of memory that is kept warm
+_POOL = 1 << 30  # bytes of memory that are kept warm
 
 
 def run(task: dict[str, Any]) -> Iterator[Row]:
-    """The results of a task, as they come."""
+    """Yields the results of a task as they become available."""
     warm = task["device"] == "cpu" and keep_memory_warm(min(_POOL, available_bytes() // 2))
     memory = "warm" if warm else "default"
     for part, measure in _MEASURES.items():
@@ -51,7 +51,7 @@ def _sized(case: Case, task: dict[str, Any]) -> Case:
 
 
 def _step(task: dict[str, Any], warm: bool) -> Iterator[Row]:
-    """All contenders, float32, mean, forward and backward."""
+    """All contenders: float32, mean, forward and backward."""
     for case in (_sized(case, task) for case in cases(task["losses"])):
         rows = Rows(case, torch.float32, task["device"])
         clock = clock_for(task["device"], warm, rows.bytes)
@@ -61,7 +61,7 @@ def _step(task: dict[str, Any], warm: bool) -> Iterator[Row]:
 
 
 def _half(task: dict[str, Any], warm: bool) -> Iterator[Row]:
-    """bfloat16 against float32, the same number of scores."""
+    """bfloat16 compared with float32, for the same number of scores."""
     for case in (Case("cross_entropy"), Case("kl_divergence", sample=_pair("kl_divergence"))):
         if case.loss in task["losses"]:
             case = _sized(case, task)
@@ -74,7 +74,7 @@ def _half(task: dict[str, Any], warm: bool) -> Iterator[Row]:
 
 
 def _tiny(task: dict[str, Any], warm: bool) -> Iterator[Row]:
-    """What a call costs when there is nearly nothing to compute."""
+    """The overhead of a call: the time with almost nothing to compute."""
     for name in task["losses"]:
         case = Case(name, TINY, _pair(name))
         rows = Rows(case, torch.float32, task["device"])
@@ -86,7 +86,7 @@ def _tiny(task: dict[str, Any], warm: bool) -> Iterator[Row]:
 
 
 def _memory(task: dict[str, Any], warm: bool) -> Iterator[Row]:
-    """The most a step holds beyond scores and target, in tensors of the scores' size."""
+    """Peak memory of a step beyond scores and target, as a multiple of the scores' size."""
     for name in task["losses"]:
         for inplace in (False, True) if name == "cross_entropy" else (False,):
             case = Case(name, (64, 2048) if task["quick"] else VOCABULARY, _pair(name))
@@ -111,7 +111,7 @@ def _peak(case: Case, device: str, loss, inplace: bool) -> float:
 
 
 def _pair(name: str) -> Sample:
-    """The plainest way to call a loss."""
+    """The simplest arguments of a loss."""
     return row_spec(name).samples[0]
 
 

@@ -1,4 +1,4 @@
-"""The steps that are measured: forward and backward of a loss, by each contender."""
+"""The measured steps: forward and backward of a loss, for each contender."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FLOOR, LOSSOPS, TRITON, EAGER, COMPILE = "floor", "lossops", "triton", "eager", 
 
 
 class Tensors:
-    """Predictions that want a gradient, and targets; the gradient is kept until the next step, as
-    in training."""
+    """Predictions that require a gradient, and targets. The gradient is kept until the next step,
+    as in training."""
 
     def __init__(self, spec: Spec, count: int, dtype: torch.dtype, device: str):
         generator = torch.Generator(device).manual_seed(0)
@@ -36,7 +36,7 @@ class Tensors:
         return step
 
     def add(self) -> Step:
-        """The floor: it reads and writes what a fused step has to."""
+        """The floor: an operation that reads and writes the same bytes as a fused step."""
 
         def step() -> None:
             self.input.grad = None

@@ -1,4 +1,4 @@
-"""The measurements as tables."""
+"""Tables of the measurements."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ALLOCATOR_NOTES = {
 
 
 def tables(rows: Iterable[Row], outcomes: Iterable[dict[str, Any]]) -> list[Table]:
-    """All that were measured."""
+    """Tables of all measurements."""
     rows = list(rows)
     made = [_targets(outcomes)]
     for device in dict.fromkeys(row["device"] for row in rows if "device" in row):
@@ -88,7 +88,7 @@ def _any(rows: list[Row], name: str) -> bool:
 
 
 def calls(title: str, rows: list[Row]) -> Table:
-    """What calls cost whose tensors are tiny."""
+    """The cost of calls with tiny tensors."""
     table = Table(title, ("loss", "lossops, µs", "torch eager, µs", "lossops / eager"))
     for row in rows:
         us = row["us"]

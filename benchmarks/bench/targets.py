@@ -1,4 +1,4 @@
-"""The targets that lossops set itself, beside what was measured."""
+"""The targets of lossops, compared with the measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAIN = ("mse_loss", "huber_loss", "smooth_l1_loss")
 
 @dataclass
 class Outcome:
-    """A target, the worst that was measured, and where it was missed."""
+    """A target, the worst measurement, and where the target was missed."""
 
     target: str
     goal: str
@@ -31,17 +31,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on a number that some of the rows of a benchmark have."""
+    """A bound on a number that some of the benchmark rows have."""
 
     text: str
     kind: str
     number: Callable[[Row], float | None]
     at_most: float | None = None
     at_least: float | None = None
-    losses: tuple[str, ...] = ()  # all where empty
-    memory: str = ""  # any where empty
+    losses: tuple[str, ...] = ()  # empty: all losses
+    memory: str = ""  # empty: any
     devices: tuple[str, ...] = ("cpu",)
-    reason: str = ""  # why it may be missed, as far as that is known
+    reason: str = ""  # why it may be missed, as far as known
 
     def applies(self, row: Row) -> bool:
         return (
@@ -80,7 +80,7 @@ def _label(row: Row) -> str:
 
 
 def ratio(unit: str, above: str, below: str) -> Callable[[Row], float | None]:
-    """One contender's number over another's."""
+    """One contender's number divided by another's."""
 
     def number(row: Row) -> float | None:
         numbers = row[unit]
@@ -90,8 +90,8 @@ def ratio(unit: str, above: str, below: str) -> Callable[[Row], float | None]:
 
 
 def _beyond_allowed(row: Row) -> float:
-    """The larger of the value's and the gradient's error, over what is allowed: torch's + 1 ulp;
-    infinite for a NaN or infinity out of place."""
+    """The larger error of value and gradient, divided by the allowed error, which is torch's + 1
+    ulp. Infinite if a NaN or infinity is misplaced."""
     ours, theirs = row["lossops"], row["torch"]
     if ours["wrong_kind"] > (theirs["wrong_kind"] if theirs else 0):
         return math.inf
@@ -177,7 +177,7 @@ TARGETS: tuple[Target, ...] = (
 def outcomes(
     rows: Iterable[Row], quick: bool = False, among: Iterable[Target] = TARGETS
 ) -> list[dict[str, Any]]:
-    """Every target that was measured."""
+    """The outcomes of all targets that were measured."""
     rows = list(rows)
     found = [outcome for target in among for outcome in target.outcomes(rows)]
     if quick:

@@ -1,7 +1,7 @@
-"""How fast and how small: each loss over rows of vectors beside torch.
+"""Speed and memory of the losses over rows of vectors, compared with torch.
 
-Run as a module, it is the process to measure in: a task as JSON from standard input, one JSON
-object a line for each result.
+Run as a module, it is the worker process: it reads a task as JSON from standard input and writes
+one JSON object per line for each result.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lossops.verify.tables import Table, number
 Row = dict[str, Any]
 PARTS = ("step", "tiny", "memory")
 SHAPE, TINY = (16_384, 1024), (16, 10)
-_POOL = 1 << 30  # bytes of memory that is kept warm
+_POOL = 1 << 30  # bytes of memory that are kept warm
 
 TARGETS = (
     Target("losses over vectors faster than torch eager", "vectors_step",
@@ -57,7 +57,8 @@ def bench(
     quick: bool = False,
     parts: Iterable[str] = PARTS,
 ) -> list[Row]:
-    """Measures losses, each contender beside the others in one process; a row per result."""
+    """Measures the losses. All contenders for a loss run in one process. Returns one row per
+    result."""
     losses, rows = [spec.name for spec in wanted], []
     chosen = [part for part in PARTS if part in set(parts)]
     if losses and chosen:
@@ -73,7 +74,7 @@ def bench(
 
 
 def pieces(wanted: Iterable[VectorSpec], parts: Iterable[str] = PARTS) -> int:
-    """How often ``bench`` advances."""
+    """How many times ``bench`` calls ``advance``."""
     return len(devices()) * len(list(wanted)) * len(set(PARTS) & set(parts))
 
 
@@ -96,7 +97,7 @@ class Steps:
         return step
 
     def floor(self) -> None:
-        """As many bytes as a fused step has to move, if it reads no more than the vectors."""
+        """Moves as many bytes as a fused step that reads only the vectors."""
         with torch.no_grad():
             for v in self.vectors:
                 v.grad = None
@@ -118,7 +119,7 @@ class Steps:
 
 
 def run(task: dict[str, Any]) -> Iterator[Row]:
-    """The results of a task, as they come."""
+    """Yields the results of a task as they become available."""
     device = task["device"]
     warm = device == "cpu" and keep_memory_warm(min(_POOL, available_bytes() // 2))
     shape = (64, 256) if task["quick"] else SHAPE
@@ -160,7 +161,7 @@ _MEASURES = {"step": _step, "tiny": _tiny, "memory": _memory}
 
 
 def tables(rows: Iterable[Row]) -> list[Table]:
-    """All that were measured."""
+    """Tables of all measurements."""
     rows, made = [row for row in rows if row["kind"].startswith("vectors_")], []
     for device in dict.fromkeys(row["device"] for row in rows):
         for kind, table in (("step", _steps), ("tiny", _tinies), ("memory", _memories)):

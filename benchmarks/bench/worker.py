@@ -1,6 +1,6 @@
-"""Measures in a process of its own, whose memory allocator is set up for it.
+"""The worker process of the benchmarks, with its own memory allocator settings.
 
-Reads a task as JSON from standard input, writes one JSON object a line: a result each.
+Reads a task as JSON from standard input and writes one JSON object per line for each result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 def run(task: dict[str, Any]) -> Iterator[Row]:
-    """The results of a task, as they come."""
+    """Yields the results of a task as they become available."""
     if task["warm"]:
         largest = 4 * max(task["count"], task["half_count"] if task["half"] else 0)
         pool = min(14 * largest, available_bytes() // 2)
@@ -45,7 +45,7 @@ def run(task: dict[str, Any]) -> Iterator[Row]:
 
 
 def _step(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
-    """All contenders, float32, mean, forward and backward."""
+    """All contenders: float32, mean, forward and backward."""
     tensors = Tensors(row, task["count"], torch.float32, task["device"])
     clock = clock_for(task["device"], task["warm"], tensors.bytes)
     steps = contenders(row, tensors, task["compile"])
@@ -54,7 +54,7 @@ def _step(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
 
 
 def _half(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
-    """bfloat16 against float32, the same number of elements."""
+    """bfloat16 compared with float32, for the same number of elements."""
     steps = {}
     for dtype in (torch.float32, torch.bfloat16):
         tensors = Tensors(row, task["half_count"], dtype, task["device"])
@@ -65,7 +65,7 @@ def _half(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
 
 
 def _tiny(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
-    """What a call costs when there is nothing to compute."""
+    """The overhead of a call: the time with almost nothing to compute."""
     tensors = Tensors(row, 16, torch.float32, task["device"])
     steps = {name: s for name, s in contenders(row, tensors, False).items() if name != "floor"}
     clock = clock_for(task["device"], False, tensors.bytes)
@@ -74,7 +74,7 @@ def _tiny(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
 
 
 def _memory(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
-    """The most a step allocates, in gradients."""
+    """Peak memory that a step allocates, in multiples of a gradient's size."""
     tensors = Tensors(row, 1 << 20, torch.float32, task["device"])
     for reduction in ("mean", "sum"):
         peaks = {}

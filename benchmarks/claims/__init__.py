@@ -1,1 +1,1 @@
-"""Training with each loss on real data, what is claimed of the losses, and the report."""
+"""Training with each loss on real data, the claims about the losses, and the report."""

@@ -1,4 +1,4 @@
-"""What is claimed of the classification losses, each claim decided by a measurement."""
+"""Claims about the classification losses, each tested by a measurement."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lossops.specs.softmax import ROW_SPECS
 from lossops.verify.tables import Table, number
 
 Row = dict[str, Any]
-ROBUST = 0.03  # of the test set: a robust loss may lose less than that to wrong labels
-_EQUAL = 1e-12  # as good as nothing, in float64
+ROBUST = 0.03  # of the test set: the most that a robust loss may lose to wrong labels
+_EQUAL = 1e-12  # tolerance for equality in float64
 _SHARE = f"{100 * WRONG:.0f}%"
 _WITHIN = f"to {', '.join(f'{100 * goal:.0f}%' for goal in GOALS)} test accuracy"
 
 
 def findings(training: list[Row], race: list[Row]) -> list[dict[str, Any]]:
-    """The claims, decided."""
+    """Tests all claims."""
     rows = {row["name"]: row for row in training}
     steps = {row["name"]: [n or math.inf for n in row["steps"]] for row in race}
     found = (
@@ -40,7 +40,7 @@ def findings(training: list[Row], race: list[Row]) -> list[dict[str, Any]]:
 
 
 def _drop(row: Row) -> list[float]:
-    """By how much wrong labels lower the test accuracy, seed by seed."""
+    """How much wrong labels lower the test accuracy, for each seed."""
     pairs = zip(row["clean"]["accuracy"], row["wrong"]["accuracy"], strict=True)
     return [clean - wrong for clean, wrong in pairs]
 
@@ -57,7 +57,7 @@ def _robust(row: Row) -> Finding:
 
 
 def _sensitive(rows: dict[str, Row]) -> Finding:
-    """Paired: both losses saw the same splits and the same wrong labels."""
+    """A paired comparison: both losses saw the same splits and the same wrong labels."""
     pairs = zip(_drop(rows["cross entropy"]), _drop(rows["L1"]), strict=True)
     mean, error = _mean_and_error([ours - theirs for ours, theirs in pairs])
     drop = statistics.fmean(_drop(rows["cross entropy"]))
@@ -70,7 +70,7 @@ def _sensitive(rows: dict[str, Row]) -> Finding:
 
 
 def _first(row: Row, goal: float) -> float:
-    """The step from which on the mean test accuracy has come to the goal."""
+    """The first step from which the mean test accuracy stays at the goal or above."""
     below = [i for i, mean in enumerate(row["clean"]["by_step"]) if mean < goal]
     first = below[-1] + 1 if below else 0
     return first * EVERY if first < len(row["clean"]["by_step"]) else math.inf
@@ -104,7 +104,7 @@ def _slope(loss, logits: Tensor, target: Tensor, **kwargs) -> tuple[Tensor, Tens
 
 
 def _random(rows: int = 256, classes: int = 10) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, labels, distributions."""
+    """Random logits, labels and distributions."""
     generator = torch.Generator().manual_seed(1)
     logits, others = 2 * torch.randn(2, rows, classes, dtype=torch.float64, generator=generator)
     return logits, torch.randint(classes, (rows,), generator=generator), others.softmax(1)
@@ -148,7 +148,7 @@ def _asymmetric() -> Finding:
 
 
 def _both_labels() -> Finding:
-    """A label and the distribution that gives it everything."""
+    """Compares a label with the one-hot distribution of that label."""
     logits, labels, _ = _random()
     certain = torch.nn.functional.one_hot(labels, logits.shape[1]).double()
     apart, tried = [], []
@@ -169,7 +169,7 @@ def _both_labels() -> Finding:
 
 
 def tables(training: list[Row], race: list[Row]) -> list[Table]:
-    """Test accuracies."""
+    """A table of the test accuracies."""
     seeds = len(training[0]["clean"]["accuracy"])
     table = Table(
         "Test accuracy on the digits, mean ± standard deviation",

@@ -1,4 +1,4 @@
-"""Pictures of the classification losses and of training with them."""
+"""Plots of the classification losses and of training with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Picture = tuple[str, str]  # file, caption
 BLUE, RED, AMBER, GREEN, PINK, SKY = PALETTE[:6]
 SOFT = 0.8  # what the soft label gives to the true class
 
-# Label, function, colour, dashes: KL lies over cross entropy where labels are hard.
+# Label, function, colour, dashes. With hard labels, KL coincides with cross entropy.
 _CURVES = (
     ("cross entropy", functional.soft_cross_entropy, BLUE, None),
     ("KL", functional.kl_divergence, AMBER, (3, 2)),
@@ -27,7 +27,8 @@ _CURVES = (
 
 
 def draw_losses(folder: Path) -> list[Picture]:
-    """The pictures of the losses themselves: (file, caption), all by lossops' own kernels."""
+    """Plots the losses themselves, computed by lossops' own kernels. Returns (file, caption)
+    pairs."""
     return [
         _draw_hard(folder / "classification_hard.png"),
         _draw_soft(folder / "classification_soft.png"),
@@ -36,13 +37,13 @@ def draw_losses(folder: Path) -> list[Picture]:
 
 
 def _chances() -> Tensor:
-    """Predicted probabilities of the true class, the ends left out."""
+    """Predicted probabilities of the true class, without the ends."""
     return torch.linspace(0.004, 0.996, 801, dtype=torch.float64)
 
 
 def curve(function, q: Tensor, p: float, **kwargs) -> tuple[Tensor, Tensor]:
-    """Value and derivative by the predicted probability of the true class of two, which the label
-    gives p; a hard label where p is 1."""
+    """Value and derivative with respect to the predicted probability of the true class, for two
+    classes. The label gives the true class the probability p; for p = 1 it is a hard label."""
     q = q.clone().requires_grad_()
     rows = torch.stack([q, 1 - q], 1)
     if p == 1:
@@ -61,7 +62,7 @@ def _draw_curves(left: Any, right: Any, p: float) -> None:
         value, slope = curve(function, q, p)
         style = {"color": color, "dashes": dashes or (None, None), "label": label}
         left.plot(q, value, **style)
-        # Where L1's derivative jumps there is no line.
+        # No line is drawn across the jump of L1's derivative.
         right.plot(q, torch.where((q - p).abs() < 2e-3, torch.nan, slope), **style)
     left.set_title("loss")
     right.set_title("derivative")
@@ -125,7 +126,8 @@ def _draw_symmetry(path: Path) -> Picture:
 
 
 def bell_fits(steps: int = 800) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Classes, a distribution of two bells, and one bell fitted to it by KL and by reverse KL."""
+    """The classes, a target distribution with two bells, and the single bells fitted to it by KL
+    and by reverse KL."""
     classes = torch.arange(161, dtype=torch.float64)
     x = (classes - 80) / 20
     bells = torch.stack([-((x + 2) ** 2) / 0.4, -((x - 1.8) ** 2) / 0.7 - 0.6])
@@ -143,8 +145,8 @@ def bell_fits(steps: int = 800) -> tuple[Tensor, Tensor, list[Tensor]]:
     return classes, target.softmax(0), fits
 
 
-# Name, colour, dashes of those whose curves are drawn; KL lies over cross entropy, total variation
-# (half of L1) over L1.
+# Name, colour and dashes of the plotted losses. KL coincides with cross entropy, and total
+# variation (half of L1) with L1.
 _SERIES = (
     ("cross entropy", BLUE, None),
     ("KL", AMBER, (3, 2)),
@@ -163,7 +165,8 @@ def _color(name: str) -> str:
 
 
 def draw_training(path: Path, rows: list[dict[str, Any]]) -> Picture:
-    """The anomaly experiment: test accuracy with true and with wrong labels, a curve per loss."""
+    """Plots the experiment with wrong labels: test accuracy with true and with wrong labels, one
+    curve per loss."""
     by_name = {row["name"]: row for row in rows}
     ends = {n: 100 * _mean(by_name[n], "wrong") for n in ("cross entropy", "L1")}
     title = (
@@ -191,7 +194,7 @@ def _mean(row: dict[str, Any], labels: str) -> float:
 
 
 def _draw_before_and_after(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """From the accuracy with true labels, an open circle, to the one with wrong labels."""
+    """From the accuracy with true labels (open circle) to that with wrong labels."""
     for place, row in enumerate(rows):
         color = _color(row["name"])
         clean, wrong = (100 * _mean(row, labels) for labels in ("clean", "wrong"))
@@ -209,8 +212,8 @@ def _draw_before_and_after(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def draw_bench(path: Path, rows: list[dict[str, Any]]) -> Picture | None:
-    """Times of a training step over rows of class scores and of vectors, in multiples of the
-    floor."""
+    """Plots the times of a training step over rows of class scores and of vectors, in multiples of
+    the floor."""
     steps = [row for row in rows if row["kind"] in ("rows_step", "vectors_step")]
     if not steps:
         return None

@@ -1,7 +1,7 @@
 """Trains a classifier on real data once per loss, with true and with wrong labels.
 
-The data are scikit-learn's digits: 1,797 pictures of 8 × 8 pixels, ten classes. All seeds train
-side by side: their splits are a batch, and so are the learning rates that are tried.
+The data are scikit-learn's digits: 1,797 images of 8 × 8 pixels, in ten classes. All seeds train
+side by side: their splits form a batch, as do the learning rates to try.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from lossops.verify.measure import one_thread
 
 SEEDS = 8
 STEPS = 600
-EVERY = 10  # steps between two looks at the test set
-WRONG = 0.3  # of the training labels
+EVERY = 10  # steps between two evaluations on the test set
+WRONG = 0.3  # share of the training labels
 BATCH, HIDDEN, CLASSES = 128, 128, 10
-RATE = 3e-3  # of Adam, for every loss
-SHARED = 0.2  # of a soft label: what it gives to the other classes
+RATE = 3e-3  # learning rate of Adam, for every loss
+SHARED = 0.2  # share of a soft label that goes to the other classes
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A loss, as a classifier is trained with it."""
+    """A loss, with the arguments used to train a classifier."""
 
     name: str
-    loss: str  # in lossops.functional
+    loss: str  # name in lossops.functional
     kwargs: dict[str, Any] = field(default_factory=dict)
     soft: bool = False  # labels are distributions
 
@@ -62,7 +62,7 @@ def contender(name: str) -> Contender:
 
 @dataclass(frozen=True)
 class Digits:
-    """Training and test sets of every seed."""
+    """Training and test sets for every seed."""
 
     train_x: Tensor  # [seeds, n, 64]
     train_y: Tensor  # [seeds, n]
@@ -70,7 +70,7 @@ class Digits:
     test_y: Tensor
 
     def with_wrong_labels(self) -> Digits:
-        """The same, with a share of the training labels replaced by another class."""
+        """A copy in which a share of the training labels is replaced by other classes."""
         labels = self.train_y.clone()
         count = round(WRONG * labels.shape[1])
         for seed, row in enumerate(labels):
@@ -80,8 +80,8 @@ class Digits:
         return Digits(self.train_x, labels % CLASSES, self.test_x, self.test_y)
 
     def soft(self) -> Tensor:
-        """Distributions in place of the training labels: most to the label, the rest to classes
-        whose mean pictures are like its own. [seeds, n, classes]"""
+        """Distributions to replace the training labels, [seeds, n, classes]. Most of the
+        probability goes to the label, the rest to classes with similar mean images."""
         share = torch.zeros(len(self.train_y), CLASSES, CLASSES)
         for seed, (x, y) in enumerate(zip(self.train_x, self.train_y, strict=True)):
             means = torch.stack([x[y == label].mean(0) for label in range(CLASSES)])
@@ -95,7 +95,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def digits(seeds: int = SEEDS) -> Digits:
-    """A fifth of the pictures to test, drawn anew for each seed."""
+    """Splits the data for each seed, with a random fifth of the images as the test set."""
     data = optional("sklearn.datasets").load_digits()
     x = torch.tensor(data.data, dtype=torch.float32) / 16
     y = torch.tensor(data.target, dtype=torch.int64)
@@ -106,7 +106,8 @@ def digits(seeds: int = SEEDS) -> Digits:
 
 
 class Classifiers(torch.nn.Module):
-    """A network of one hidden layer per seed, the same to begin with for every loss."""
+    """One network with one hidden layer per seed. The initial weights are the same for every
+    loss."""
 
     def __init__(self, count: int, features: int = 64):
         super().__init__()
@@ -126,7 +127,7 @@ class Classifiers(torch.nn.Module):
 
     @torch.no_grad()
     def accuracy(self, x: Tensor, y: Tensor) -> Tensor:
-        """Per seed."""
+        """The accuracy per seed."""
         return (self(x).argmax(-1) == y).float().mean(1)
 
 
@@ -151,7 +152,7 @@ def fit(loss: Contender, data: Digits, steps: int, optimize: Optimizer = _adam) 
         batch = torch.randint(data.train_y.shape[1], (BATCH,), generator=generator)
         optimizer.zero_grad()
         logits = model(data.train_x[:, batch])
-        # Divided by the rows of one seed: each trains as if it were alone.
+        # Normalised by the rows of one seed, so that each seed trains as if it were alone.
         value = loss(logits.flatten(0, 1), truth[:, batch].flatten(0, 1), normalizer=BATCH)
         value.backward()
         optimizer.step()
@@ -182,13 +183,13 @@ def train(
     return rows
 
 
-GOALS = (0.8, 0.9, 0.95)  # of test accuracy
+GOALS = (0.8, 0.9, 0.95)  # test accuracies
 RATES = [10.0 ** (k / 3) for k in range(-6, 4)]
 RACERS = ("cross entropy", "L1", "KL", "Jensen-Shannon", "focal", "poly")
 
 
 class Descent(torch.optim.Optimizer):
-    """Gradient descent; each of the models side by side has a rate of its own."""
+    """Gradient descent with a separate rate for each of the models trained side by side."""
 
     def __init__(self, model: Classifiers, rates: Tensor):
         super().__init__(model.parameters(), {})
@@ -204,8 +205,8 @@ class Descent(torch.optim.Optimizer):
 def race(
     steps: int = 400, seeds: int = 3, advance: Callable[[str], None] = lambda what: None
 ) -> list[dict[str, Any]]:
-    """Steps of stochastic gradient descent until the mean test accuracy reaches each goal, each
-    loss at the best of the same learning rates."""
+    """The number of steps of stochastic gradient descent until the mean test accuracy reaches each
+    goal. Each loss uses the best of the same learning rates."""
     one = digits(seeds)
     repeat = [tensor.repeat(len(RATES), *[1] * (tensor.dim() - 1)) for tensor in (
         one.train_x, one.train_y, one.test_x, one.test_y)]  # fmt: skip
@@ -222,7 +223,7 @@ def race(
 
 
 def _arrival(means: Tensor, goal: float) -> int | None:
-    """The first step at which some rate has come to the goal, to stay there."""
+    """The first step from which some rate stays at the goal or above."""
     below = torch.where(means < goal, torch.arange(len(means))[:, None], -1).amax(0) + 1
     first = int(below.min())
     return first * EVERY if first < len(means) else None

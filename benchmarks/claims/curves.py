@@ -1,4 +1,4 @@
-"""The curves of the losses, by lossops' own kernels."""
+"""The curves of the losses, computed by lossops' own kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lossops.specs.elementwise import REGRESSION, Spec, spec
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss with its hyperparameters, as it is drawn."""
+    """A loss with its hyperparameters, to be plotted."""
 
     label: str
     spec: Spec
@@ -45,12 +45,13 @@ PLAIN_NAMES = {
 
 
 def plain(name: str) -> str:
-    """A loss's name for people."""
+    """A readable name of a loss."""
     return PLAIN_NAMES.get(name, name.removesuffix("_loss").replace("_", " "))
 
 
 def differentiability() -> list[dict[str, Any]]:
-    """How often each loss is differentiable, read off the kernels on both sides of every kink."""
+    """How often each loss is differentiable, measured from the kernels on both sides of every
+    kink."""
     rows = []
     for row in REGRESSION:
         jumps = [0.0, 0.0, 0.0]
@@ -65,5 +66,5 @@ def differentiability() -> list[dict[str, Any]]:
 
 
 def _first_jump(jumps: list[float]) -> int:
-    """How many derivatives are continuous; 2 stands for two and more."""
+    """The number of continuous derivatives; 2 stands for two or more."""
     return next((i - 1 for i, jump in enumerate(jumps) if jump > 1e-3), 2)

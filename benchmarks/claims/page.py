@@ -1,4 +1,4 @@
-"""The report as one HTML page, its pictures beside it."""
+"""The report as one HTML page, with its images in the same folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ul.reasons { padding-left: 1.2rem; } ul.reasons li { margin: .35rem 0; max-width
 
 
 def page(sections: Iterable[str], title: str, lead: str, summary: str) -> str:
-    """The whole document."""
+    """The complete document."""
     sections = list(sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -82,7 +82,7 @@ def summary(
     outcomes: list[dict[str, Any]],
     findings: list[dict[str, Any]],
 ) -> str:
-    """What a hurried reader needs: verdicts, and the reason for whatever fell short."""
+    """The summary: verdicts, and the reasons for all failures."""
     checked = [*verified["numbers"], *verified["checks"]]
     cards = (
         (sum(row["passed"] for row in checked), len(checked), "verifications passed", "verify"),

@@ -1,4 +1,4 @@
-"""Pictures of the losses, of training, and of the measurements."""
+"""Plots of the losses, of training, and of the measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.claims.curves import Curve, plain
 from lossops.specs.elementwise import SPECS
 from lossops.verify import optional
 
-# Okabe and Ito's palette, which the colour-blind can tell apart.
+# The palette of Okabe and Ito, which is safe for colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#999999")
 COLORS = {spec.name: PALETTE[i % len(PALETTE)] for i, spec in enumerate(SPECS)}
 INK, QUIET = "#222222", "#8a8a8a"
@@ -51,7 +51,7 @@ _STYLE = {
 
 @contextlib.contextmanager
 def canvas(path: Path, columns: int, title: str, width: float = 4.6, height: float = 3.5):
-    """A row of axes under a title; saved as PNG at the end."""
+    """A row of axes under a title, saved as PNG at the end."""
     matplotlib = optional("matplotlib")
     matplotlib.use("Agg")
     pyplot = optional("matplotlib.pyplot")
@@ -70,7 +70,7 @@ def canvas(path: Path, columns: int, title: str, width: float = 4.6, height: flo
 
 
 def legend_below(axes: Any, handles: Any = None) -> None:
-    """A legend under the figure, where it covers nothing."""
+    """A legend below the figure, where it does not cover the curves."""
     figure = axes.figure
     if handles is None:
         handles, _ = axes.get_legend_handles_labels()
@@ -82,7 +82,7 @@ HUBER_1 = Curve.of("huber_loss", "Huber, δ = 1", delta=1.0)
 MSE, L1, LOG_COSH = (Curve.of(name) for name in ("mse_loss", "l1_loss", "log_cosh_loss"))
 _DASHES = {HUBER_5.label: (4, 2)}
 
-# name, title, curves, reach of the prediction around the truth
+# name, title, curves, range of the predictions around the truth
 PICTURES: tuple[tuple[str, str, tuple[Curve, ...], float], ...] = (
     ("losses", "Four regression losses around the truth Y = 0", (MSE, L1, HUBER_1, LOG_COSH), 4),
     ("mse_l1", "MSE grows with the square of the error, L1 in proportion to it", (MSE, L1), 3),
@@ -93,7 +93,8 @@ PICTURES: tuple[tuple[str, str, tuple[Curve, ...], float], ...] = (
 
 
 def draw_losses(folder: Path) -> list[tuple[str, str]]:
-    """The pictures of the regression losses: (file, caption), all by lossops' own kernels."""
+    """Plots the regression losses, computed by lossops' own kernels. Returns (file, caption)
+    pairs."""
     drawn = []
     for name, title, curves, reach in PICTURES:
         path = folder / f"{name}.png"
@@ -124,7 +125,7 @@ def _draw(axes: Any, curves: tuple[Curve, ...], reach: float, order: int, what: 
                 sides,
                 curve.derivatives(sides)[order],
                 color=COLORS[curve.spec.name],
-                linewidth=3.6 if curve is L1 and order else 2,  # looks out from under Huber's
+                linewidth=3.6 if curve is L1 and order else 2,  # stays visible under Huber's
                 dashes=_DASHES.get(curve.label, (None, None)),
                 label=curve.label if sides[0] == -reach else None,
             )
@@ -140,7 +141,7 @@ def _draw(axes: Any, curves: tuple[Curve, ...], reach: float, order: int, what: 
 
 
 def _pieces(curve: Curve, reach: float, order: int) -> list[torch.Tensor]:
-    """The range of predictions, cut where the curve jumps: a jump is not a steep line."""
+    """The range of predictions, split at jumps, so that a jump is not drawn as a steep line."""
     cuts = [-reach, reach]
     if order >= curve.spec.differentiable or (order == 2 and curve.kwargs):
         kinks = curve.spec.kinks({**curve.spec.defaults, **curve.kwargs})
@@ -157,7 +158,7 @@ def _pieces(curve: Curve, reach: float, order: int) -> list[torch.Tensor]:
 
 
 def draw_outlier_fit(path: Path, fit: dict[str, Any]) -> tuple[str, str]:
-    """The anomaly experiment: one curve per loss through data of which some are wrong."""
+    """Plots the outlier experiment: one curve per loss, fitted to data with some wrong points."""
     off = {name: found["mean_error"] for name, found in fit["fits"].items()}
     title = (
         f"Wrong measurements pull MSE {off['mse_loss']:.2f} off the truth, "
@@ -211,7 +212,7 @@ def _mean(row: dict[str, Any], labels: str) -> float:
 
 
 def _draw_before_and_after(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """From the error with true labels, an open circle, to the one with wrong labels."""
+    """From the error with true labels (open circle) to that with wrong labels."""
     for place, row in enumerate(rows):
         color = COLORS[row["loss"]]
         clean, corrupted = _mean(row, "clean"), _mean(row, "corrupted")
@@ -229,16 +230,16 @@ def _draw_before_and_after(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.set_xlabel("test error (MAE)")
 
 
-# Smooth L1 with β = 1 is Huber with δ = 1, and quantile with q = ½ is half of L1: drawn dashed over
-# their twins, both can be seen.
+# Smooth L1 with β = 1 equals Huber with δ = 1, and quantile with q = ½ is half of L1. Dashes keep
+# both lines of a pair visible.
 _COINCIDE = {"huber_loss", "quantile_loss"}
 
 
-_LONGEST = 8.0  # in multiples of the floor; a longer bar would leave the others no room
+_LONGEST = 8.0  # in multiples of the floor; longer bars would leave the others no room
 
 
 def draw_bench(path: Path, rows: list[dict[str, Any]]) -> tuple[str, str] | None:
-    """Times of a training step, warm memory where it was measured, in multiples of the floor."""
+    """Times of a training step in multiples of the floor, with warm memory if that was measured."""
     steps = [row for row in rows if row["kind"] == "step"]
     kept = [r for r in steps if r["memory"] == "warm"] or steps
     if not kept:
@@ -250,7 +251,7 @@ def draw_bench(path: Path, rows: list[dict[str, Any]]) -> tuple[str, str] | None
 
 
 def draw_bars(path: Path, rows: list[dict[str, Any]], names: list[str], title: str) -> None:
-    """Times of steps in multiples of their floors; contenders that were not measured are left
+    """Times of steps in multiples of their floors. Contenders that were not measured are left
     out."""
     contenders = [
         name

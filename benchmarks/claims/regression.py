@@ -1,4 +1,4 @@
-"""What is claimed of the losses, each claim decided by a measurement."""
+"""Claims about the regression losses, each tested by a measurement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROBUST = ("l1_loss", "huber_loss", "log_cosh_loss")
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim, how it was put to the test, and what came out."""
+    """A claim, how it was tested, and the result."""
 
     claim: str
     test: str
@@ -25,7 +25,7 @@ class Finding:
 
 
 def findings(training: list[Row], convergence: list[Row]) -> list[dict[str, Any]]:
-    """The claims of the regression losses, decided."""
+    """Tests all claims about the regression losses."""
     by_loss = {row["loss"]: row for row in training}
     steps = {row["loss"]: [n or math.inf for n in row["steps"]] for row in convergence}
     return [
@@ -44,20 +44,20 @@ def findings(training: list[Row], convergence: list[Row]) -> list[dict[str, Any]
 
 
 def _rise(row: Row) -> list[float]:
-    """By how much the corrupted labels raise the test error, seed by seed."""
+    """How much corrupted labels raise the test error, for each seed."""
     pairs = zip(row["clean"]["mae"], row["corrupted"]["mae"], strict=True)
     return [corrupted - clean for clean, corrupted in pairs]
 
 
 def _mean_and_error(values: list[float]) -> tuple[float, float]:
-    """With the standard error of the mean."""
+    """The mean and its standard error."""
     if len(values) < 2:
         return statistics.fmean(values), math.inf
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _more_sensitive(rows: dict[str, Row]) -> Finding:
-    """Paired: both losses saw the same splits and the same wrong labels."""
+    """A paired comparison: both losses saw the same splits and the same wrong labels."""
     margins = []
     for loss in ROBUST:
         pairs = zip(_rise(rows["mse_loss"]), _rise(rows[loss]), strict=True)
@@ -103,7 +103,7 @@ WITHIN = "to within 1%, 0.1% and 0.01% of the minimum"
 def _faster(
     steps: dict[str, list[float]], claim: str, fast: str, slow: str, allowed: float
 ) -> Finding:
-    """Confirmed only where it holds however near to the minimum one wants to come."""
+    """The claim is confirmed only if it holds at every distance to the minimum."""
     goal = f"in fewer steps than {plain(slow)}" if allowed == 1 else (
         f"in at most {allowed:g} times the steps of {plain(slow)}"
     )  # fmt: skip
@@ -153,7 +153,7 @@ def _smoothness() -> list[Finding]:
 
 
 def tables(training: list[Row], convergence: list[Row]) -> list[Table]:
-    """Test errors, which decide claims."""
+    """A table of the test errors, which decide some of the claims."""
     seeds = len(training[0]["clean"]["mae"])
     errors = Table(
         "Test error on the diabetes set, mean ± standard deviation",
@@ -178,7 +178,7 @@ def tables(training: list[Row], convergence: list[Row]) -> list[Table]:
 
 
 def table(found: list[Row]) -> Table:
-    """The claims, and what came of them."""
+    """A table of the claims and their outcomes."""
     claims = Table(
         "What is claimed of the losses", ("claim", "test", "measured", "outcome"), labels=4
     )

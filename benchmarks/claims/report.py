@@ -1,4 +1,4 @@
-"""Everything in one go: trains, verifies, measures, draws, and writes a page about it."""
+"""The full report: trains, verifies, measures, plots, and writes an HTML page."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ FAMILIES = (SPECS, ROW_SPECS, VECTOR_SPECS, OTHERS)
 
 
 def build(folder: Path, quick: bool = False, say: Say = show) -> dict[str, Any]:
-    """Writes ``index.html``, its pictures and ``report.json`` into a folder; returns the data."""
+    """Writes ``index.html``, its images and ``report.json`` into a folder. Returns the data."""
     for package in ("numpy", "matplotlib", "sklearn"):
-        optional(package)  # better now than after minutes of work
+        optional(package)  # fail now rather than after minutes of work
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = machine.stamp() | {"quick": quick, "seconds": {}}
     sections = [

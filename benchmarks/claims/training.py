@@ -1,7 +1,7 @@
 """Trains a regressor on real data once per loss, with true and with corrupted labels.
 
-The data are scikit-learn's diabetes set: 442 patients, ten measurements each, and how far the
-disease had progressed after a year. All seeds train side by side: their splits are a batch.
+The data are scikit-learn's diabetes set: 442 patients, ten measurements each, and the progression
+of the disease after one year. All seeds train side by side: their splits form a batch.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from lossops.verify.measure import one_thread
 
 SEEDS = 20
 STEPS = 500
-EVERY = 10  # steps between two looks at the test set
-CORRUPTED = 0.1  # of the training labels
-FACTOR = 10.0  # a slipped decimal point
+EVERY = 10  # steps between two evaluations on the test set
+CORRUPTED = 0.1  # share of the training labels
+FACTOR = 10.0  # a shifted decimal point
 
 
 @dataclass(frozen=True)
 class Split:
-    """Training and test sets of every seed, in the units of the data."""
+    """Training and test sets for every seed, in the original units."""
 
     train_x: Tensor  # [seeds, n, features], standardised
     train_y: Tensor  # [seeds, n]
@@ -36,7 +36,7 @@ class Split:
     test_y: Tensor  # [seeds, m]
 
     def corrupted(self) -> Split:
-        """The same, with a share of the training labels ten times too large."""
+        """A copy in which a share of the training labels is ten times too large."""
         labels = self.train_y.clone()
         count = round(CORRUPTED * labels.shape[1])
         for seed, row in enumerate(labels):
@@ -50,7 +50,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def diabetes(seeds: int = SEEDS) -> Split:
-    """A fifth of the patients to test, drawn anew for each seed."""
+    """Splits the data for each seed, with a random fifth of the patients as the test set."""
     data = optional("sklearn.datasets").load_diabetes(scaled=False)
     x = torch.tensor(data.data, dtype=torch.float32)
     x = (x - x.mean(0)) / x.std(0)
@@ -62,7 +62,7 @@ def diabetes(seeds: int = SEEDS) -> Split:
 
 
 class LinearModels(torch.nn.Module):
-    """One linear model per seed, from zero."""
+    """One linear model per seed, initialised to zero."""
 
     def __init__(self, seeds: int, features: int):
         super().__init__()
@@ -76,8 +76,8 @@ class LinearModels(torch.nn.Module):
 def fit(spec: Spec, split: Split, steps: int = STEPS, rate: float = 0.02) -> Tensor:
     """Predictions for the test sets after every ``EVERY`` steps: [times, seeds, m].
 
-    Labels are scaled by median and median deviation of the training labels as they come, which
-    outliers hardly move.
+    Labels are scaled by the median and the median deviation of the training labels, which outliers
+    barely affect.
     """
     center = split.train_y.median(1, keepdim=True).values
     scale = 1.4826 * (split.train_y - center).abs().median(1, keepdim=True).values
@@ -104,7 +104,7 @@ def train(
     seeds: int = SEEDS,
     steps: int = STEPS,
 ) -> list[dict[str, Any]]:
-    """Test errors per loss: per seed, with true and with corrupted labels."""
+    """Test errors per loss and seed, with true and with corrupted labels."""
     clean = diabetes(seeds)
     rows = []
     with one_thread():
@@ -123,15 +123,15 @@ def train(
 
 
 RATES = [10.0 ** (k / 4) for k in range(-12, 5)]
-# What is left of the way to the least training loss. Several, since which loss is the faster one
-# depends on how near to its minimum one wants to come.
+# Remaining share of the distance to the smallest training loss. There are several, because which
+# loss is faster depends on the required distance to the minimum.
 GAPS = (0.01, 0.001, 0.0001)
 
 
 def convergence(steps: int = 1500) -> list[dict[str, Any]]:
-    """Steps of gradient descent until no more than a gap is left to the least training loss, each
-    loss with the best of the same learning rates. A linear model on the diabetes set: all rates
-    descend side by side."""
+    """The number of gradient descent steps until the training loss is within each gap of its
+    minimum. Each loss uses the best of the same learning rates. The model is linear, on the
+    diabetes set. All rates run side by side."""
     split = diabetes(1)
     y = split.train_y[0]
     y = (y - y.mean()) / y.std()
@@ -147,16 +147,16 @@ def _fastest(spec: Spec, x: Tensor, y: Tensor, steps: int) -> dict[str, Any]:
 
 
 def _arrival(history: Tensor, least: float, gap: float) -> int | None:
-    """The first step from which on the loss of some rate stays within the gap: one that bounces
-    around its minimum has not arrived."""
+    """The first step from which the loss stays within the gap for some rate. A rate that oscillates
+    around the minimum has not converged."""
     above = ~(history <= least + gap * (history[0, 0].item() - least))
     arrived = torch.where(above, torch.arange(len(history))[:, None], -1).amax(0) + 1
     first = int(arrived.min())
-    return first if first < 0.95 * len(history) else None  # and has stayed for a while
+    return first if first < 0.95 * len(history) else None  # and has stayed there for a while
 
 
 def _descend(spec: Spec, x: Tensor, y: Tensor, steps: int) -> Tensor:
-    """The training loss of every rate, before each step."""
+    """The training loss for every rate, before each step."""
     rates = torch.tensor(RATES)[:, None]
     weights = torch.zeros(len(RATES), x.shape[1], requires_grad=True)
     truth = y.expand(len(RATES), -1).contiguous()
@@ -171,7 +171,7 @@ def _descend(spec: Spec, x: Tensor, y: Tensor, steps: int) -> Tensor:
 
 
 def _polished(spec: Spec, x: Tensor, y: Tensor) -> float:
-    """The least loss that Adam finds with a falling rate."""
+    """The smallest loss that Adam finds with a decaying rate."""
     weights = torch.zeros(x.shape[1], requires_grad=True)
     optimizer = torch.optim.Adam([weights], lr=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.995**step)
@@ -185,14 +185,14 @@ def _polished(spec: Spec, x: Tensor, y: Tensor) -> float:
 
 
 def outlier_fit(steps: int = 800) -> dict[str, Any]:
-    """A curve through points in the plane of which some are wrong: one fit per loss."""
+    """Fits a curve to points of which some are wrong, once per loss."""
     generator = _generator(7)
     x = torch.linspace(-3, 3, 120)
     truth = torch.sin(1.4 * x) + 0.3 * x
     y = truth + 0.12 * torch.randn(len(x), generator=generator)
     wrong = torch.randperm(len(x), generator=generator)[:14]
     y[wrong] += 2.5 + 3.5 * torch.rand(len(wrong), generator=generator)
-    # Bumps side by side: linear in the weights, so that every loss finds its own best curve.
+    # Gaussian features: the model is linear in its weights, so every loss finds its optimum.
     features = torch.exp(-((x[:, None] - torch.linspace(-3.5, 3.5, 10)) ** 2))
     fits = {}
     with one_thread():

@@ -1,5 +1,6 @@
-"""What ``make gpu`` does: builds, tests, checks and measures lossops on a GPU, part by part.
+"""The implementation of ``make gpu``: builds, tests, checks and measures lossops on a GPU.
 
-A part is a process of its own with a time limit, which writes what it finds as JSON lines while it
-works. So a part that crashes or hangs costs nothing but itself, and what it had found is kept.
+The work is split into parts. Each part is a separate process with a time limit, which writes its
+results as JSON lines while it works. A part that crashes or hangs does not affect the others, and
+its results so far are kept.
 """

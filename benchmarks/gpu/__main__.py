@@ -1,4 +1,4 @@
-"""The command line behind benchmarks/gpu.sh."""
+"""The command line of benchmarks/gpu.sh."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.gpu.run import PARTS, Options, Part, environment, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 all well, 1 something failed or is missing, 2 usage."""
+    """Returns the exit status: 0 success, 1 something failed or is missing, 2 usage error."""
     parser = _parser()
     given = parser.parse_args(arguments)
     out = (given.caller / given.out).absolute()
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupt(*_) -> None:
-    raise KeyboardInterrupt  # which ends the part that is running
+    raise KeyboardInterrupt  # ends the running part
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,7 +98,8 @@ def _parts(text: str) -> tuple[Part, ...]:
 
 
 def _missing() -> list[str]:
-    """Looked up in another process: this one holds no memory on the GPU that it measures."""
+    """What is missing. Checked in another process, so that this one holds no GPU memory during the
+    measurements."""
     command = [sys.executable, "-m", "benchmarks.gpu.machine"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Part ``build``: compiles the extension with this Python, and looks whether it can be used."""
+"""Part ``build``: compiles the extension with this Python, and checks that it can be used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REPORT = "import json, lossops; print(json.dumps(lossops.info()))"
 def build(task: Task) -> None:
     environment = os.environ.copy()
     if not task.dry:
-        # Kernels for this GPU alone take a third of the time, and are the same as in a full build.
+        # Building only for this GPU takes a third of the time and gives the same kernels.
         environment.setdefault("LOSSOPS_CUDA", "1")
         environment.setdefault("TORCH_CUDA_ARCH_LIST", machine.gpu()["capability"])
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
@@ -35,7 +35,7 @@ def build(task: Task) -> None:
 
 
 def report() -> dict:
-    """What a fresh process says of the installation."""
+    """What a new process reports about the installation."""
     done = subprocess.run(
         [sys.executable, "-c", _REPORT], capture_output=True, text=True, cwd=ROOT, timeout=60
     )

@@ -1,4 +1,4 @@
-"""Measurements as the cells of a table."""
+"""Formats measurements as table cells."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from lossops.verify.tables import NOTHING, number
 
 
 def milliseconds(row: Row, name: str, unit: float = 1.0, digits: int = 3) -> str:
-    """A contender's time, times ``unit``."""
+    """A contender's time, multiplied by ``unit``."""
     numbers = row["contenders"].get(name)
     if numbers is None and name in row["errors"]:
         return "error"
@@ -15,7 +15,7 @@ def milliseconds(row: Row, name: str, unit: float = 1.0, digits: int = 3) -> str
 
 
 def speed(numbers: Row | None) -> str:
-    """Bandwidth, and in brackets its share of the copy's."""
+    """The bandwidth, and in brackets its ratio to the copy's."""
     if numbers is None:
         return NOTHING
     share = f" ({number(numbers['of_copy'])})" if "of_copy" in numbers else ""

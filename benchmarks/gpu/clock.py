@@ -1,4 +1,4 @@
-"""Time on a device, from a cold cache, with the contenders taking turns."""
+"""Timing on a device with a cold cache, interleaving the contenders."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timed:
-    """What is timed, and within what: the context is entered before the clock starts."""
+    """A call to time and its context, which is entered before the clock starts."""
 
     call: Call
     within: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
 def flush_bytes(l2_bytes: int, free_bytes: int) -> int:
-    """How much to write between two timings.
+    """How many bytes to write between two timings.
 
-    Several times the cache, to push out all that was in it, and as a rule far more: while the
-    device writes, the processor gets ahead of it, so that what is timed next is not kept waiting
-    for its launches.
+    At least twice the L2 cache, to evict its contents, and usually far more: while the device
+    writes, the CPU runs ahead of it, so that the next timing does not include launch latency.
     """
     return max(2 * l2_bytes, min(max(4 * l2_bytes, 1 << 30), free_bytes // 8), 1)
 
 
 class CudaClock:
-    """Milliseconds by CUDA events on the current stream."""
+    """Milliseconds from CUDA events on the current stream."""
 
     def __init__(self):
         properties = torch.cuda.get_device_properties(0)
@@ -41,12 +40,12 @@ class CudaClock:
         self.flushed = torch.empty(size, dtype=torch.int8, device="cuda")
 
     def cold(self, call: Call) -> float:
-        """One call, with nothing of its data in the cache."""
+        """Times one call with a cold cache."""
         self.flushed.zero_()
         return self._events(call)
 
     def block(self, call: Call, count: int) -> float:
-        """The mean of calls right after each other, launches included."""
+        """The mean time of back-to-back calls, including launches."""
         torch.cuda.synchronize()
         return self._events(lambda: _repeat(call, count)) / count
 
@@ -60,7 +59,7 @@ class CudaClock:
 
 
 class WallClock:
-    """Milliseconds by the processor's clock, for dry runs."""
+    """Milliseconds of CPU wall-clock time, for dry runs."""
 
     def __init__(self):
         self.flushed = torch.empty(1 << 20, dtype=torch.int8)
@@ -86,7 +85,7 @@ def _repeat(call: Call, count: int) -> None:
 def interleaved(
     timed: dict[str, Timed], rounds: int, clock: Callable[[Call], float]
 ) -> dict[str, list[float]]:
-    """Every time of each. Each round times all of them, in an order that rotates."""
+    """All times of each contender. Each round times every contender once, in rotating order."""
     names = list(timed)
     times: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
@@ -98,14 +97,14 @@ def interleaved(
 
 
 def cold_times(timed: dict[str, Timed], rounds: int, clock: Clock) -> dict[str, list[float]]:
-    """For calls that keep the device busy longer than it takes to launch them."""
+    """For calls that take longer on the device than their launches."""
     return interleaved(timed, rounds, clock.cold)
 
 
 def block_times(
     timed: dict[str, Timed], rounds: int, clock: Clock, block_ms: float
 ) -> dict[str, list[float]]:
-    """For calls too short to be timed alone; their data stays in the cache, as it would anyway."""
+    """For calls too short to be timed alone. Their data fit into the cache and stay there."""
     slowest = 0.0
     for each in timed.values():
         with each.within():

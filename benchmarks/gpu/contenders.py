@@ -1,4 +1,4 @@
-"""Who is measured: lossops by its backends, torch eager, torch.compile, and other libraries."""
+"""The contenders: the backends of lossops, torch eager, torch.compile, and other libraries."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Contender:
 
     name: str
     loss: Loss
-    overwrites: bool = False  # the input, by the gradient
+    overwrites: bool = False  # overwrites the input with the gradient
 
     def within(self) -> contextlib.AbstractContextManager:
-        """What it has to be called in."""
+        """The context in which the loss has to be called."""
         return lossops.backend(self.name) if self.name in OURS else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another library of losses, and which of ours it has.
+    """Another library of losses, and the equivalents it has.
 
-    An entry of ``losses`` maps the name of a loss of ours to a function that imports the library
-    and returns its equivalent, a mean loss of (input, target).
+    An entry of ``losses`` maps the name of one of our losses to a function that imports the library
+    and returns the equivalent, a mean loss of (input, target).
     """
 
     module: str
@@ -53,7 +53,7 @@ class Peer:
 
 
 LIGER, QUACK = "liger_kernel", "quack"
-# None of them has an elementwise regression loss, and one has none apart from a linear layer.
+# None of them has an elementwise regression loss. One has losses only as part of a linear layer.
 PEERS = (
     Peer(
         LIGER,
@@ -73,7 +73,7 @@ Found = tuple[dict[str, Contender], dict[str, str]]
 
 
 def contenders(spec: Spec, device: str, compiled: bool) -> Found:
-    """Those that can run here, and why the others cannot."""
+    """The contenders that can run here, and the reasons why the others cannot."""
     ours = functools.partial(spec.function, **spec.defaults)
     return _gather(spec.name, ours, written_in_torch(spec), device, compiled)
 
@@ -84,7 +84,7 @@ def row_contenders(case: Case, options: dict[str, Any], device: str, compiled: b
     ours, in_torch = (
         functools.partial(loss, **options) for loss in (spec.call(sample), spec.torch_call(sample))
     )
-    # Other shapes have to be copied into rows first, which the others here need not.
+    # Other shapes must be copied into rows first, which the other contenders do not need.
     plain = len(case.shape) == 2 and sample == spec.samples[0]
     why_not = "" if plain else "takes nothing but rows of scores, without options"
     return _gather(case.loss, ours, in_torch, device, compiled, why_not)
@@ -114,7 +114,7 @@ def _gather(
             continue
         try:
             loss = peer.losses[name_of_loss]()
-        except Exception as error:  # whatever an import of a foreign library may raise
+        except Exception as error:  # importing a foreign library may raise anything
             absent[peer.module] = in_words(error)
         else:
             overwrites = name_of_loss in peer.overwrites
@@ -123,7 +123,7 @@ def _gather(
 
 
 def peers(names: list[str]) -> list[dict[str, Any]]:
-    """What is known of the other libraries: there or not, and which of these losses they have."""
+    """The other libraries: whether they are installed, and which of these losses they have."""
     return [_look(peer) | {"has": [n for n in names if n in peer.losses]} for peer in PEERS]
 
 

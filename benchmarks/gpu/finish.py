@@ -1,7 +1,7 @@
-"""Puts the parts' outcomes into one result, shows it, and keeps it where it is a GPU's.
+"""Combines the outcomes of all parts into one result, prints it, and stores it if it is from a GPU.
 
-``python -m benchmarks.gpu.finish OUT_DIR [--keep]``. For a result that another machine brought:
-``python -m benchmarks.gpu.finish --store RESULT_JSON``, in a checkout of the sources it is of.
+``python -m benchmarks.gpu.finish OUT_DIR [--keep]``. To store a result from another machine:
+``python -m benchmarks.gpu.finish --store RESULT_JSON``, in a checkout of the measured sources.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def combine(folder: Path) -> Row:
-    """The parts of the last run and those that still hold, with date, versions and machine."""
+    """Combines the latest run of each part with date, versions and machine."""
     records = {}
     for part in PARTS:
         path = folder / f"{part.name}.json"
@@ -73,10 +73,10 @@ def combine(folder: Path) -> Row:
 
 
 def store(result: Row, folder: Path = readme.RESULTS) -> Path | None:
-    """Keeps a result and shows it in the document; None where it is not one of a GPU.
+    """Stores a result and updates the document. Returns None if it is not a GPU result.
 
-    A machine without a repository knows no commit. Where this checkout's sources are those that
-    were measured, its commit is theirs.
+    A machine without a repository does not know the commit. If this checkout has the sources that
+    were measured, its commit is used.
     """
     rows = result["parts"].get("measure", {}).get("rows", [])
     if result["dry"] or not result["gpu"] or not rows_of(rows, "time"):

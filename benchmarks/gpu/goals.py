@@ -1,4 +1,4 @@
-"""The goals on a GPU, beside what was measured."""
+"""The performance goals on a GPU, compared with the measurements."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from benchmarks.gpu.contenders import COMPILE, LIGER, OURS, QUACK
 from benchmarks.gpu.visits import ROWS, STEP
 
 Row = dict[str, Any]
-LARGE = 1 << 26  # elements, from where on the bytes alone should count
-MANY = 4096  # classes of a row, from where on the goals of rows hold
+LARGE = 1 << 26  # elements above which bandwidth alone should matter
+MANY = 4096  # classes per row, from which the goals for rows apply
 
 
 def _large(row: Row) -> bool:
@@ -19,7 +19,7 @@ def _large(row: Row) -> bool:
 
 
 def _rows_of(*losses: str) -> Callable[[Row], bool]:
-    """Rows of many classes, in bfloat16."""
+    """Selects rows of many classes, in bfloat16."""
 
     def concerned(row: Row) -> bool:
         if row["kind"] != ROWS or row["loss"] not in losses or row["dtype"] != "bfloat16":
@@ -31,8 +31,7 @@ def _rows_of(*losses: str) -> Callable[[Row], bool]:
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound that a backend's training steps should keep, over large tensors unless it says of
-    which."""
+    """A bound for the training steps of a backend. Applies to large tensors by default."""
 
     text: str
     at_least: float
@@ -45,7 +44,7 @@ def _of_copy(row: Row, backend: str) -> float | None:
 
 
 def over(row: Row, other: str, backend: str) -> float | None:
-    """How many times as long another contender takes."""
+    """The time of another contender divided by the backend's."""
     contenders = row["contenders"]
     if other not in contenders or backend not in contenders:
         return None
@@ -93,7 +92,7 @@ GOALS = (
 
 
 def outcomes(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Each goal for each backend: the worst, where, and where it was missed."""
+    """The outcome of each goal for each backend: the worst case, and the cases that missed it."""
     steps = [row for row in rows if row.get("kind") in ("time", ROWS) and row["what"] == STEP]
     return [
         _outcome(goal, backend, [row for row in steps if goal.concerns(row)])
@@ -124,6 +123,6 @@ def label(row: Row) -> str:
 
 
 def elements(count: int) -> str:
-    """A power of two as one."""
+    """Formats a power of two as one."""
     exponent = count.bit_length() - 1
     return f"2^{exponent}" if count == 1 << exponent else f"{count:,}"

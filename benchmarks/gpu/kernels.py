@@ -1,4 +1,4 @@
-"""Every kernel of a backend once, on small tensors of odd sizes: what the sanitizers look at.
+"""Runs every kernel of a backend once on small tensors of odd sizes, for the sanitizers.
 
 ``python -m benchmarks.gpu.kernels native cuda``
 """
@@ -17,7 +17,7 @@ from lossops.core.library import KernelOps
 from lossops.specs.elementwise import SPECS
 
 DONE = "all kernels ran, calls:"
-# Three blocks' worth, with a rest that no vector covers; groups of several blocks; small groups.
+# Three blocks and a remainder that vectors do not cover; groups of several blocks; small groups.
 DENSE, GROUPS, SMALL_GROUPS = (4099,), (3, 4099), (5, 37)
 SINGLE, DOUBLE, BFLOAT16, HALF = torch.float32, torch.float64, torch.bfloat16, torch.float16
 # The dtypes of input and target.
@@ -26,8 +26,8 @@ MIXED = [(half, SINGLE) for half in (BFLOAT16, HALF)]
 
 
 class Tensors:
-    """Operands on a device. They are made on the processor: under a sanitizer a random number
-    generator on the device takes longer than the losses."""
+    """Operands on a device. They are generated on the CPU, because a random number generator on the
+    device takes longer than the losses under a sanitizer."""
 
     def __init__(self, device: str):
         self.device = device
@@ -43,7 +43,7 @@ class Tensors:
         return self.random(DENSE, x), self.random(DENSE, y)
 
     def unaligned(self, x, y) -> tuple[Tensor, Tensor]:
-        """At no 16-byte boundary."""
+        """Not aligned to 16 bytes."""
         return self.random(4100, x)[1:], self.random(4100, y)[1:]
 
     def strided(self, x, y) -> Iterator[tuple[Tensor, Tensor]]:
@@ -55,7 +55,7 @@ class Tensors:
 
 
 def run(backend: str, device: str) -> int:
-    """Calls every op with every loss; returns how many calls that were."""
+    """Calls every op with every loss. Returns the number of calls."""
     run_loss = _triton if backend == "triton" else _native
     ops, tensors, calls = kernel_ops(backend), Tensors(device), 0
     for spec in SPECS:
@@ -72,14 +72,14 @@ def run(backend: str, device: str) -> int:
 
 
 def _wait(device: str) -> None:
-    """For an error to be near what caused it."""
+    """Synchronises, so that an error appears near its cause."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def _native(ops: KernelOps, loss, tensors: Tensors, first: bool) -> int:
-    """All dtypes and layouts with the first loss. The strided kernel of a loss knows two types,
-    the one that it computes in; its dense kernels know them all."""
+    """Runs the first loss with all dtypes and layouts. The strided kernel of a loss exists only for
+    the two compute dtypes, its dense kernels for all dtypes."""
     calls = 0
     for x, y in TYPES + MIXED:
         calls += _ungrouped(ops, loss, *tensors.dense(x, y), tensors)
@@ -94,7 +94,7 @@ def _native(ops: KernelOps, loss, tensors: Tensors, first: bool) -> int:
 
 
 def _triton(ops: KernelOps, loss, tensors: Tensors, first: bool) -> int:
-    """Every call is compiled for its dtypes, which takes long: all calls with the first loss."""
+    """Runs all calls with the first loss only, because each call is compiled for its dtypes."""
     calls = 0
     for dtype in (SINGLE, BFLOAT16, DOUBLE) if first else (SINGLE,):
         input, target = tensors.dense(dtype, dtype)
@@ -117,7 +117,7 @@ def _triton(ops: KernelOps, loss, tensors: Tensors, first: bool) -> int:
 
 
 def _ungrouped(ops: KernelOps, loss, input, target, tensors: Tensors) -> int:
-    """Reductions to one number, and none."""
+    """Reductions to a scalar, and no reduction."""
     out = torch.promote_types(input.dtype, target.dtype)
     weight = tensors.random(input.shape, input.dtype).abs()
     normalizer, shape = tensors.number(3.0), tuple(input.shape)
@@ -148,7 +148,7 @@ def _ungrouped(ops: KernelOps, loss, input, target, tensors: Tensors) -> int:
 
 
 def _grouped(ops: KernelOps, loss, input, target, tensors: Tensors) -> int:
-    """One number per sample."""
+    """Reductions to one value per sample."""
     out = torch.promote_types(input.dtype, target.dtype)
     sample, groups = (*loss, "mean", 1), input.shape[:1]
     weight = tensors.random(input.shape, input.dtype).abs()

@@ -1,4 +1,4 @@
-"""What GPU is here and what is missing to use it, as JSON. Needs no lossops."""
+"""Prints the GPU of this machine, and what is missing to use it, as JSON. Does not need lossops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUILD_NEEDS = ("ninja", "pybind11", "setuptools")
 
 
 def cuda_tool(name: str) -> str | None:
-    """A program of the CUDA toolkit, where setup.py looks for nvcc."""
+    """The path of a CUDA toolkit program, searched where setup.py searches nvcc."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     candidates = [str(Path(home, "bin", name))] if home else []
     candidates += [shutil.which(name) or "", f"/usr/local/cuda/bin/{name}"]
@@ -23,7 +23,7 @@ def cuda_tool(name: str) -> str | None:
 
 
 def missing() -> list[str]:
-    """What has to be there for a run that is not dry, in words."""
+    """What a real run lacks, as sentences."""
     if importlib.util.find_spec("torch") is None:
         return [f"{sys.executable} has no torch"]
     import torch

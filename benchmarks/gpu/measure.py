@@ -1,4 +1,4 @@
-"""Part ``measure``: time, bandwidth and memory of every loss beside the other contenders."""
+"""Part ``measure``: time, bandwidth and memory of every loss compared with the other contenders."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ from lossops.specs.elementwise import SPECS
 from lossops.specs.softmax import ROW_SPECS
 from lossops.verify.measure import available_bytes, peak_bytes
 
-COPY, ADD = "copy", "add"  # what the contenders' bandwidth is compared with
-GRAD_OUTPUT = 0.7310  # of a scaled step: anything but 1
-# Nothing is begun with less time left than this, and nothing compiled in the last third.
+COPY, ADD = "copy", "add"  # the yardsticks for the contenders' bandwidth
+GRAD_OUTPUT = 0.7310  # grad_output of a scaled step: any value but 1
+# Nothing is started with less time left than this, and nothing is compiled in the last third.
 LAST_SECONDS, COMPILED_SHARE = 8.0, 1 / 3
 
 
 @dataclass
 class Session:
-    """What all visits share."""
+    """State shared by all visits."""
 
     task: Task
     sizes: Sizes
     clock: CudaClock | WallClock
-    failures: list[str] = field(default_factory=list)  # of contenders of ours
+    failures: list[str] = field(default_factory=list)  # of our contenders
 
     @property
     def device(self) -> str:
@@ -75,8 +75,8 @@ def measure(task: Task) -> None:
     task.emit({"kind": "settings", "flushed_bytes": session.clock.flushed.numel()} | asdict(sizes))
     wake(session)
     if task.dry:
-        torch.set_num_threads(1)  # with so little to do, threads only wait for each other
-    gc.disable()  # a collection in the middle of a timing would be part of it
+        torch.set_num_threads(1)  # with so little work, threads would only wait for each other
+    gc.disable()  # a garbage collection must not run during a timing
     left_out = []
     for visit in visits.plan(sizes, task.dry):
         if task.left() < LAST_SECONDS:
@@ -95,7 +95,7 @@ def measure(task: Task) -> None:
 
 
 def wake(session: Session, seconds: float = 0.5) -> None:
-    """Has the device at work until its clocks have risen."""
+    """Keeps the device busy until its clocks have ramped up."""
     until = time.monotonic() + (0 if session.task.dry else seconds)
     while time.monotonic() < until:
         session.clock.cold(lambda: None)
@@ -118,7 +118,7 @@ def run_visit(session: Session, visit: Visit | RowVisit) -> None:
         session.task.emit(run(session, visit, what, found, absent, tensors, grad_output))
     del tensors, found
     if visit.compiled:
-        gc.collect()  # the compiler's cycles; once, for it takes long
+        gc.collect()  # frees the compiler's reference cycles; only once, because it is slow
     if session.device == "cuda":
         torch.cuda.empty_cache()
 
@@ -139,14 +139,15 @@ def _contenders(session: Session, visit: Visit | RowVisit, tensors: Tensors | Ro
 def _take_out_wrong(
     session: Session, visit: RowVisit, tensors: Rows, found: dict[str, Contender]
 ) -> dict[str, str]:
-    """Those whose result is not torch's, with the reason: a wrong loss is no measure of time."""
+    """Removes contenders whose result differs from torch's, and returns the reasons. The time of a
+    wrong loss is meaningless."""
     reasons = {}
     expected = rows.of_torch(visit.case, tensors)
     for name in [name for name in found if name not in (EAGER, COMPILE)]:
         if reason := rows.wrong(found[name], tensors, expected):
             reasons[name] = reason
             del found[name]
-            gc.collect()  # what an error holds on to
+            gc.collect()  # frees what the error references
             if name in OURS:
                 session.failures.append(f"{name} {visit}: {reason}")
     return reasons
@@ -160,7 +161,7 @@ def free_bytes(device: str) -> int:
 
 
 def timed_call(what: str, contender: Contender, tensors, grad_output: Tensor) -> Timed:
-    """The measured call and what it is called in."""
+    """The measured call and its context."""
     if not contender.overwrites:
         return Timed(call_of(what, contender, tensors, grad_output), contender.within)
     own = rows.Own(tensors)
@@ -168,7 +169,7 @@ def timed_call(what: str, contender: Contender, tensors, grad_output: Tensor) ->
 
 
 def call_of(what: str, contender: Contender, tensors, grad_output: Tensor):
-    """The measured call. A step begins without a gradient, as after zero_grad()."""
+    """The measured call. A step starts without a gradient, as after zero_grad()."""
     input, target, loss = tensors.input, tensors.target, contender.loss
 
     def forward() -> None:
@@ -187,11 +188,11 @@ def call_of(what: str, contender: Contender, tensors, grad_output: Tensor):
 
 
 def _prepared(session, what, found, tensors, grad_output) -> tuple[dict[str, Timed], Row]:
-    """The calls, warmed up, and the errors of those that cannot run."""
+    """The warmed-up calls, and the errors of those that cannot run."""
     timed, errors = {}, {}
     for name, contender in found.items():
         if (what == GRAPH and name not in (*OURS, EAGER)) or (what == FORWARD and name == COMPILE):
-            continue  # captures of its own, and a graph to be compiled for this alone
+            continue  # torch.compile has its own graphs, or would need another graph for this alone
         try:
             each = timed_call(what, contender, tensors, grad_output)
             for _ in range(3):
@@ -206,8 +207,8 @@ def _prepared(session, what, found, tensors, grad_output) -> tuple[dict[str, Tim
             errors[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
             if name in OURS:
                 session.failures.append(f"{name} {what}: {errors[name]}")
-            gc.collect()  # what the error holds on to
-            _synchronize(session.device)  # where this raises, nothing more can be measured
+            gc.collect()  # frees what the error references
+            _synchronize(session.device)  # if this raises, no further measurements are possible
         else:
             timed[name] = each
     return timed, errors
@@ -217,7 +218,7 @@ def captured(step):
     """A CUDA graph of the step, to be replayed."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):  # capture wants everything to have run on another stream
+    with torch.cuda.stream(aside):  # capture requires warm-up on another stream
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(aside)
@@ -233,8 +234,9 @@ def _synchronize(device: str) -> None:
 
 
 def yardsticks(what: str, tensors: Tensors | Rows, moved: int) -> dict[str, Timed]:
-    """A copy that reads and writes as many bytes, and for a step with a target of the
-    input's size the plain sum of two tensors, which reads two and writes one as the step does."""
+    """A copy that reads and writes the same number of bytes. For a step with a target of the
+    input's size, also the plain sum of two tensors, which reads two and writes one, as the step
+    does."""
     half = torch.empty(moved // 2, dtype=torch.int8, device=tensors.target.device)
     other = torch.zeros_like(half)
     found = {COPY: Timed(lambda: half.copy_(other))}
@@ -276,7 +278,7 @@ def _time(session, visit: Visit | RowVisit, what, found, absent, tensors, grad_o
 
 
 def _memory(session, visit: Visit, what, found, absent, tensors, grad_output) -> Row:
-    """The most that a step holds beyond its inputs, in tensors of the input's size."""
+    """Peak memory of a step beyond its inputs, in multiples of the input's size."""
     kept = {name: each for name, each in found.items() if name != COMPILE}
     timed, errors = _prepared(session, what, kept, tensors, grad_output)
     peaks: dict[str, Any] = {}

@@ -1,6 +1,6 @@
-"""How a part's process talks to the run that started it: rows, and an exit status.
+"""Communication between the process of a part and the run that started it: rows and an exit status.
 
-It writes one JSON object a line as soon as it has one. Its exit status says how it ended.
+The process writes each result immediately as one line of JSON. Its exit status tells how it ended.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ STATUS = {PASSED: "passed", FAILED: "failed", OUT_OF_TIME: "timed out", SKIPPED:
 
 
 class FailedError(Exception):
-    """Something is wrong with what the part looks at."""
+    """The part found something wrong."""
 
 
 class SkippedError(Exception):
-    """The part cannot say anything here."""
+    """The part cannot run here."""
 
 
 class OutOfTimeError(Exception):
-    """The part ended before its work did."""
+    """The part ran out of time."""
 
 
 @dataclass
 class Task:
-    """What a part's process is asked for."""
+    """The arguments of a part's process."""
 
-    rows: Path  # where they go
+    rows: Path  # the output file
     seconds: float  # until it is killed
     dry: bool
-    words: list[str] = field(default_factory=list)  # what the part's own code makes of them
+    words: list[str] = field(default_factory=list)  # interpreted by the part
     start: float = field(default_factory=time.monotonic)
 
     @property
@@ -51,7 +51,7 @@ class Task:
         return "cpu" if self.dry else "cuda"
 
     def left(self) -> float:
-        """Seconds."""
+        """Seconds that are left."""
         return self.start + self.seconds - time.monotonic()
 
     def emit(self, row: Row) -> None:
@@ -80,11 +80,11 @@ def main(work: Callable[[Task], None], arguments: Sequence[str] | None = None) -
 
 def _end() -> None:
     processes.end_all()
-    os._exit(OUT_OF_TIME)  # threads that wait for those processes would hold up any other exit
+    os._exit(OUT_OF_TIME)  # a normal exit would wait for threads that wait for those processes
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows written so far. The last line of a process that was killed may be half of one."""
+    """The rows written so far. The last line may be incomplete if the process was killed."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

@@ -13,14 +13,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def liger_cross_entropy() -> Loss:
-    """Its forward pass writes the gradient over the logits."""
+    """Its forward pass overwrites the logits with the gradient."""
     from liger_kernel.transformers.functional import liger_cross_entropy
 
     return liger_cross_entropy
 
 
 def liger_kl_divergence() -> Loss:
-    """It wants log-probabilities and probabilities, which its users make by torch."""
+    """It takes log-probabilities and probabilities, which its users compute with torch."""
     from liger_kernel.transformers import LigerKLDIVLoss
 
     divergence = LigerKLDIVLoss(reduction="batchmean")
@@ -32,10 +32,10 @@ def liger_kl_divergence() -> Loss:
 
 
 def liger_js_divergence() -> Loss:
-    """It wants log-probabilities, which its users make by torch."""
+    """It takes log-probabilities, which its users compute with torch."""
     from liger_kernel.transformers import LigerJSD
 
-    divergence = LigerJSD()  # of the halves, the mean over the rows
+    divergence = LigerJSD()  # with equal weights 1/2; averages over the rows
 
     def loss(input: Tensor, target: Tensor) -> Tensor:
         return divergence(input.log_softmax(1), target.log_softmax(1))
@@ -44,7 +44,7 @@ def liger_js_divergence() -> Loss:
 
 
 def quack_cross_entropy() -> Loss:
-    """It leaves the logits alone, unless asked to overwrite them."""
+    """It does not overwrite the logits by default."""
     from quack.cross_entropy import cross_entropy
 
     def loss(input: Tensor, target: Tensor) -> Tensor:

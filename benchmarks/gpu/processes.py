@@ -1,4 +1,4 @@
-"""Processes with a time limit, ended together with all that they started."""
+"""Processes with a time limit, which are ended together with all their children."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def execute(
     patience: float = 8.0,
     **options,
 ) -> int | None:
-    """Runs a command; returns its exit status, or None where the time was up.
+    """Runs a command. Returns its exit status, or None if it ran out of time.
 
-    A process whose time is up, or whose caller is interrupted, gets the signal ``ask`` and
-    ``patience`` seconds to put its things in order, which includes processes in groups of their own
-    that it started. Whatever is left of its group is killed.
+    On a timeout or an interrupt of the caller, the process gets the signal ``ask`` and ``patience``
+    seconds to clean up, including any processes that it started in other groups. Then its group is
+    killed.
     """
     process = subprocess.Popen(
         command,
@@ -57,7 +57,7 @@ def _end(process: subprocess.Popen, ask: int, patience: float) -> None:
 
 
 def end_all() -> None:
-    """Kills what is running, for a process that is itself told to end."""
+    """Kills everything that is running. For a process that is itself told to end."""
     for group in list(_running):
         _kill(group)
 

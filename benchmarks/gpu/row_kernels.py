@@ -1,4 +1,4 @@
-"""Every kernel over rows of a backend once, for :mod:`benchmarks.gpu.kernels`."""
+"""Runs every kernel over rows of a backend once, for :mod:`benchmarks.gpu.kernels`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
 
 LOSSES = (*LABEL_LOSSES, *DIVERGENCES)
 SINGLE, DOUBLE, BFLOAT16, HALF = torch.float32, torch.float64, torch.bfloat16, torch.float16
-# The classes of rows that a warp keeps, that a block keeps, and that a cluster or nobody does; all
-# with a rest that no vector covers, and one without.
+# Numbers of classes for rows that fit into a warp, into a block, and into a cluster or nowhere. Two
+# of them leave a remainder that vectors do not cover, one does not.
 CLASSES = (37, 1024, 9001)
 LONG = 130_001
 
 
 def run(ops: KernelOps, loss: str, tensors, few: bool) -> int:
-    """Calls every op with a loss; returns how many calls that were. ``few``: with few dtypes and
-    sizes, for a backend that compiles each anew."""
+    """Calls every op with a loss. Returns the number of calls. ``few`` reduces dtypes and sizes,
+    for a backend that compiles each of them separately."""
     form = "logits" if loss in DIVERGENCES else "labels"
     if few:
         return _step(ops, loss, tensors, (5, 37), 1, SINGLE, form)

@@ -1,4 +1,4 @@
-"""The tables of losses over rows of class scores, for :mod:`benchmarks.gpu.tables`."""
+"""Tables of the losses over rows of class scores, for :mod:`benchmarks.gpu.tables`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ NOTE = (
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Of measurements over rows, all but the summary."""
+    """All tables of measurements over rows, except the summary."""
     return [_forwards(rows), _bandwidth(rows), _left_out(rows)]
 
 
 def summary(rows: list[Row]) -> list[Table]:
-    """What is wanted first."""
+    """The most important table."""
     ratios = [(name, "native") for name in (EAGER, COMPILE, LIGER, QUACK)]
     table = Table(
         "Losses over rows of class scores, training step: forward, backward, mean; ms",
@@ -86,7 +86,7 @@ def _bandwidth(rows: list[Row]) -> Table:
 
 
 def _left_out(rows: list[Row]) -> Table:
-    """Contenders that are there, with the reason why they have no number."""
+    """Contenders that are installed but were not measured, with the reasons."""
     table = Table(
         "Not measured over rows of class scores",
         ("contender", "loss", "case", "dtype", "why"),

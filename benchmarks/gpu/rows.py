@@ -1,5 +1,5 @@
-"""What losses over rows of class scores need before they are measured: a check against torch, and
-for those that overwrite the scores, scores of their own."""
+"""Preparations for measuring losses over rows of class scores: a check against torch, and separate
+scores for contenders that overwrite them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from benchmarks.bench.softmax_steps import Case, Rows
 from benchmarks.gpu.contenders import Contender, in_words
 
-# The most by which a result may differ from torch's in float32, relative to it. Wide enough for
-# log-probabilities that were rounded to bfloat16, far too narrow for a wrong formula or reduction.
+# The largest relative difference from torch's float32 result. It allows for log-probabilities
+# rounded to bfloat16, but not for a wrong formula or reduction.
 VALUE, GRADIENT = 0.05, 0.2
 
 
 class Own:
-    """Scores of its own for a contender that writes the gradient over them.
+    """A separate copy of the scores, for a contender that overwrites them with the gradient.
 
-    Each call has to find the scores, not the gradient of the call before, or what it computes is
-    no loss, and nobody else may find them spoilt. So they are copied anew in the context that is
-    entered before the cache is flushed and the clock starts: the copy is not timed, and what it
-    leaves in the cache is flushed. Nothing else is different for this contender. What overwriting
-    saves, memory and a tensor to write to, is its to keep.
+    Each call must find the scores, not the gradient of the previous call, or its result would not
+    be the loss. No other contender may find the scores overwritten. So they are copied again in the
+    context that is entered before the cache is flushed and the clock starts: the copy is not timed,
+    and its traces in the cache are flushed. Everything else is the same for this contender, which
+    keeps the advantages of overwriting: less memory and no separate output tensor.
     """
 
     def __init__(self, tensors: Rows):
@@ -34,14 +34,14 @@ class Own:
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[None]:
-        self.input.grad = None  # may be the memory of the scores themselves
+        self.input.grad = None  # may share memory with the scores
         with torch.no_grad():
             self.input.copy_(self.scores)
         yield
 
 
 def of_torch(case: Case, tensors: Rows) -> tuple[Tensor, Tensor]:
-    """Value and gradient by torch, in float32 at least."""
+    """Value and gradient computed by torch, in at least float32."""
     input = _wide(tensors.input.detach()).requires_grad_()
     target = _wide(tensors.target) if tensors.target.is_floating_point() else tensors.target
     options = {
@@ -58,7 +58,7 @@ def _wide(numbers: Tensor) -> Tensor:
 
 
 def wrong(contender: Contender, tensors: Rows, expected: tuple[Tensor, Tensor]) -> str:
-    """What is wrong with a contender's value or gradient; empty where nothing is."""
+    """What is wrong with a contender's value or gradient, or "" if nothing is."""
     scores = Own(tensors) if contender.overwrites else tensors
     scores.input.grad = None
     try:
@@ -72,9 +72,9 @@ def wrong(contender: Contender, tensors: Rows, expected: tuple[Tensor, Tensor]) 
             if ours is None or ours.shape != torchs.shape:
                 shape = "absent" if ours is None else f"of the shape {tuple(ours.shape)}"
                 return f"wrong: its {name} is {shape}"
-            # The sum over all elements: the largest, those of the labels, are few.
+            # Sums over all elements: the large ones, at the labels, are few.
             off = float((ours.detach().float() - torchs).abs().sum() / torchs.abs().sum())
-            if not off <= limit:  # NaN is no less
+            if not off <= limit:  # also catches NaN
                 return f"wrong: its {name} is {off:.1%} off torch's"
     except Exception as error:
         return in_words(error)

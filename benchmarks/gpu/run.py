@@ -1,4 +1,4 @@
-"""Runs the parts one after the other, each as far as its time goes, and keeps their outcomes."""
+"""Runs the parts in order within their time limits, and keeps their outcomes."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from pathlib import Path
 from benchmarks.gpu import processes
 from benchmarks.gpu.part import ROOT, STATUS, Row, read_rows, rows_of
 
-SECONDS = 510  # for all parts together; what follows them takes a few more
+SECONDS = 510  # for all parts; the final steps take a few more
 FINISH_SECONDS = 25
 LOG, LOG_BYTES = "run.log", 12 << 20
-# A part that ended so is not run again: it has said what it has to say.
+# A part that ended like this is not run again.
 FINISHED = ("passed", "failed", "skipped")
 GOOD = ("passed", "skipped")
-# Settings of the caller that would have something else tested or measured.
+# Variables of the caller that would change what is tested or measured.
 _CLEARED = ("LOSSOPS_BACKEND", "LOSSOPS_TEST_DEVICE", "TRITON_INTERPRET")
 _SOURCES = ("csrc", "lossops", "tests", "benchmarks/gpu", "setup.py", "pyproject.toml")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the work, done by a module."""
+    """A part of the work, done by one module."""
 
     name: str
     module: str
-    seconds: float  # that are its own, whatever the parts before it took
+    seconds: float  # guaranteed, however long the earlier parts took
     words: tuple[str, ...] = ()
-    needed: bool = False  # by all parts after it
+    needed: bool = False  # by all later parts
 
 
 PARTS = (
@@ -48,16 +48,16 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller asked for."""
+    """The options of the caller."""
 
     out: Path
     dry: bool = False
     again: bool = False
-    tests: tuple[str, ...] = ()  # instead of all
+    tests: tuple[str, ...] = ()  # if set, only these
 
 
 def run(parts: Sequence[Part], options: Options) -> int:
-    """Runs the parts that are not finished yet; returns the exit status."""
+    """Runs the parts that are not finished yet. Returns the exit status."""
     options.out.mkdir(parents=True, exist_ok=True)
     sources = digest()
     records = {part.name: _finished(part, options, sources) for part in parts}
@@ -90,7 +90,8 @@ def run(parts: Sequence[Part], options: Options) -> int:
 
 
 def digest() -> str:
-    """Of all that the parts' outcomes depend on. Outcomes of other sources are not reused."""
+    """A digest of everything that the outcomes depend on. Outcomes of other sources are not
+    reused."""
     found = hashlib.sha256()
     for name in _SOURCES:
         for path in sorted(_files(ROOT / name)):
@@ -108,14 +109,14 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def environment() -> dict[str, str]:
-    """The parts': this checkout comes first, whatever else is installed."""
+    """The environment of the parts: this checkout takes precedence over installed packages."""
     kept = {name: value for name, value in os.environ.items() if name not in _CLEARED}
     paths = [str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]
     return kept | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
 def _finished(part: Part, options: Options, sources: str) -> Row | None:
-    """How the part ended in an earlier run of the same kind over the same sources."""
+    """The outcome of the part in an earlier run of the same kind with the same sources, or None."""
     try:
         record = json.loads((options.out / f"{part.name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -128,7 +129,7 @@ def _finished(part: Part, options: Options, sources: str) -> Row | None:
 
 
 def _record(part: Part, options: Options, sources: str, status: str, **more) -> Row:
-    """Written down, too."""
+    """Creates the record of a part, and writes it to its file."""
     now = datetime.datetime.now(datetime.timezone.utc)
     record = {
         "part": part.name,
@@ -196,7 +197,8 @@ def _shorten(log: Path) -> None:
 
 
 def _finish(options: Options, fresh: bool) -> bool:
-    """Puts all parts' outcomes together, in a process that may import torch and what was built."""
+    """Combines the outcomes of all parts, in a process that may import torch and the built
+    extension."""
     command = [sys.executable, "-m", "benchmarks.gpu.finish", str(options.out)]
     new = fresh or not (options.out / "result.json").exists()
     command += ["--keep"] if new and not options.dry else []

@@ -1,4 +1,4 @@
-"""Part ``sanitizer``: compute-sanitizer's four tools over a small run of every kernel."""
+"""Part ``sanitizer``: runs the four tools of compute-sanitizer over a small run of every kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.gpu.part import ROOT, FailedError, OutOfTimeError, Row, SkippedE
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 BACKENDS = ("native", "triton")
-FOUND = 66  # the exit status asked for where a tool found something
+FOUND = 66  # the exit status that a tool is told to use for findings
 QUOTED_LINES = 30
 _MARK = re.compile(r"^=+ ?", re.M)
 _SUMMARY = re.compile(r"^=+ ERROR SUMMARY: (\d+) errors?", re.M)
@@ -22,13 +22,14 @@ _RACES = re.compile(
     r"^=+ RACECHECK SUMMARY: (\d+) hazards? displayed \((\d+) errors?, (\d+) warnings?\)", re.M
 )
 _UNSEEN = ("terminated before first instrumented API call", "No attachable process found")
-# torch's allocator would hand out pieces of large blocks, in which no tool sees an access beyond a
-# tensor. Kernels are loaded when first called, not all of torch's at the start.
+# torch's allocator would return pieces of large blocks, in which no tool detects an out-of-bounds
+# access. With lazy loading, kernels are loaded on their first call, not all of torch's at the
+# start.
 _ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_MODULE_LOADING": "LAZY"}
 
 
 def parse(text: str) -> Row:
-    """What a tool printed, in numbers. ``errors`` is None where it gave no account."""
+    """Parses the output of a tool. ``errors`` is None if it printed no summary."""
     errors = [int(number) for number in _SUMMARY.findall(text)]
     races = [tuple(map(int, numbers)) for numbers in _RACES.findall(text)]
     counted = bool(errors or races) and not any(words in text for words in _UNSEEN)
@@ -44,7 +45,7 @@ def parse(text: str) -> Row:
 
 
 def verdict(found: Row, status: int | None) -> tuple[str, str]:
-    """A status and its reason."""
+    """The status and its reason."""
     if found["errors"]:
         return "failed", f"{found['errors']} errors"
     if found["hazards"]:
@@ -79,7 +80,8 @@ def sanitizer(task: Task) -> None:
             late.append(str(error))
     for row in rows:
         name = f"{row['tool']} of {row['backend']}"
-        # They take turns at some resources, and where one had none, it gets another chance alone.
+        # The tools compete for some resources. A tool that failed for that reason is run again
+        # alone.
         if row["errors"] is None and row["status"] == "failed" and task.left() > 10:
             row |= _check(task, program, row["backend"], row["tool"]) | {"repeated": True}
         task.emit(row)
@@ -94,15 +96,15 @@ def sanitizer(task: Task) -> None:
 
 
 def _check_backend(task: Task, program: str, backend: str) -> list[Row]:
-    """All tools over one backend's kernels, at once."""
+    """Runs all tools over one backend's kernels, in parallel."""
     _without_tool(task, backend)
     with ThreadPoolExecutor(len(TOOLS)) as pool:
         return list(pool.map(lambda tool: _check(task, program, backend, tool), TOOLS))
 
 
 def _without_tool(task: Task, backend: str) -> None:
-    """Raises where the kernels cannot even run. Fills Triton's cache, so that no tool has to watch
-    it compile."""
+    """Raises if the kernels cannot run at all. Also fills Triton's cache, so that no tool has to
+    instrument the compilation."""
     status, text = _run(kernels(backend, task.device), task.left() - 5, os.environ)
     print(f"== {backend}\n{text}", flush=True)
     task.emit({"kind": "kernels", "backend": backend, "ran": DONE in text})

@@ -1,4 +1,4 @@
-"""Parts ``tests_native`` and ``tests_triton``: the tests, on the device, by one backend."""
+"""Parts ``tests_native`` and ``tests_triton``: the tests on the device, with one backend."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from benchmarks.gpu.part import ROOT, FailedError, OutOfTimeError, Row, SkippedE
 
 SWITCH = "LOSSOPS_TEST_DEVICE"
 WORKERS = 8
-PATIENCE = 20.0  # seconds for pytest to write down what it has when it is told to stop
-# These compute nothing on the device, and take long or build the extension anew.
+PATIENCE = 20.0  # seconds that pytest gets to write its report when it is told to stop
+# These compute nothing on the device, and are slow or rebuild the extension.
 LEFT_OUT = (
     "test_gpu_run.py",
     "test_gpu_run_rows.py",
@@ -34,7 +34,7 @@ LEFT_OUT = (
     "test_docs.py",
     "test_command_line.py",
 )
-# Of tests that take several backends by themselves, those of the other one run in its own part.
+# Tests that cover several backends by themselves run the other backend in its own part.
 OTHERS = {"native": "triton", "triton": "native"}
 DRY_TESTS = ("tests/test_errors.py",)
 
@@ -47,7 +47,7 @@ def suite(task: Task) -> None:
         raise SkippedError("Triton kernels need a GPU; their own tests interpret them without one")
     variables = {"LOSSOPS_BACKEND": backend}
     workers = 0 if task.dry or importlib.util.find_spec("xdist") is None else WORKERS
-    if workers:  # which would otherwise all start a thread per core
+    if workers:  # otherwise each would start a thread per core
         variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
     if not task.dry:
         variables |= {SWITCH: "cuda", "LOSSOPS_TEST_ALL": "1"}
@@ -63,7 +63,7 @@ def suite(task: Task) -> None:
         )  # fmt: skip
         row = {"kind": "tests", "backend": backend, "finished": status is not None}
         row |= summary(report) if report.exists() else {}
-    if status is None:  # those that were running are reported as if they had passed
+    if status is None:  # tests that were running are reported as passed
         row["passed"] = max(0, row.get("passed", 0) - max(1, workers))
     task.emit(row)
     judge(row, status)
@@ -71,7 +71,7 @@ def suite(task: Task) -> None:
 
 def pytest_command(report: Path, backend: str, targets: Sequence[str], workers: int) -> list[str]:
     command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}"]
-    # Where a package that some tests need is missing, the others still run.
+    # If a package that some tests need is missing, the others still run.
     command += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
     command += ["-k", f"not cuda_on_cpu and not cuda-{OTHERS[backend]}"]
     command += ["-n", str(workers)] if workers else []
@@ -89,7 +89,7 @@ def knows_switch(folder: Path) -> bool:
 
 
 def summary(report: Path) -> Row:
-    """What a JUnit file says, in numbers, names and reasons."""
+    """The contents of a JUnit file: numbers, names and reasons."""
     counts = Counter(passed=0, failed=0, skipped=0)
     failures, skips, seconds = [], Counter(), 0.0
     for case in ElementTree.parse(report).iter("testcase"):
@@ -109,7 +109,7 @@ def summary(report: Path) -> Row:
 
 
 def judge(row: Row, status: int | None) -> None:
-    """Raises unless all is well."""
+    """Raises unless all tests passed."""
     ran = row.get("passed", 0) + row.get("failed", 0)
     if row.get("failed"):
         names = ", ".join(failure["name"] for failure in row["failures"][:3])

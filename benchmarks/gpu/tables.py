@@ -1,4 +1,4 @@
-"""A GPU's result as tables, for a terminal and for benchmarks/README.md."""
+"""Tables of a GPU result, for a terminal and for benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from benchmarks.gpu.visits import FORWARD, GRAPH, ROWS, SCALED, STEP
 from lossops.verify.tables import NOTHING, Cell, Table, number, verdict
 
 NAMES = (*OURS, EAGER, COMPILE)
-_NUMBER = re.compile(rf"[-\d≤≥(]|{NOTHING}$")  # how the cells of a column of numbers begin
+_NUMBER = re.compile(rf"[-\d≤≥(]|{NOTHING}$")  # how cells of a numeric column start
 
 
 def tables(result: Row) -> list[Table]:
-    """All that there is something to say in."""
+    """All tables that are not empty."""
     times = rows_of(_measured(result), "time")
     cold = [row for row in times if row["cold"]]
     short = [row for row in times if not row["cold"]]
@@ -33,7 +33,7 @@ def tables(result: Row) -> list[Table]:
 
 
 def summary(result: Row) -> list[Table]:
-    """What is wanted first."""
+    """The most important tables."""
     rows = _measured(result)
     steps = [row for row in rows_of(rows, "time") if row["cold"] and row["what"] == STEP]
     made = [_parts(result), _goals(rows), *map(_steps, _by_count(steps))]
@@ -126,7 +126,7 @@ def _steps(rows: list[Row]) -> Table:
 
 
 def _bandwidth(rows: list[Row]) -> Table:
-    """Of forward, step and scaled step."""
+    """The bandwidth of forward, step and scaled step."""
     whats = (FORWARD, STEP, SCALED)
     table = Table(
         f"Achieved bandwidth over {elements(rows[0]['count'])} elements, in GB/s, and as a share "
@@ -186,7 +186,7 @@ def _peers(rows: list[Row]) -> Table:
 
 
 def to_markdown(table: Table) -> str:
-    """As in a document: numbers to the right, outcomes in bold."""
+    """Formats a table as Markdown: numbers right-aligned, outcomes in bold."""
     rows = [[_markdown_cell(cell) for cell in cells] for cells in table.rows]
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(table.columns)
     marks = ["---:" if all(map(_NUMBER.match, column)) else "---" for column in columns]

@@ -1,4 +1,4 @@
-"""The kernels over rows of vectors, as benchmarks.gpu.kernels calls them."""
+"""Runs the kernels over rows of vectors, for benchmarks.gpu.kernels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["LOSSES", "run"]
 
 LOSSES = tuple(VECTOR_SIGNATURES)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Lanes, a warp, a block that reads once more; a row that begins at no boundary.
+# For a few lanes, a warp, and a block that reads twice; also rows that are not aligned.
 LENGTHS = (5, 37, 700, 4101)
 PARAMS = (0.5, 1.0, 0.25)
 
 
 def run(ops: KernelOps, loss: str, tensors) -> int:
-    """Calls both ops for every dtype; returns how many calls that were."""
+    """Calls both ops for every dtype. Returns the number of calls."""
     calls = 0
     for dtype in DTYPES:
         for length in LENGTHS:
@@ -50,5 +50,5 @@ def _label(loss: str, tensors, rows: int, length: int) -> Tensor | None:
         return numbers.sign()
     labels = (numbers.abs() * 1e3).long() % length
     if takes == "list":
-        labels[1:, 3:] = -1  # all classes of the first row, few of the others
+        labels[1:, 3:] = -1  # all classes in the first row, few in the others
     return labels

@@ -1,4 +1,4 @@
-"""What is measured, the most telling first: what comes late may find no time left."""
+"""The measurements, the most important first: later ones may run out of time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of elements, and of timings."""
+    """Numbers of elements and of timings."""
 
     tiny: int
     small: int
@@ -32,31 +32,31 @@ class Sizes:
     block_ms: float
 
 
-# At tiny and small the launches count, at large and huge the bytes.
+# Launches dominate for tiny and small, bandwidth for large and huge.
 GPU = Sizes(1 << 10, 1 << 16, 1 << 26, 1 << 28, rounds=30, blocks=11, block_ms=2.0)
 DRY = Sizes(1 << 5, 1 << 8, 1 << 12, 1 << 13, rounds=3, blocks=3, block_ms=0.2)
 
 
 @dataclass(frozen=True)
 class Visit:
-    """Several measurements of one loss over one pair of tensors."""
+    """Several measurements of one loss with one pair of tensors."""
 
     spec: Spec
     dtype: torch.dtype
     count: int
     whats: tuple[str, ...]
     compiled: bool = False
-    short: bool = False  # calls are timed in blocks, from a warm cache
+    short: bool = False  # calls are timed in blocks, with a warm cache
 
-    kind: ClassVar[str] = "time"  # of the rows it emits
-    held: ClassVar[int] = 14  # an upper bound on the tensors in memory at once
+    kind: ClassVar[str] = "time"  # of the emitted rows
+    held: ClassVar[int] = 14  # upper bound on the number of tensors in memory at once
 
     def __str__(self) -> str:
         return f"{self.spec.name} {words(self.dtype)} {self.count:,}: {', '.join(self.whats)}"
 
     @property
     def facts(self) -> dict[str, object]:
-        """What tells its rows from those of other visits."""
+        """The values that identify its rows."""
         return {"loss": self.spec.name, "dtype": words(self.dtype), "count": self.count}
 
     def tensors(self, device: str) -> Tensors:
@@ -77,7 +77,7 @@ class RowVisit:
 
     short: ClassVar[bool] = False
     kind: ClassVar[str] = ROWS
-    # Of the dtype's size: the check computes in float32, whose tensors are twice those of bfloat16.
+    # In units of the dtype's size. The check computes in float32, at twice the size of bfloat16.
     held: ClassVar[int] = 36
 
     def __str__(self) -> str:
@@ -111,8 +111,8 @@ def words(dtype: torch.dtype) -> str:
 
 
 def plan(sizes: Sizes, dry: bool) -> list[Visit | RowVisit]:
-    """The visits of both families. Those over rows take turns with the first of the others, so
-    that neither family is left out where time runs out."""
+    """The visits of both families. Row visits alternate with the first of the others, so that
+    neither family is left out if time runs out."""
     elementwise, rows = list(visits(sizes, dry)), list(row_visits(dry))
     turn = max(1, len(SPECS) * len(DTYPES) // len(rows))
     made: list[Visit | RowVisit] = []
@@ -123,7 +123,8 @@ def plan(sizes: Sizes, dry: bool) -> list[Visit | RowVisit]:
 
 
 def visits(sizes: Sizes, dry: bool, specs: Iterable[Spec] = SPECS) -> Iterator[Visit]:
-    """All of them. A dry run compiles once, and looks at memory twice: both take long."""
+    """All elementwise visits. A dry run compiles only once and measures memory only twice, because
+    both are slow."""
     pairs = [(spec, dtype) for spec in specs for dtype in DTYPES]
     for i, (spec, dtype) in enumerate(pairs):
         whats = (STEP, SCALED, FORWARD, *([MEMORY] if not dry or i < 2 else []))
@@ -135,14 +136,14 @@ def visits(sizes: Sizes, dry: bool, specs: Iterable[Spec] = SPECS) -> Iterator[V
     for spec, dtype in pairs:
         whats = (STEP, SCALED, FORWARD)
         yield Visit(spec, dtype, sizes.small, whats, compiled=not dry, short=True)
-    # Last, because a capture that fails may leave the device unusable.
+    # Last, because a failed capture may leave the device unusable.
     for count in (sizes.tiny, sizes.small):
         for spec, dtype in pairs:
             yield Visit(spec, dtype, count, (GRAPH,), short=True)
 
 
 def row_visits(dry: bool) -> Iterator[RowVisit]:
-    """Those with goals first. A dry run compiles none: it has compiled an elementwise loss."""
+    """Those with goals come first. A dry run compiles none of them, only an elementwise loss."""
     single, half = torch.float32, torch.bfloat16
     pair = Sample(target="logits")
     for loss, shape, sample, dtype, compiled in (
@@ -150,7 +151,8 @@ def row_visits(dry: bool) -> Iterator[RowVisit]:
         ("kl_divergence", (4096, 32_000), pair, half, True),
         ("js_divergence", (4096, 32_000), pair, half, True),
         ("cross_entropy", (2048, 128_256), Sample(), half, True),
-        # So short that launches may count; the next has four times the rows, and tells.
+        # This may be short enough for launches to matter. The next, with four times the rows,
+        # tells.
         ("cross_entropy", (4096, 4096), Sample(), half, False),
         ("cross_entropy", (16_384, 4096), Sample(), half, False),
         ("cross_entropy", (1024, 262_144), Sample(), half, False),
@@ -171,5 +173,5 @@ def passes(spec: Spec, what: str) -> int:
     """Passes over memory of the input's size that a fused implementation needs."""
     if what == FORWARD:
         return spec.passes_per_forward
-    # A gradient that was written for grad_output = 1 is read and written again.
+    # A gradient written for grad_output = 1 must be read and written again.
     return spec.passes_per_step + (2 if what == SCALED else 0)

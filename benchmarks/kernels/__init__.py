@@ -1,1 +1,1 @@
-"""What compilers make of the GPU kernels."""
+"""Analysis of the compiled GPU kernels."""

@@ -1,8 +1,7 @@
-"""Keeps what compilers made of each kernel; compiles a kernel again when a file that goes into it
-changes.
+"""A cache of compiler results. A kernel is compiled again when a file that it depends on changes.
 
-The results for the compilers that have a folder in ``benchmarks/compiled`` are part of the
-repository. Others are kept beside the build, as are all with LOSSOPS_TEST_ALL=1.
+Results for the compilers that have a folder in ``benchmarks/compiled`` are part of the repository.
+Others are stored with the build, as are all results under LOSSOPS_TEST_ALL=1.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Progress = Callable[[str, int], contextlib.AbstractContextManager[Advance]]
 
 @contextlib.contextmanager
 def silence(label: str, total: int) -> Iterator[Advance]:
-    """Progress that nobody watches."""
+    """Progress that is not displayed."""
     yield lambda what: None
 
 
@@ -45,13 +44,14 @@ def included(source: Path, folder: Path) -> set[Path]:
 
 
 def imported(module: str, part: str) -> set[Path]:
-    """The files of a module of lossops and of all that it imports with a part in their names."""
+    """The files of a lossops module, and of its direct and indirect imports whose names contain
+    ``part``."""
     root, found, new = Path(lossops.__file__).parents[1], {}, {module}
     while new:
         name = new.pop()
         path = root.joinpath(*name.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if not path.is_file():  # what a module holds
+        if not path.is_file():  # a name defined in a module
             found[name] = None
             continue
         found[name] = path
@@ -64,20 +64,20 @@ def imported(module: str, part: str) -> set[Path]:
 
 
 def digest(texts: Iterable[str], files: Iterable[Path]) -> str:
-    """Of texts and of what is in files, wherever they are."""
+    """A digest of texts and of the contents of files, independent of their paths."""
     contents = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in set(files))
     return hashlib.sha256("\0".join([*texts, *contents]).encode()).hexdigest()[:32]
 
 
 class Task(NamedTuple):
     arguments: tuple
-    files: Iterable[Path]  # all that the result depends on
+    files: Iterable[Path]  # everything that the result depends on
 
 
 class Cache:
-    """Results by the name of what was compiled, for as long as what they depend on stays.
+    """Results by task name, valid as long as the files they depend on are unchanged.
 
-    Without a checkout to write in, nothing is kept.
+    Without a writable checkout, nothing is stored.
     """
 
     def __init__(self, compiler: str, *texts: str):
@@ -94,9 +94,10 @@ class Cache:
         executor: Callable[[int], Executor],
         progress: Progress = silence,
     ) -> list[Any]:
-        """``work(*arguments)`` for each of the tasks, by an executor of so many workers where new.
+        """``work(*arguments)`` for each task. Tasks without a stored result run in
+        ``executor(workers)``.
 
-        One process works at a time; others wait, and find what it has left.
+        One process works at a time. The others wait, and then find its results.
         """
         with self._locked():
             found = {name: self._load(name, task) for name, task in tasks.items()}
@@ -139,7 +140,7 @@ class Cache:
 
     def _store(self, name: str, task: Task, digest: str, result: Any) -> None:
         path = self._path(name)
-        if path is None or self._digest(task) != digest:  # edited meanwhile
+        if path is None or self._digest(task) != digest:  # edited in the meantime
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")  # an interruption leaves the old file or the new one

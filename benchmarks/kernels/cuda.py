@@ -1,4 +1,4 @@
-"""The CUDA kernels of a checkout: compiled for some architectures, and what they are made of."""
+"""The CUDA kernels of a checkout, compiled for some architectures and analysed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.kernels.rows import READERS, CompileError, row
 from lossops.specs.elementwise import SPECS, Spec
 
 CSRC = CHECKOUT / "csrc"
-FLAGS = ("-std=c++20", "-O3", "-Xptxas=-v")  # as setup.py has them, and a report
+FLAGS = ("-std=c++20", "-O3", "-Xptxas=-v")  # those of setup.py, and a report
 _DTYPES = {
     "double": "float64",
     "float": "float32",
@@ -28,7 +28,7 @@ _DTYPES = {
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler: of CUDA_HOME, or else on PATH."""
+    """The CUDA compiler, from CUDA_HOME or else from PATH."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return (home and shutil.which("nvcc", path=Path(home, "bin"))) or shutil.which("nvcc")
 
@@ -40,7 +40,7 @@ def compiler() -> str:
 
 
 def missing() -> str | None:
-    """Why nothing can be shown here, or None."""
+    """Why the kernels cannot be analysed here, or None."""
     if not sources():
         return "there are no CUDA sources: this is no checkout of the repository"
     if nvcc() is None:
@@ -53,7 +53,7 @@ def missing() -> str | None:
 
 
 def sources() -> list[Path]:
-    """The files to compile, the longest first: others are done beside it."""
+    """The source files, largest first, so that the others compile in parallel."""
     return sorted((CSRC / "cuda").rglob("*.cu"), key=lambda path: -path.stat().st_size)
 
 
@@ -63,11 +63,11 @@ def survey(
     over_rows: Sequence[str] = (),
     progress: Progress = silence,
 ) -> list[dict[str, Any]]:
-    """What :func:`compile` returns, for some architectures and all sources, which have the kernels
-    of all losses.
+    """The results of :func:`compile` for some architectures and all sources, which contain the
+    kernels of all losses.
 
     Raises:
-        CompileError: a source does not compile.
+        CompileError: if a source does not compile.
     """
     tasks = {
         f"{source.parent.name} {source.stem} for sm_{a}": Task(
@@ -80,10 +80,10 @@ def survey(
 
 
 def compile(source: Path, architecture: str, options: Sequence[str] = ()) -> dict[str, Any]:
-    """Compiles a source, host code included: ``rows``, one for each kernel, and ``warnings``.
+    """Compiles a source, including host code. Returns ``rows``, one per kernel, and ``warnings``.
 
     Raises:
-        CompileError: it does not compile.
+        CompileError: if the source does not compile.
     """
     with tempfile.TemporaryDirectory() as folder:
         code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
@@ -119,24 +119,24 @@ def _demangled(symbols: Sequence[str]) -> list[str]:
 
 
 def _enums(source: str) -> dict[str, list[str]]:
-    """The enumerators of a source's enums: a symbol has their numbers only."""
+    """The enumerators of a source's enums, because symbols contain only their numeric values."""
     source = re.sub(r"//.*", "", source)
     found = re.findall(r"enum class (\w+)\s*\{([^}]*)\}", source)
     return {name: re.findall(r"\w+", body) for name, body in found}
 
 
 def _parts(name: str, enums: dict[str, list[str]]) -> dict[str, Any]:
-    """A demangled kernel name, taken apart.
+    """Parses a demangled kernel name.
 
-    ``void dense<OfDifference<Mse>, float, float, (Pass)1>(…)``, less its namespaces, is the kernel
-    ``dense`` for the loss ``mse``, two tensors of float32 and the pass ``step``. So the operands of
-    a softmax kernel are its pass, and with them the vectors that a lane keeps.
+    ``void dense<OfDifference<Mse>, float, float, (Pass)1>(…)``, without its namespaces, is the
+    kernel ``dense`` for the loss ``mse``, two float32 tensors and the pass ``step``. Likewise, the
+    pass of a softmax kernel consists of its operands and the number of vectors that a lane keeps.
     """
     name = re.sub(r"\(anonymous namespace\)::|\b\w+::", "", name)
     template, arguments = re.match(r"(?:void )?(\w+)(?:<(.*)>)?\(", name).groups()
     losses, dtypes, passes = [], [], []
     for argument in (arguments or "").split(", "):
-        word = "".join(re.findall(r"\w+", argument)[-1:])  # of OfDifference<Mse>, the inner one
+        word = "".join(re.findall(r"\w+", argument)[-1:])  # for OfDifference<Mse>, the inner name
         enumerator = re.fullmatch(r"\((\w+)\)(\d+)", argument)
         if word in _DTYPES:
             dtypes.append(_DTYPES[word])

@@ -1,4 +1,4 @@
-"""What a compiled kernel is made of, read off ptxas's log, the PTX and the machine code."""
+"""Properties of a compiled kernel, extracted from ptxas's log, the PTX and the machine code."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from pathlib import Path
 _INSTRUCTION_BYTES = 16
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}  # else 4
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)((?:\.\w+)*)")
-# An address without a known space, LD and ST, may be anywhere; a kernel of ours has it in a tensor.
+# LD and ST have generic addresses without a known space. In our kernels these are global.
 _LOADS, _STORES, _LOCAL = ("LDG", "LD"), ("STG", "ST"), ("LDL", "STL")
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiler leaves of one or more kernels."""
+    """The compiler's output for one or more kernels."""
 
     log: str  # of ptxas -v
     ptx: str
     cubin: bytes
-    dynamic_shared: int = 0  # bytes that a launch asks for, beyond what the kernels declare
+    dynamic_shared: int = 0  # bytes requested at launch, in addition to what the kernels declare
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel of the machine code."""
+    """A kernel in machine code."""
 
     symbol: str
     threads: int  # of a block, at most
-    registers: int  # of a thread
-    shared: int  # bytes of a block
-    stack: int  # bytes of a thread
+    registers: int  # per thread
+    shared: int  # bytes per block
+    stack: int  # bytes per thread
     spill_stores: int  # bytes
     spill_loads: int
-    loads: dict[str, int]  # from global memory: how many instructions of each width in bytes
+    loads: dict[str, int]  # from global memory: number of instructions by width in bytes
     stores: dict[str, int]
-    local: int  # instructions that access local memory, where spilled registers live
+    local: int  # instructions that access local memory, which holds spilled registers
 
 
 def disassembler() -> str | None:
-    """The program nvdisasm: the one in Triton's package, or else the CUDA toolkit's."""
+    """The path of nvdisasm: from Triton's package, or else from the CUDA toolkit."""
     found = importlib.util.find_spec("triton")
     if found is not None and found.origin is not None:
         own = Path(found.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
@@ -57,7 +57,7 @@ def disassembler() -> str | None:
 
 
 def kernels(compiled: Sequence[Compiled]) -> list[Kernel]:
-    """The kernels of some compilations for one architecture, in their order."""
+    """The kernels of some compilations for one architecture, in order."""
     described, codes, targets = [], [], set()
     for each in compiled:
         sections = dict(_sections(each.cubin))
@@ -77,7 +77,7 @@ def kernels(compiled: Sequence[Compiled]) -> list[Kernel]:
 
 
 def _entries(log: str) -> Iterable[tuple[str, str, dict[str, int]]]:
-    """Name, target and resources of each kernel that ptxas -v speaks of."""
+    """Name, target and resources of each kernel in the output of ptxas -v."""
     parts = re.split(r"Compiling entry function '(\S+)' for 'sm_(\w+)'", log)
     for symbol, target, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
         # One line for the kernel and one for each function that it calls.
@@ -95,7 +95,7 @@ def _entries(log: str) -> Iterable[tuple[str, str, dict[str, int]]]:
 
 
 def _threads(ptx: str, symbol: str) -> int:
-    """Threads of a block as the kernel declares them: the most, or the only number."""
+    """Threads per block as declared by the kernel: the maximum, or the required number."""
     declared = rf"\.entry\s+{re.escape(symbol)}\s*\([^)]*\)\s*\.(?:maxntid|reqntid)\s+([\d, ]+)"
     found = re.search(declared, ptx)
     if not found:
@@ -118,9 +118,9 @@ def _sections(elf: bytes) -> Iterable[tuple[str, bytes]]:
 
 
 def _disassemble(codes: Sequence[bytes], target: str) -> list[list[tuple[str, str]]]:
-    """Opcode and modifiers of each instruction, for each of some kernels.
+    """Opcode and modifiers of each instruction, for each kernel.
 
-    All in one run over the bare instructions: nvdisasm takes a third of a second to start.
+    All kernels are disassembled in one run, because nvdisasm takes a third of a second to start.
     """
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(b"".join(codes))

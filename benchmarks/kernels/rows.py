@@ -12,12 +12,12 @@ from benchmarks.kernels.machine_code import Kernel
 from benchmarks.kernels.occupancy import MULTIPROCESSORS, WARP, blocks_at_once
 
 Row = dict[str, Any]
-# The sources that decide what a row says: rows that are kept are good for as long as these are.
+# The sources that determine the contents of a row. Stored rows are valid while these are unchanged.
 READERS = tuple(Path(file) for file in (__file__, machine_code.__file__, occupancy.__file__))
 
 
 class CompileError(RuntimeError):
-    """A source that does not compile, and what the compiler says of it."""
+    """A source does not compile. Contains the compiler's message."""
 
 
 def row(
@@ -29,7 +29,7 @@ def row(
     pass_: str,
     kernel: Kernel,
 ) -> Row:
-    """Everything that is known of a kernel. The loss and the pass are empty where it has none."""
+    """All facts about a kernel. The loss and the pass are empty if the kernel has none."""
     arguments = ", ".join(filter(None, (loss, *dtypes, pass_)))
     blocks = blocks_at_once(architecture, kernel.threads, kernel.registers, kernel.shared)
     warps = blocks * -(-kernel.threads // WARP)
@@ -44,7 +44,7 @@ def row(
         "dtypes": list(dtypes),
         "pass": pass_,
         **numbers,
-        "blocks": blocks,  # at once on a multiprocessor
+        "blocks": blocks,  # per multiprocessor at once
         "warps": warps,
         "occupancy": warps / MULTIPROCESSORS[architecture].warps,
     }

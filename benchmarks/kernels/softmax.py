@@ -1,4 +1,4 @@
-"""What is launched of the softmax family in Triton, to be compiled by :mod:`kernels_triton`."""
+"""The Triton launches of the softmax family, to be compiled by :mod:`kernels_triton`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
 FLOAT64, FLOAT32, BFLOAT16 = torch.float64, torch.float32, torch.bfloat16
 LOSSES = (*LABEL_LOSSES, *DIVERGENCES)
 KERNELS = ("label_loss_kernel", "divergence_kernel", "count_kernel", "reduce_kernel")
-# These two stand for all, to save time, in what differs little from loss to loss.
+# To save time, these two represent all losses where the kernels differ little.
 TYPICAL = ("cross_entropy", "kl")
 ROW, LONG_ROW = (1000, 16384), (1000, 128256)  # the longest kept in registers; one read again
 PAIR_OF_ROWS = (1000, 4096)  # a divergence keeps two rows
@@ -20,7 +20,7 @@ IMAGES = (8, 19, 128, 128)
 
 
 def launches(loss: str, ops) -> Iterator[tuple[str, tuple[torch.dtype, ...], str, Callable]]:
-    """The kernels that the call launches, its dtypes, the pass, and the call."""
+    """The kernels that each call launches, its dtypes, the pass, and the call."""
     template = "divergence" if loss in DIVERGENCES else "label_loss"
     row = PAIR_OF_ROWS if loss in DIVERGENCES else ROW
     for dtype in (BFLOAT16, FLOAT32, FLOAT64):
@@ -70,7 +70,7 @@ def _call(
 
 
 def _count(ops) -> None:
-    """Reading labels alone launches the kernel that counts them."""
+    """Reading only labels launches the kernel that counts them."""
     x, y = torch.empty(100_000, 2), torch.empty(100_000, dtype=torch.int64)
     call = ("cross_entropy", 1, "logits", "labels", [1.0, 0.0, 0.0, 0.0], -100, False, "mean", 0)
     ops._Problem((x, y, None, None), *call)

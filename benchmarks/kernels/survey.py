@@ -1,4 +1,4 @@
-"""What the compilers make of every kernel, and whether that is what the library promises."""
+"""Compiles every kernel, and checks the promises of the library about the compiled code."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ ENGINES = {"cuda": kernels_cuda, "triton": kernels_triton}
 
 @dataclass(frozen=True)
 class MainPath:
-    """The tensors that a kernel reads and writes, a letter for each: x is one of the input's dtype,
-    y one of the target's."""
+    """The tensors that a kernel reads and writes, one letter each: x for the input's dtype, y for
+    the target's."""
 
     reads: str
     writes: str
-    unroll: int = 1  # vectors of each operand that a thread has under way
+    unroll: int = 1  # vectors of each operand that a thread has in flight
 
     def vectors(self, operands: str, dtypes: Sequence[str]) -> int:
-        """The 16-byte accesses to some operands. A vector of the narrowest takes 16 bytes, and as
-        many elements of a wider one take more than one."""
+        """The number of 16-byte accesses to some operands. A vector of the narrowest dtype is one
+        access, and the same number of elements of a wider dtype are several."""
         sizes = dict(zip("xy", map(_bytes, dtypes), strict=False))
         return self.unroll * sum(sizes[one] for one in operands) // min(sizes.values())
 
 
-# The main paths: no kernel may spill registers, and these must also move all tensors by 16 bytes.
+# The main paths: no kernel may spill registers, and these must also use 16-byte accesses for all
+# tensors.
 MAIN_PATHS = {
     ("cuda", "dense", "value"): MainPath("xy", "y", unroll=2),
     ("cuda", "dense", "step"): MainPath("xy", "x", unroll=2),
@@ -54,7 +55,7 @@ MAIN_PATHS = {
     **{
         ("cuda", "rows_block", pair): MainPath("xxxx", "xx") for pair in ("logits", "probs", "soft")
     },
-    ("cuda", "vector_rows", ""): MainPath("xx", "x"),  # each vector twice; one, where it is alone
+    ("cuda", "vector_rows", ""): MainPath("xx", "x"),  # each vector twice; a single vector once
     ("triton", "elementwise", "value"): MainPath("xy", ""),
     ("triton", "elementwise", "step"): MainPath("xy", "x"),
     ("triton", "elementwise", "backward"): MainPath("xyy", "x"),
@@ -67,12 +68,12 @@ MAIN_PATHS = {
     ("triton", "label_loss", "backward"): MainPath("x", "x"),
     ("triton", "label_loss", "step of images"): MainPath("x", "x"),
     ("triton", "label_loss", "step of soft targets"): MainPath("xx", "x"),
-    ("triton", "label_loss", "long step"): MainPath("xx", "x"),  # which reads twice
+    ("triton", "label_loss", "long step"): MainPath("xx", "x"),  # reads twice
     ("triton", "divergence", "value"): MainPath("xy", ""),
     ("triton", "divergence", "step"): MainPath("xy", "x"),
     ("triton", "divergence", "backward"): MainPath("xy", "x"),
     ("triton", "divergence", "step of images"): MainPath("xy", "x"),
-    ("triton", "divergence", "long step"): MainPath("xyxyxy", "x"),  # which reads thrice
+    ("triton", "divergence", "long step"): MainPath("xyxyxy", "x"),  # reads three times
     ("triton", "vectors", "value"): MainPath("x", ""),
     ("triton", "vectors", "step"): MainPath("x", "x"),
     ("triton", "vectors", "long step"): MainPath("xx", "x"),
@@ -81,7 +82,8 @@ MAIN_PATHS = {
 }
 
 
-# Their derivative by the input does not depend on it, and the compiler leaves the load out.
+# The derivative of these with respect to the input does not depend on it, so the compiler drops the
+# load.
 _SLOPE_WITHOUT_INPUT = {spec.kernel for spec in SPECS if spec.slope_without_input}
 
 
@@ -95,12 +97,11 @@ def survey(
     over_rows: Sequence[str] = kernels_triton.OVER_ROWS,
     progress: Progress = silence,
 ) -> dict[str, Any]:
-    """Compiles all kernels of elementwise losses, and of losses over rows, as far as they have not
-    been compiled before.
+    """Compiles all kernels of elementwise losses and of losses over rows, unless they are stored.
 
     Returns:
-        ``compilers`` by engine, ``missing``: why an engine has none, ``kernels``: a row for each
-        kernel and architecture, and ``problems``: sentences.
+        ``compilers`` by engine; ``missing``: why an engine has none; ``kernels``: a row for each
+        kernel and architecture; ``problems``: sentences.
     """
     result = {"compilers": {}, "missing": {}, "kernels": [], "problems": []}
     losses = {"", *(spec.kernel for spec in wanted), *over_rows}
@@ -122,7 +123,7 @@ def survey(
 
 
 def of_rows(wanted: Iterable[RowSpec]) -> list[str]:
-    """The kernels of some losses over rows, each once."""
+    """The kernels of some losses over rows, without duplicates."""
     names = [row.kernel for row in wanted]
     names += ["reverse_kl"] if "kl" in names else []
     return list(dict.fromkeys(names))
@@ -134,7 +135,7 @@ def of_vectors(wanted: Iterable[VectorSpec]) -> list[str]:
 
 
 def problems(rows: Iterable[Row]) -> list[str]:
-    """What is wrong with some kernels, a sentence each."""
+    """The problems of some kernels, one sentence each."""
     found = []
     for row in rows:
         where = f"{row['engine']} kernel {row['name']} on sm_{row['architecture']}"
@@ -158,5 +159,5 @@ def problems(rows: Iterable[Row]) -> list[str]:
 
 
 def vectors(accesses: dict[str, int]) -> int:
-    """How many times 16 bytes are moved by accesses of at least as many."""
+    """The number of 16-byte units moved by accesses of at least 16 bytes."""
     return sum(count * (int(width) // 16) for width, count in accesses.items())

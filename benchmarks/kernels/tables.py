@@ -1,4 +1,4 @@
-"""What is known of the kernels, as tables."""
+"""Tables of the kernel analysis."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _ACCESSES = (
 
 
 def tables(result: dict[str, Any], every: bool = False) -> list[Table]:
-    """One for each engine: a row for the kernels of all losses together, or for ``every`` one."""
+    """One table per engine, with one row for the kernels of all losses together, or for ``every``
+    kernel."""
     made = []
     for engine, compiler in result["compilers"].items():
         rows = [row for row in result["kernels"] if row["engine"] == engine]
@@ -82,7 +83,7 @@ def _each(title: str, rows: Iterable[Row]) -> Table:
 
 def _grouped(rows: Sequence[Row]) -> dict[tuple[str, tuple[str, ...]], list[Row]]:
     groups: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
-    only = len({row["template"] for row in rows if row["pass"]}) == 1  # the title has it then
+    only = len({row["template"] for row in rows if row["pass"]}) == 1  # then it is in the title
     for row in rows:
         kernel = f"{row['template']} {row['pass']}".strip()
         if only and row["pass"]:
@@ -92,14 +93,14 @@ def _grouped(rows: Sequence[Row]) -> dict[tuple[str, tuple[str, ...]], list[Row]
 
 
 def _order(group: tuple[str, tuple[str, ...]]) -> tuple[str, int, list[int]]:
-    """By kernel, dtypes of one kind first, and then as one thinks of them."""
+    """Sorts by kernel, then single dtypes before mixed ones, then in the usual order of dtypes."""
     kernel, dtypes = group
     order = ["float32", "bfloat16", "float16", "float64"]
     return kernel, len(set(dtypes)), [order.index(dtype) for dtype in dtypes]
 
 
 def _local_bytes(row: Row) -> int:
-    """What is spilled, or else what a thread has in memory for another reason."""
+    """Bytes spilled, or else the bytes that a thread has in local memory for another reason."""
     return max(row["spill_stores"], row["spill_loads"]) or max(row["stack"], row["local"])
 
 
@@ -128,7 +129,7 @@ def _spilled(count: int) -> Cell:
 
 
 def _widest(accesses: Iterable[dict[str, int]]) -> str:
-    """The number of the widest and their bytes, and the number of all others."""
+    """The number and width of the widest accesses, and the number of all others."""
     accesses = list(accesses)
     width = max((int(width) for each in accesses for width in each), default=0)
     if not width:

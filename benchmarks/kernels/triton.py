@@ -1,7 +1,7 @@
-"""The Triton kernels: compiled for some architectures without a GPU, and what they are made of.
+"""The Triton kernels, compiled for some architectures without a GPU and analysed.
 
-This happens in processes of its own, where a driver without a device takes the place of Triton's:
-the process that asks may be using a real one.
+This happens in separate processes, in which a driver without a device replaces Triton's, because
+the calling process may be using a real one.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
 DTYPES = (FLOAT32, BFLOAT16, FLOAT16, FLOAT64)
 Pair = tuple[torch.dtype, torch.dtype]
 PAIRS = (*((dtype, dtype) for dtype in DTYPES), (BFLOAT16, FLOAT32))  # of input and target
-FEW_PAIRS = PAIRS[-2:]  # which compute in float64 and in float32
+FEW_PAIRS = PAIRS[-2:]  # these compute in float64 and in float32
 OVER_ROWS = (*kernels_softmax.LOSSES, *kernels_vectors.LOSSES)
-# The loss of the longest formula stands for all, to save time, in kernels that few calls need.
+# To save time, the loss with the longest formula represents all in kernels that few calls need.
 LONGEST = "log_cosh_loss"
 
-# Not a multiple of anything: the last tile is masked and cannot be vectorized, all others must be.
+# Not a multiple of any block: the last tile is masked and cannot be vectorised; all others must be.
 _SIZE = 1_000_003
 
 
@@ -47,7 +47,7 @@ def compiler() -> str:
 
 
 def missing() -> str | None:
-    """Why nothing can be shown here, or None."""
+    """Why the kernels cannot be analysed here, or None."""
     found = importlib.util.find_spec("triton")
     if found is None or found.origin is None:
         return "Triton is not installed: pip install triton"
@@ -65,7 +65,7 @@ def survey(
     progress: Progress = silence,
     pairs: Sequence[Pair] = PAIRS,
 ) -> list[dict[str, Any]]:
-    """What :func:`compile` returns, for some losses and architectures."""
+    """The results of :func:`compile` for some losses and architectures."""
     tasks = {
         f"{name or 'rescale'} for sm_{a}": Task((a, name, pairs), _files(name))
         for a in architectures
@@ -76,7 +76,7 @@ def survey(
 
 @functools.cache
 def _files(loss: str | None) -> list[Path]:
-    """What the compiled kernels of a loss depend on."""
+    """The files that the compiled kernels of a loss depend on."""
     family, launched = "elementwise", Path(__file__)
     if loss in kernels_softmax.LOSSES:
         family, launched = "softmax", Path(kernels_softmax.__file__)
@@ -89,21 +89,21 @@ def _files(loss: str | None) -> list[Path]:
 @contextlib.contextmanager
 def _processes(workers: int) -> Iterator[Executor]:
     with tempfile.TemporaryDirectory() as folder:
-        fresh = multiprocessing.get_context("spawn")  # none that inherits a driver
+        fresh = multiprocessing.get_context("spawn")  # a fork would inherit a driver
         with ProcessPoolExecutor(workers, fresh, _start, (folder,)) as pool:
             yield pool
 
 
 def _start(folder: str) -> None:
-    """Sets up a process to compile in, before it imports Triton."""
+    """Sets up a worker process before it imports Triton."""
     os.environ["TRITON_CACHE_DIR"] = folder
-    os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # what is taken from a cache comes without a log
+    os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # a cached kernel comes without a log
     os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
     os.environ.pop("TRITON_INTERPRET", None)
 
 
 class _CompileOnly:
-    """A kernel that is compiled for the arguments of a launch, and not launched."""
+    """A kernel that is compiled for the arguments of a launch, but not launched."""
 
     def __init__(self, kernel, compiled: list[machine_code.Compiled]):
         self.kernel = kernel
@@ -120,7 +120,7 @@ class _CompileOnly:
 
 
 class _Driver:
-    """A driver without a device, as far as compiling asks for one."""
+    """A driver without a device, with only what compilation needs."""
 
     def __init__(self, architecture: str):
         self.architecture = int(architecture)
@@ -131,7 +131,7 @@ class _Driver:
         return GPUTarget("cuda", self.architecture, 32)
 
     def get_current_device(self):
-        return -self.architecture  # kernels are kept by device: none that exists
+        return -self.architecture  # kernels are cached by device: use one that does not exist
 
     def get_current_stream(self, device):
         return 0
@@ -139,7 +139,7 @@ class _Driver:
 
 @contextlib.contextmanager
 def _compile_only(module, names: Iterable[str]) -> Iterator[list[machine_code.Compiled]]:
-    """Replaces a module's kernels; yields what they compile to, in the order of the launches."""
+    """Replaces a module's kernels. Yields the compiled kernels, in the order of their launches."""
     compiled: list[machine_code.Compiled] = []
     kernels = {name: getattr(module, name) for name in names}
     for name, kernel in kernels.items():
@@ -150,9 +150,10 @@ def _compile_only(module, names: Iterable[str]) -> Iterator[list[machine_code.Co
 
 
 def compile(architecture: str, loss: str | None, pairs: Sequence[Pair] = PAIRS) -> dict[str, Any]:
-    """Compiles the kernels of a loss, or without one those that no loss is in: ``rows``, one for
-    each, and ``warnings``. Elementwise losses are compiled for ``pairs``, but for the one that
-    stands for all. To be called in a process that was set up for it."""
+    """Compiles the kernels of a loss or, for None, those that belong to no loss. Returns ``rows``,
+    one per kernel, and ``warnings``. Elementwise losses are compiled for ``pairs``, except in
+    kernels for which one loss represents all. Must be called in a process that was set up for
+    it."""
     import triton
 
     from lossops.elementwise.triton import ops as elementwise
@@ -183,7 +184,7 @@ def compile(architecture: str, loss: str | None, pairs: Sequence[Pair] = PAIRS) 
             launch()
             dtypes = [str(dtype).removeprefix("torch.") for dtype in dtypes]
             for made in compiled[before:]:
-                if not made.log:  # compiled for another call before
+                if not made.log:  # already compiled for an earlier call
                     continue
                 names = templates.split()
                 template = next((t for t in names if f"'{t}_kernel'" in made.log), names[-1])
@@ -198,7 +199,7 @@ def compile(architecture: str, loss: str | None, pairs: Sequence[Pair] = PAIRS) 
     }
 
 
-# What is launched for a loss or a dtype: the kernels, their dtypes, the pass, and the call.
+# The launches for a loss or a dtype: the kernels, their dtypes, the pass, and the call.
 _Launches = Iterator[tuple[str, tuple[torch.dtype, ...], str, Callable[[], Any]]]
 
 

@@ -1,4 +1,4 @@
-"""What is launched of the losses over rows of vectors in Triton, to be compiled by
+"""The Triton launches of the losses over rows of vectors, to be compiled by
 :mod:`kernels_triton`."""
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ROW, LONG_ROW = (1000, 1024), (1000, 16384)  # one that a program holds at once;
 
 
 def launches(loss: str, ops) -> Iterator[tuple[str, tuple[torch.dtype, ...], str, Callable]]:
-    """The kernels that the call launches, its dtypes, the pass, and the call."""
+    """The kernels that each call launches, its dtypes, the pass, and the call."""
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         passes = {"value": (ROW, False), "step": (ROW, True)}
-        if loss not in WITH_LISTS:  # whose rows are all read by tiles
+        if loss not in WITH_LISTS:  # rows of the others are always read in tiles
             passes["long step"] = (LONG_ROW, True)
         for pass_, (shape, grad) in passes.items():
 

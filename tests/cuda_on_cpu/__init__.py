@@ -1,4 +1,5 @@
-"""A device without a GPU: compiles the CUDA sources for the CPU and runs them. See README.md."""
+"""A CUDA device without a GPU: compiles the CUDA sources for the CPU and runs them. See
+README.md."""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ def device() -> build.Device:
 
 @functools.cache
 def ops() -> _Ops:
-    """The raw ops, computed by the CUDA kernels. Each call runs them twice, their threads and
-    blocks in another order, and insists on the same bits."""
-    device()  # first: the ops take their kernels from it
+    """The raw ops, computed by the CUDA kernels. Each call runs them twice, with threads and blocks
+    in different orders, and requires identical bits."""
+    device()  # must come first: the ops take their kernels from it
     library.declare_all(NAMESPACE)
     torch.ops.load_library(build.ops())
     return _Ops()
@@ -51,7 +52,8 @@ def _twice(op, *arguments):
 
 
 def _in_place(op, written, *arguments):
-    """The second time over the same memory: where it lies can decide who adds up what."""
+    """The second call uses the same memory, because its alignment can affect the order of
+    additions."""
     tensors = [written] if isinstance(written, torch.Tensor) else written
     before = [tensor.clone() for tensor in tensors]
     _seed()

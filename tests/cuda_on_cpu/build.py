@@ -18,9 +18,9 @@ FOLDER = ROOT / "build" / "cuda_on_cpu"
 
 FLAGS = "-std=c++20 -g1 -fPIC -U_FORTIFY_SOURCE -fno-gnu-unique"
 PLAIN_FLAGS = f"{FLAGS} -O1 -x c++ -Wno-attributes"
-# The sanitizers' instrumentation without their runtime: the hooks are in memory.cpp. One warning
-# counts here: an index of 64 bits cut down to 32, which shows only with tensors too large to be
-# tested with.
+# Instrumentation by the sanitizers without their runtime: the hooks are in memory.cpp.
+# -Werror=conversion catches 64-bit indices that are truncated to 32 bits, which would only show
+# with tensors too large for the tests.
 KERNEL_FLAGS = (
     f"{FLAGS} -Og -fsanitize=thread,alignment,bounds -x c++ -Werror=conversion "
     "-Wno-float-conversion -Wno-sign-conversion -Wno-attributes"
@@ -32,8 +32,8 @@ def compiler() -> str:
 
 
 def kernels(folder: Path = FOLDER, csrc: Path = ROOT / "csrc", others: Iterable[str] = ()) -> Path:
-    """The library of all CUDA kernels of a source tree; of ``others``, which are named within
-    ``csrc/cuda``, those of this checkout."""
+    """The library of all CUDA kernels of a source tree. ``others``, which are paths relative to
+    ``csrc/cuda``, are taken from this checkout."""
     sources = sorted((csrc / "cuda").rglob("*.cu"))
     if others:
         kernels()
@@ -43,20 +43,20 @@ def kernels(folder: Path = FOLDER, csrc: Path = ROOT / "csrc", others: Iterable[
 
 
 def faults() -> Path:
-    """The library of kernels that do wrong on purpose."""
+    """The library of deliberately faulty kernels."""
     return _library(FOLDER, "faults", [HERE / "faults.cu"], ROOT / "csrc")
 
 
 def launches() -> Path:
-    """The library that launches from several threads, whose host code is not instrumented: the
-    device would take it for a kernel's."""
+    """The library that launches from several threads. Its host code is not instrumented, because
+    the device would mistake it for kernel code."""
     return _library(
         FOLDER, "launches", [HERE / "launches.cu"], ROOT / "csrc", kernel_flags=PLAIN_FLAGS
     )
 
 
 def ops() -> Path:
-    """The raw ops, which call the launch functions of whatever kernels were loaded before."""
+    """The raw ops, which call the launch functions of the kernels loaded before."""
     from torch.utils import cpp_extension
 
     headers = " ".join(f"-isystem {shlex.quote(p)}" for p in cpp_extension.include_paths())
@@ -76,8 +76,8 @@ def _library(
     files = {HERE / file: f"{FLAGS} -O2 -I{HERE}" for file in ("device.cpp", "memory.cpp")}
     device = _ninja(FOLDER, "device.o", files, "-r -nostdlib")
     flags = f"{kernel_flags} -I{HERE} -I{csrc}"
-    # The device first: of an inline function that both contain, the linker keeps the first copy,
-    # and the device's own must not be instrumented.
+    # The device comes first: the linker keeps the first copy of an inline function that both
+    # contain, and the device's own must not be instrumented.
     kernels = dict.fromkeys(sources, flags)
     link = " ".join(["-Wl,-Bsymbolic", *map(str, compiled)])
     return _ninja(folder, f"{name}.so", kernels, link, first=device, others=compiled)
@@ -91,12 +91,12 @@ def _ninja(
     folder: Path, target: str, sources: dict[Path, str], link: str, first: str | Path = "",
     others: Iterable[Path] = (),
 ) -> Path:  # fmt: skip
-    """Compiles the sources, each with its flags, and links them; what is up to date stays."""
+    """Compiles the sources, each with its flags, and links them. Skips what is up to date."""
     folder.mkdir(parents=True, exist_ok=True)
     name = Path(target).stem
     shared = "-shared" if target.endswith(".so") else ""
     lines = [
-        f"builddir = {name}.ninja_state",  # ninja's notes: runs for other targets may be under way
+        f"builddir = {name}.ninja_state",  # per target: several builds may run at once
         f"rule cxx\n  command = {compiler()} -MMD -MF $out.d $flags -c $in -o $out",
         "  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = {compiler()} {shared} {first} $in {link} -o $out",
@@ -107,7 +107,7 @@ def _ninja(
     inputs = " ".join(objects.values())
     lines.append(f"build {target}: link {inputs} | {first} {' '.join(map(str, others))}\n")
     with open(folder / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may want the same
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may build the same target
         (folder / f"{name}.ninja").write_text("\n".join(lines))
         command = [sys.executable, "-m", "ninja", "-f", f"{name}.ninja", target]
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -117,13 +117,13 @@ def _ninja(
 
 
 class Device:
-    """The device behind a library."""
+    """The device of a library."""
 
     def __init__(self, library: Path):
         self.library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
     def seed(self, seed: int) -> None:
-        """Settles the order that threads and blocks run in."""
+        """Sets the order in which threads and blocks run."""
         self.library.cuda_on_cpu_seed(ctypes.c_uint64(seed))
 
     def traffic(self) -> tuple[int, int]:

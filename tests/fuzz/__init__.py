@@ -1,6 +1,6 @@
 """A fuzzer of the raw ops and of the public functions: ``python -m tests.fuzz --help``.
 
-Calls are valid ones (:mod:`.raw`, :mod:`.public`), of which arguments are made wrong, odd or
-hostile (:mod:`.hostile`), and judged (:mod:`.judge`): whatever is refused is refused in Python's
-words and without a trace; whatever is accepted is right.
+It generates valid calls (:mod:`.raw`, :mod:`.public`), makes some arguments wrong, odd or hostile
+(:mod:`.hostile`), and judges the outcome (:mod:`.judge`): a rejected call raises a Python error and
+has no side effects, and an accepted call gives correct results.
 """

@@ -1,4 +1,4 @@
-"""Runs the fuzzer: exits with 1 and says how to repeat the call where one goes wrong."""
+"""Runs the fuzzer. If a call fails, prints how to repeat it and exits with 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call with its arguments, and what random ones are made of."""
+"""A call with its arguments, and the generator of random ones."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ LABELS = (torch.int64, torch.int32, torch.uint8)
 
 @dataclass
 class Call:
-    """Something to call, and the arguments by name in their order."""
+    """A function, and its arguments by name in order."""
 
     name: str
     function: Callable
     arguments: dict[str, Any]
     raw: bool = True
-    # Whether the numbers are such that rounding stays small: then results are compared.
+    # Whether the values keep rounding errors small, so that results can be compared.
     tame: bool = True
-    inside: bool = True  # of where the loss is defined
-    changes: list[str] = field(default_factory=list)  # what was made wrong
+    inside: bool = True  # of the domain of the loss
+    changes: list[str] = field(default_factory=list)  # the changes to a valid call
 
     def __call__(self, arguments: dict[str, Any] | None = None):
         arguments = self.arguments if arguments is None else arguments
@@ -53,7 +53,7 @@ def tensors_of(value) -> list[Tensor]:
 
 
 def in_memory(tensor: Tensor) -> bool:
-    """Whether there are numbers: torch's own operations crash where there is no memory."""
+    """Whether the values can be read: torch's own operations crash if there is no memory."""
     return tensor.is_cpu and tensor.layout is torch.strided and lies_inside(tensor)
 
 
@@ -84,7 +84,7 @@ def described(value) -> str:
 
 
 class Draw:
-    """Random choices, all from one seed."""
+    """Random choices that depend only on the seed."""
 
     def __init__(self, seed: str):
         self.random = random.Random(seed)
@@ -110,7 +110,7 @@ class Draw:
         return self.of(1, 2, 3, self.random.randint(1, most), self.random.randint(1, most))
 
     def shape(self, least: int = 0) -> tuple[int, ...]:
-        if self.chance(0.03):  # more dimensions than a problem of the kernels has
+        if self.chance(0.03):  # more dimensions than the kernels support
             return tuple(self.of(1, 1, 2) for _ in range(self.random.randint(9, 11)))
         dims = max(least, self.of(0, 1, 1, 2, 2, 2, 3, 4))
         most = {0: 1, 1: 300, 2: 40, 3: 12, 4: 5}.get(dims, 3)
@@ -120,7 +120,7 @@ class Draw:
         return tuple(shape)
 
     def laid_out(self, tensor: Tensor, dense: float = 0.6) -> Tensor:
-        """The same numbers, somewhere and somehow in memory."""
+        """The same values in a different memory layout."""
         if tensor.dim() == 0 or self.chance(dense):
             return tensor
         how = self.of("permuted", "gaps", "offset", "wide")
@@ -142,12 +142,12 @@ class Draw:
         return part.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
 
     def expanded(self, tensor: Tensor) -> Tensor:
-        """The same shape, one slice of a dimension standing for all."""
+        """The same shape, with one slice of a dimension expanded."""
         if tensor.dim() == 0 or 0 in tensor.shape:
             return tensor
         dim = self.random.randrange(tensor.dim())
         return tensor.narrow(dim, 0, 1).expand(tensor.shape)
 
     def operand(self, tensor: Tensor) -> Tensor:
-        """A tensor to be read: any layout will do."""
+        """A tensor to be read, in any layout."""
         return self.expanded(tensor) if self.chance(0.07) else self.laid_out(tensor)

@@ -78,7 +78,7 @@ def changed_tensor(draw: Draw, call: Call, tensor: Tensor):
     try:
         changed = change(draw, call, tensor)
     except (RuntimeError, IndexError, ValueError, AssertionError):
-        return tensor, "nothing"  # such a tensor cannot be
+        return tensor, "nothing"  # no such tensor can be made
     return (tensor, "nothing") if changed is None else (changed, change.__name__)
 
 
@@ -135,7 +135,7 @@ def a_number(draw, call, tensor):
 
 
 def resized_storage(draw, call, tensor):
-    if not call.raw:  # functions call torch's operations, too, which would crash
+    if not call.raw:  # functions also call torch's operations, which would crash
         return None
     bytes = tensor.untyped_storage().nbytes()
     tensor = tensor.clone()
@@ -158,7 +158,7 @@ def overlapping(draw, call, tensor):
 
 
 def odd_strides(draw, call, tensor):
-    """Of dimensions in which nobody steps."""
+    """Odd strides in dimensions of size 0 or 1, where they have no effect."""
     strides = [
         draw.of(0, 5, 2**40, 2**60) if size <= 1 else stride
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
@@ -171,12 +171,12 @@ def other_layout(draw, call, tensor):
 
 
 def another(draw, call, tensor):
-    """An argument twice."""
+    """Passes an argument twice."""
     return draw.of(*call.tensors())
 
 
 def part_of_another(draw, call, tensor):
-    """Memory that it shares with another argument."""
+    """Memory shared with another argument."""
     other = draw.of(*call.tensors())
     if not other.is_cpu or other.layout is not torch.strided:
         return None
@@ -224,7 +224,7 @@ def nine_dimensions(draw, call, tensor):
 
 
 def many_rows_and_none(draw, call, tensor):
-    call.tame = False  # torch's own operations refuse them
+    call.tame = False  # torch's own operations reject them
     return tensor.new_empty((2**40, 0, 2**40)[: draw.of(2, 3)])
 
 
@@ -232,7 +232,7 @@ class Subclass(Tensor):
     pass
 
 
-# Whose numbers may be such as the loss is not defined for.
+# Changes that may leave the domain of the loss.
 ELSEWHERE = (dtype, another, part_of_another, overlapping, negative, conjugate)
 TENSOR_CHANGES = (
     dtype, dtype, random_dtype_and_contents, meta, sparse, flattened, without_a_dimension,

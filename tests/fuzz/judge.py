@@ -1,4 +1,4 @@
-"""Says what is wrong with what became of a call."""
+"""Judges the outcome of a call."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .call import FLOATS, LABELS, Call, Draw, in_memory, tensors_of
 
 libc = ctypes.CDLL(None, use_errno=True)
 
-# What a call may raise, and what no message may tell of.
+# Exceptions that a call may raise, and texts that no message may contain.
 ALLOWED = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
 FORBIDDEN = (
     "INTERNAL ASSERT", "std::", "basic_string", "vector::", "_M_range", "map::at", "bad_alloc",
     "Unknown C++ exception", "report a bug", "RecursionError",
 )  # fmt: skip
-# Refusals that have to do with what is in memory, of which tensors without data know nothing.
+# Errors that depend on memory contents, which tensors without data do not raise.
 OF_MEMORY = (
     "out of bounds", "out of range", "memory", "requires grad", "inference tensor", "Inplace",
     "in-place", "negation inputs", "resolve_neg",
@@ -45,11 +45,11 @@ EVERYWHERE = {row.kernel for row in specs.REGRESSION} | {
 
 
 class FoundError(Exception):
-    """What is wrong."""
+    """A fault that the fuzzer found."""
 
 
 def judge(draw: Draw, call: Call) -> bool:
-    """Whether a call is accepted; raises a FoundError if something is wrong with it."""
+    """Whether a call is accepted. Raises a FoundError if something is wrong with it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = {name: copied(value) for name, value in call.arguments.items()}
@@ -69,7 +69,7 @@ def judge(draw: Draw, call: Call) -> bool:
 
 
 def made(call: Call, arguments=None):
-    """What comes of a call: what it returns, or the exception."""
+    """The outcome of a call: its results, or the exception."""
     try:
         with uninitialized_memory_is_nan():
             return call(arguments), None
@@ -92,7 +92,7 @@ def uninitialized_memory_is_nan() -> Iterator[None]:
 
 
 def copied(value, place=Tensor.clone):
-    """A tensor in memory of its own, laid out the same."""
+    """A copy in separate memory with the same layout."""
     if isinstance(value, (list, tuple)):
         return [copied(element, place) for element in value]
     if not isinstance(value, Tensor) or not in_memory(value):
@@ -108,7 +108,8 @@ def copied(value, place=Tensor.clone):
 
 
 def before_a_fence(bytes: Tensor) -> Tensor:
-    """A copy that ends where memory does: to read behind it is a segmentation fault."""
+    """A copy that ends at the end of mapped memory, so that a read beyond it is a segmentation
+    fault."""
     count = bytes.numel()
     if count == 0 or sys.platform != "linux":
         return bytes.clone()
@@ -121,7 +122,7 @@ def before_a_fence(bytes: Tensor) -> Tensor:
 
 
 class Memory:
-    """All memory of a call's arguments, as it was."""
+    """A snapshot of all memory of a call's arguments."""
 
     def __init__(self, call: Call):
         self.before = {}
@@ -146,7 +147,7 @@ class Memory:
         if accepted:
             written = self.written(call)
             for tensor in filter(in_memory, written):
-                # Marks what may have changed, in a twin of its memory.
+                # Marks the bytes that may change, in a copy of the memory.
                 twin = torch.zeros_like(self.bytes_of(tensor))
                 room = torch.empty(0, dtype=tensor.dtype).set_(
                     twin.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
@@ -164,7 +165,8 @@ class Memory:
 
 
 def compare_runs(call: Call, arguments: dict, outputs) -> None:
-    """Whether the same comes of the same again, whatever freshly allocated memory holds."""
+    """Checks that the same call gives the same results, whatever newly allocated memory
+    contains."""
     again = {name: copied(value, before_a_fence) for name, value in arguments.items()}
     found = call(again)
     pairs = zip(tensors_of(outputs), tensors_of(found), strict=True)
@@ -182,13 +184,14 @@ def bits_of(tensor: Tensor) -> Tensor:
 
 
 def compare_without_data(call: Call, arguments: dict, outputs, error) -> None:
-    """Whether tensors without data are taken and refused alike, and what is promised comes."""
+    """Checks that tensors without data are accepted and rejected alike, and give the same
+    metadata."""
     if any(not t.is_cpu or t.layout is not torch.strided for t in call.tensors()):
         return
     if error is not None and any(word in str(error) for word in OF_MEMORY):
         return
     if any(tensors_of(v) for k, v in arguments.items() if k == "params"):
-        return  # of which torch takes the numbers
+        return  # torch reads their values
     fakes, fake_error = made(call, {name: on_meta(value) for name, value in arguments.items()})
     if (error is None) != (fake_error is None):
         raise FoundError(f"on the CPU: {error or 'accepted'}\non meta: {fake_error or 'accepted'}")
@@ -205,7 +208,7 @@ def all_of(outputs) -> list:
 
 
 def steps(tensor: Tensor) -> list[int]:
-    """The strides that matter."""
+    """The strides of dimensions larger than 1."""
     if tensor.numel() == 0:
         return []
     return [s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
@@ -232,7 +235,7 @@ def check_numbers(call: Call, arguments: dict, outputs) -> None:
 
 
 def takes_any_numbers(call: Call) -> bool:
-    """Whether a loss is defined everywhere. Where it is not, what comes of it is not compared."""
+    """Whether a loss is defined everywhere. Otherwise its results are not compared."""
     if not call.raw:
         return False
     given = call.arguments
@@ -243,7 +246,7 @@ def takes_any_numbers(call: Call) -> bool:
 
 
 def by_reference(call: Call, arguments: dict, outputs) -> Iterator[truth.Result]:
-    """What a public function gives in float64, by the formulas."""
+    """The expected results of a public function in float64, from the formulas."""
     arguments = {name: in_float64(value) for name, value in arguments.items()}
     try:
         with lossops.backend("reference"):
@@ -265,7 +268,7 @@ def in_float64(value):
 
 
 def coarsest(arguments: dict) -> float:
-    """The tolerance of what is computed from these."""
+    """The tolerance for results computed from these arguments."""
     wide = any(t.dtype == torch.float64 for t in tensors_of(list(arguments.values())))
     narrow = any(
         t.is_floating_point() and t.dtype != torch.float64

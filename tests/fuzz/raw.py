@@ -25,7 +25,7 @@ def raw_call(draw: Draw, namespace: str) -> Call:
 
 
 def in_order(name: str, arguments: dict) -> dict:
-    """The arguments as the op's schema has them."""
+    """The arguments in the order of the op's schema."""
     schema = getattr(torch.ops.lossops, name).default._schema
     names = [argument.name for argument in schema.arguments]
     assert set(names) == set(arguments), name
@@ -33,7 +33,7 @@ def in_order(name: str, arguments: dict) -> dict:
 
 
 def arguments_of(name: str, draw: Draw) -> dict:
-    """Arguments of one op."""
+    """Random arguments of an op."""
     make = {"elementwise": elementwise, "softmax": softmax, "vectors": vectors}[name.split("_")[0]]
     while True:
         found, arguments = make(draw)
@@ -123,7 +123,7 @@ def elementwise(draw: Draw):
 
 
 def gradients(draw: Draw, operands, wanted):
-    """Something to be written over."""
+    """Tensors to be overwritten."""
     return [
         draw.laid_out(draw.normal(tensor.shape).to(tensor.dtype))
         for tensor, yes in zip(operands, wanted, strict=True)
@@ -225,7 +225,7 @@ def softmax(draw: Draw):
     }
 
 
-# No margins that differences of numbers in half precision meet: a derivative jumps there.
+# Margins that differences of half-precision values do not hit, because the derivative jumps there.
 VECTOR_PARAMS = {
     "cosine_embedding": [0.21], "triplet_margin": [0.937, 1.0, 1e-6],
     "triplet_margin_l1": [0.937, 0.0, 1e-6], "multi_margin": [0.937],
@@ -238,7 +238,7 @@ def vectors(draw: Draw):
     loss = draw.of(*VECTOR_SIGNATURES)
     takes = VECTOR_SIGNATURES[loss]
     rows, length = draw.of(0, 1, draw.size(), draw.size(200)), draw.size(300)
-    length += loss == "cosine_embedding"  # two numbers have no angle
+    length += loss == "cosine_embedding"  # vectors of one element have no angle
     dtype = draw.of(*FLOATS)
     tensors = [draw.normal((rows, length)) for _ in range(takes.vectors)]
     if loss.startswith("tversky"):
@@ -276,7 +276,7 @@ def vectors(draw: Draw):
 
 
 def linear(draw: Draw):
-    """The ops that a linear layer and its cross entropy are one of."""
+    """The raw ops of a linear layer with its cross entropy."""
     rows, features, classes = draw.of(0, draw.size(), draw.size(300)), draw.size(9), draw.size()
     dtype = draw.of(*FLOATS)
     soft = draw.chance(0.3)

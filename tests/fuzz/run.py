@@ -1,4 +1,4 @@
-"""Calls after calls."""
+"""Runs a sequence of calls."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_call(draw: Draw, what: str, namespace: str) -> Call:
 
 
 def apart(value):
-    """What shares memory with another argument, but not its place in a graph."""
+    """A value that shares its memory with the original, but is detached from its graph."""
     if isinstance(value, (list, tuple)):
         return [apart(element) for element in value]
     return (
@@ -54,7 +54,7 @@ def run(
 ) -> Counts:  # fmt: skip
     if namespace == "lossops_triton":
         backends.kernel_ops("triton")  # registers them
-    torch.set_num_threads(1)  # for so few numbers
+    torch.set_num_threads(1)  # enough for such small tensors
     torch.utils.deterministic.fill_uninitialized_memory = True
     counts, begin = Counts(), time.monotonic()
     for number in range(first, first + calls):

@@ -1,5 +1,5 @@
-"""What an accepted call of a raw op should give: beside what it gave, what the formulas give in
-float64, and how large the numbers are that were added up."""
+"""The expected results of an accepted call of a raw op: the actual results, those of the formulas
+in float64, and the sizes of the terms that were added up."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ FLOAT64 = torch.float64
 class Result(NamedTuple):
     name: str
     got: Tensor | None
-    expected: Tensor | None  # None: there should be none
-    scale: Tensor | float = 0.0  # of the terms that it is the sum of
+    expected: Tensor | None  # None: no result is expected
+    scale: Tensor | float = 0.0  # of the terms that the result is a sum of
 
 
 def results(name: str, before: dict, outputs, after: dict) -> Iterator[Result]:
-    """Of an op, its arguments before the call, what it returned, and its arguments behind it."""
+    """Yields an op's results with the expected ones, given its arguments before the call, its
+    outputs, and its arguments after it."""
     family, op = name.rsplit(".", 1)[1].split("_", 1)
     given = {key: wide(value) for key, value in before.items()}
     if op == "rescale_":
@@ -52,7 +53,7 @@ def leaf(tensor: Tensor | None) -> Tensor | None:
 
 
 def gradients(total: Tensor, grad: Tensor | None, leaves, mask) -> list[Tensor | None]:
-    """Of a loss for a cotangent, as the mask asks for them."""
+    """The gradients of a loss for a cotangent, as selected by the mask."""
     if grad is not None:
         total = (total * grad).sum()
     if not any(mask):
@@ -63,7 +64,7 @@ def gradients(total: Tensor, grad: Tensor | None, leaves, mask) -> list[Tensor |
 
 
 def overwritten(given: dict, expected: list, after: dict) -> Iterator[Result]:
-    """In place, where a cotangent of 1 leaves things as they were."""
+    """In-place gradients. A cotangent of 1 leaves them unchanged."""
     asked = (gradient for gradient in expected if gradient is not None)
     for was, grad, gradient in zip(given["grads"], after["grads"], asked, strict=True):
         one = given["grad_output"].item() == 1
@@ -102,7 +103,7 @@ def elementwise(op: str, given: dict, outputs, after: dict) -> Iterator[Result]:
 
 
 def scale_of(terms: Tensor, value: Tensor, given: dict) -> Tensor:
-    """The sum of the absolute terms behind a reduced value."""
+    """The sum of the absolute terms of a reduced value."""
     if given["reduction"] == "none":
         return terms.abs()
     kept = value.dim()
@@ -168,7 +169,7 @@ def softmax(op: str, given: dict, outputs, after: dict) -> Iterator[Result]:
 
 
 def denominator(given: dict) -> Tensor:
-    """Of a mean over labels."""
+    """The denominator of a mean over labels."""
     target, classes = given["target"].long(), given["input"].shape[given["dim"]]
     counts = (target != given["ignore_index"]) & (target >= 0) & (target < classes)
     units = counts.double()
@@ -185,7 +186,7 @@ def vectors(op: str, given: dict, outputs, after: dict) -> Iterator[Result]:
     label = given["label"]
     rows, length = leaves[0].shape
     if length == 0:
-        return  # no formula has an index into nothing
+        return  # the formulas cannot index an empty row
     if label is not None and label.dim() == 0:
         label = label.expand(rows)
     terms = formula(leaves, label, *given["params"])
@@ -204,7 +205,7 @@ def vectors(op: str, given: dict, outputs, after: dict) -> Iterator[Result]:
 def linear(op: str, given: dict, outputs, after: dict) -> Iterator[Result]:
     layer = [leaf(given[name]) for name in ("input", "linear_weight", "linear_bias")]
     if given["dtype"] != FLOAT64:
-        return  # of rounded logits
+        return  # the logits are rounded
     rows = softmax_reference.softmax(
         torch.nn.functional.linear(*layer), given["target"], given["class_weight"], None,
         "cross_entropy", 1, "logits", given["target_form"], given["params"],

@@ -1,7 +1,7 @@
 """The Triton backend: the raw ops of ``lossops_triton``, for any GPU that Triton compiles for.
 
-Importing this package does not import Triton, which takes long and may be absent; :func:`load`
-does, on first use.
+Importing this package does not import Triton, which is slow to import and may not be installed.
+:func:`load` imports it on first use.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def available() -> bool:
 
 @functools.cache
 def load() -> None:
-    """Imports Triton and registers the kernels with the raw ops; raises where it is absent.
+    """Imports Triton and registers the kernels for the raw ops. Raises if Triton is not installed.
 
-    They run on CUDA (and ROCm) tensors. Under Triton's interpreter they are registered for CPU
-    tensors as well, to be tested without a GPU; without it Triton has no way to run on a CPU.
-    Whether it interprets is settled when the kernels are defined, that is at this import, from the
-    environment variable ``TRITON_INTERPRET``.
+    The kernels run on CUDA (and ROCm) tensors. Under Triton's interpreter they are also registered
+    for CPU tensors, so that they can be tested without a GPU; Triton cannot run on a CPU otherwise.
+    Triton decides whether to interpret when the kernels are defined, that is, during this import.
+    It reads the environment variable ``TRITON_INTERPRET``.
     """
     if not available():
         raise ImportError("the Triton backend needs the package `triton`: pip install triton")

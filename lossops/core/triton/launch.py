@@ -1,4 +1,4 @@
-"""How kernels are launched."""
+"""Launch options shared by the kernels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 NUM_WARPS = 4
 PROGRAMS_PER_PROCESSOR = 16
-# Fusing multiply and add is what the CUDA compiler does, too; Triton's default depends on its
-# version. No loop here feeds a matrix product, so there is nothing to pipeline.
+# The CUDA compiler also fuses multiply and add; Triton's default depends on its version. No loop
+# here feeds a matrix product, so there is nothing to pipeline.
 OPTIONS = {"num_warps": NUM_WARPS, "num_stages": 1, "enable_fp_fusion": True}
 
 
@@ -21,7 +21,7 @@ def sizes_and_strides(tensor: Tensor):
 
 @functools.cache
 def programs(device: torch.device) -> int:
-    """How many programs fill the device; the interpreter takes one after the other."""
+    """Number of programs that fill the device. Elsewhere the interpreter runs them one by one."""
     if device.type != "cuda":
         return PROGRAMS_PER_PROCESSOR
     processors = torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,8 +1,8 @@
-"""Functions that Triton lacks.
+"""Math functions that Triton lacks.
 
-libdevice has them for CUDA alone, and not in the interpreter; these are made of `exp`, which on the
-GPU is fast and a few units in the last place off, and of `log`, which is right to one unit, also
-relative to its value near 1.
+libdevice has them, but only for CUDA and not in the interpreter. These are built from `exp` and
+`log`. On the GPU, `exp` is fast and a few ulp off. `log` is accurate to one ulp, also relative to
+its value near 1.
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def divide(x, y):
-    """x / y, correctly rounded: on float32 the operator is not."""
+    """x / y, correctly rounded. The operator `/` is not correctly rounded in float32."""
     return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
 
 
@@ -19,10 +19,10 @@ def divide(x, y):
 def expm1(x):
     """exp(x) - 1, without cancellation near 0.
 
-    With u = exp(x) as computed, exp(x) = u exp(x - log u), and that exponent is tiny: what u lacks
-    is u (x - log u) to first order. Far from 0 u lacks nothing, and its log may be infinite. Very
-    near 0 x may be less than the error of u (the GPU's fast exp need not even be 1 there), but
-    there two terms of the series are enough.
+    With u = exp(x) as computed, exp(x) = u exp(x - log u), where the exponent is tiny. To first
+    order, the error of u is therefore u (x - log u). Far from 0, u needs no correction, and its log
+    may be infinite. Very near 0, x may be smaller than the error of u (the GPU's fast exp need not
+    even return 1 there), but two terms of the series are enough.
     """
     u = tl.exp(x)
     z = tl.abs(x)
@@ -35,8 +35,8 @@ def expm1(x):
 def log1p(x):
     """log(1 + x) for finite x > -1, without cancellation near 0.
 
-    With u = 1 + x rounded, u - 1 is exact, so log u lacks log((1 + x) / u), to first order
-    (x - (u - 1)) / u.
+    With u = 1 + x rounded, u - 1 is exact. The error of log u is log((1 + x) / u), which is (x - (u
+    - 1)) / u to first order.
     """
     u = 1 + x
     return tl.log(u) + (x - (u - 1)) / u
@@ -44,11 +44,11 @@ def log1p(x):
 
 @triton.jit
 def power(base, exponent):
-    """base^exponent for base in [0, 1] and exponent >= 0, 1 where both are 0.
+    """base^exponent for base in [0, 1] and exponent >= 0; 0^0 is 1.
 
-    With base = f 2^k, 1 <= f < 2, it is 2^(k exponent) f^exponent. exp(exponent log(base)) would be
-    off by as many units in the last place as its argument is large; here that argument is small,
-    and of k times the exponent's leading digits, which is exact, the whole part goes by itself.
+    With base = f 2^k and 1 <= f < 2, the result is 2^(k exponent) f^exponent. The relative error of
+    exp(exponent log(base)) would grow with its argument. Here the argument stays small: the product
+    of k and the leading digits of the exponent is exact, and its integer part is split off.
     """
     k = tl.maximum(tl.floor(tl.log2(base)), -126.0)
     f = base * tl.exp2(-k)

@@ -1,1 +1,1 @@
-"""The kernels of this family in Triton."""
+"""Triton kernels of the elementwise losses."""

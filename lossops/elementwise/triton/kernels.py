@@ -1,13 +1,14 @@
-"""The elementwise losses in Triton: their mathematics and the kernels that evaluate them.
+"""The elementwise losses in Triton: their formulas and the kernels that evaluate them.
 
-The twin of ``csrc/losses/elementwise.h``: the same formulas, ties and treatment of NaN. A loss is a
-function of a few lines, handed to the kernel as a ``tl.constexpr``; the kernel is the family.
+This is the twin of ``csrc/losses/elementwise.h``: it has the same formulas, tie handling and NaN
+handling. Each loss is a function of a few lines, passed to the kernel as a ``tl.constexpr``. One
+kernel serves the whole family.
 """
 
 from typing import NamedTuple
 
-# Triton's constants are written in capitals, parameters included, and a branch on one is static:
-# what follows a `return` in it would still be compiled.
+# Triton constants are upper case, including parameters. A branch on a constant is static, but code
+# after a `return` in it would still be compiled.
 # ruff: noqa: N806, RET505, SIM300
 import triton
 import triton.language as tl
@@ -26,7 +27,7 @@ from lossops.elementwise.triton.probabilities import (
 
 # ---------------------------------------------------------------------------------------------
 # The losses: functions of d = x - y and of two parameters. They return the value and its first and
-# second derivative by d; the compiler drops what a kernel does not use.
+# second derivative with respect to d. The compiler removes what a kernel does not use.
 
 
 @triton.jit
@@ -36,20 +37,20 @@ def mse(d, p0, p1):
 
 @triton.jit
 def l1(d, p0, p1):
-    # The derivative at 0 (and at NaN) is 0, as torch.sign has it.
+    # The derivative at 0 (and at NaN) is 0, as for torch.sign.
     return tl.abs(d), tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0)), 0.0
 
 
 # Both Huber-like losses test for `outside`, not `inside`, so that NaN takes the quadratic branch
-# and comes out as NaN in every derivative.
+# and propagates.
 
 
 @triton.jit
 def smooth_l1(d, beta, p1):
     z = tl.abs(d)
     outside = z >= beta
-    # z / beta first: z * z would overflow for a large beta and underflow for a small one. Where
-    # the other branch is taken, beta = 0 makes these quotients NaN or infinite, unused.
+    # z / beta first: z * z would overflow for a large beta and underflow for a small one. For beta
+    # = 0 these quotients are NaN or infinite, but the other branch is selected.
     ratio = divide(z, beta)
     sign = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
     value = tl.where(outside, z - 0.5 * beta, 0.5 * z * ratio)
@@ -62,7 +63,7 @@ def smooth_l1(d, beta, p1):
 def huber(d, delta, p1):
     z = tl.abs(d)
     outside = z >= delta
-    # At z = delta both are the same, except for infinities, where only the second is a number.
+    # At z = delta both branches agree, except for infinities, where only the quadratic is not NaN.
     value = tl.where(z > delta, delta * (z - 0.5 * delta), 0.5 * d * d)
     first = tl.where(outside, tl.where(d < 0, -delta, delta), d)
     second = tl.where(outside, 0.0, 1.0)
@@ -71,7 +72,7 @@ def huber(d, delta, p1):
 
 @triton.jit
 def cosh_minus_one(a2):
-    """cosh(a) - 1 = a^2/2! + a^4/4! + ... as a function of a^2 < 1, to the digits of float64."""
+    """cosh(a) - 1 = a^2/2! + a^4/4! + ... as a function of a^2 < 1, to float64 accuracy."""
     total = a2 * (1.0 / 6402373705728000) + 1.0 / 20922789888000  # 18! and 16!
     total = total * a2 + 1.0 / 87178291200
     total = total * a2 + 1.0 / 479001600
@@ -85,10 +86,11 @@ def cosh_minus_one(a2):
 @triton.jit
 def log_cosh(d, p0, p1):
     # With a = |d|:
-    #   near 0, log(cosh(a)) = log1p(cosh(a) - 1), the argument by its series: no cancellation,
-    #   where |d| + softplus(-2|d|) - log 2 loses every digit;
-    #   far from it, log(cosh(a)) = a - log 2 + log1p(exp(-2a)), which cannot overflow.
-    # Selecting the argument first leaves one log1p, of at most 1/2.
+    #   near 0, log(cosh(a)) = log1p(cosh(a) - 1), with the argument from its series. This avoids
+    #   the
+    #   cancellation of |d| + softplus(-2|d|) - log 2, which loses every digit;
+    #   far from 0, log(cosh(a)) = a - log 2 + log1p(exp(-2a)), which cannot overflow.
+    # Selecting the argument first leaves a single log1p, with an argument of at most 1/2.
     a = tl.abs(d)
     v = expm1(-2 * a)
     e2 = 1 + v  # exp(-2a)
@@ -96,7 +98,7 @@ def log_cosh(d, p0, p1):
     tail = log1p(tl.where(near, cosh_minus_one(a * a), e2))
     value = tl.where(near, tail, a - 0.693147180559945309417232121458 + tail)
     tanh = divide(-v, 2 + v)
-    e = tl.exp(-a)  # without the rounding of 1 + v: sech has no other term
+    e = tl.exp(-a)  # not from e2: the rounding error of 1 + v would be the error of sech
     sech = divide(e + e, 1 + e * e)
     return value, tl.where(d < 0, -tanh, tanh), sech * sech
 
@@ -111,7 +113,7 @@ def quantile(d, above, below):
 
 @triton.jit
 def charbonnier(d, epsilon, p1):
-    # sqrt(d² + epsilon²), without a square of a large number or a small one.
+    # sqrt(d² + epsilon²), without squaring large or small numbers.
     a = tl.abs(d)
     far = a > epsilon
     larger = tl.where(far, a, epsilon)
@@ -124,15 +126,15 @@ def charbonnier(d, epsilon, p1):
 
 
 class Loss(NamedTuple):
-    """A loss as the kernel takes it."""
+    """A loss, in the form that the kernel takes."""
 
     function: object
     num_params: int
     # f(d, p0, p1) -> (value, first, second) with d = x - y; otherwise
     # f(x, y, p0, p1) -> (value, dx, dy, dxx, dxy, dyy).
     of_difference: bool = True
-    # The most registers a thread may take. Left alone, ptxas aims at full occupancy, which suits a
-    # short formula; where it misses that by one register, it spills.
+    # Maximum number of registers per thread. By default ptxas aims at full occupancy, which suits
+    # short formulas. It spills if that misses by a single register.
     max_registers: int | None = None
 
 
@@ -164,7 +166,7 @@ LOSSES = {
 
 @triton.jit
 def _jet(x, y, p0, p1, LOSS: tl.constexpr, OF_DIFFERENCE: tl.constexpr):
-    """The value of the loss and its derivatives by x, y, xx, xy and yy."""
+    """The value of the loss and its derivatives with respect to x, y, xx, xy and yy."""
     if OF_DIFFERENCE:
         value, first, second = LOSS(x - y, p0, p1)
         return value, first, -first, second, -second, second
@@ -175,7 +177,7 @@ def _jet(x, y, p0, p1, LOSS: tl.constexpr, OF_DIFFERENCE: tl.constexpr):
 @triton.jit
 def _summand(
     operands,  # input, target, weight
-    tangents,  # of the same
+    tangents,  # tangents of the operands
     at,
     lanes,
     mask,
@@ -185,10 +187,10 @@ def _summand(
     ORDER: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """What each element adds to the sum, and its derivatives by input, target and weight.
+    """The term of each element, and its derivatives with respect to input, target and weight.
 
-    ORDER 1 sums w f. ORDER 2 sums its derivative along the tangents (a, b, c), which is
-    w (a f_x + b f_y) + c f. A missing weight is 1, a missing tangent 0.
+    For ORDER 1 the term is w f. For ORDER 2 it is the derivative along the tangents (a, b, c),
+    which is w (a f_x + b f_y) + c f. A missing weight is 1, a missing tangent 0.
     """
     input, target, weight = operands
     x = tl.load(input + at + lanes, mask=mask).to(COMPUTE)
@@ -203,7 +205,7 @@ def _summand(
     else:
         tangent_input, tangent_target, tangent_weight = tangents
         zero = tl.full(f.shape, 0.0, COMPUTE)
-        along, along_x, along_y = zero, zero, zero  # a f_x + b f_y and its derivatives by x and y
+        along, along_x, along_y = zero, zero, zero  # a f_x + b f_y and its derivatives in x and y
         if tangent_input is not None:
             a = tl.load(tangent_input + at + lanes, mask=mask).to(COMPUTE)
             along, along_x, along_y = along + a * f_x, along_x + a * f_xx, along_y + a * f_xy
@@ -221,13 +223,13 @@ def _summand(
 def _tile(
     operands,
     tangents,
-    grad_output,  # as wide as the operands, or None where it is one number, `upstream`
+    grad_output,  # one per element, or None where it is the scalar `upstream`
     value,
-    grads,  # by input, target and weight
+    grads,  # of input, target and weight
     at,  # offset of the tile's first element
-    count,  # elements of the tile; beyond BLOCK without effect
+    count,  # elements of the tile; may exceed BLOCK
     factor,  # multiplies every derivative
-    upstream,  # does so last, as it rescales a gradient of the forward pass, to the same bits
+    upstream,  # applied last, as when a forward-pass gradient is rescaled: same bits
     params,
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -237,7 +239,8 @@ def _tile(
     ORDER: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Evaluates BLOCK elements, writes what is wanted of them and returns what they sum up to."""
+    """Evaluates BLOCK elements, writes the requested outputs and returns partial sums of the
+    terms."""
     lanes = tl.arange(0, BLOCK)
     mask = lanes < count if MASKED else None
     total, dx, dy, dw = _summand(
@@ -258,21 +261,21 @@ def _tile(
         store(grad_weight + at + lanes, g * dw * upstream, mask)
     if MASKED:  # f(0, 0) need not be 0
         total = tl.where(mask, total, 0.0)
-    # FOLD neighbours, which one thread holds, add up in COMPUTE, and everything beyond in float64:
-    # the error does not grow with the number of tiles.
+    # FOLD neighbouring elements, held by one thread, are added in COMPUTE, and all else in float64,
+    # so that the error does not grow with the number of tiles.
     return tl.sum(tl.reshape(total, [BLOCK // FOLD, FOLD]), axis=1).to(tl.float64)
 
 
 @triton.jit
 def elementwise_kernel(
-    input,  # [groups, group_size], like all tensors but the next ones
+    input,  # [groups, group_size], like all tensors without a shape below
     target,
-    weight,  # or None, as the rest
+    weight,  # or None, like all tensors below
     tangent_input,
     tangent_target,
     tangent_weight,
-    grad_output,  # [1], [groups] or [groups, group_size], as GRAD_OUTPUT says
-    normalizer,  # [1] or [groups], as NORMALIZER says
+    grad_output,  # [1], [groups] or [groups, group_size], see GRAD_OUTPUT
+    normalizer,  # [1] or [groups], see NORMALIZER
     value,
     reduced,  # [groups]
     workspace,  # see reduce_splits; None for a single split
@@ -290,12 +293,12 @@ def elementwise_kernel(
     GROUPED: tl.constexpr,  # more than one group
     GRAD_OUTPUT: tl.constexpr,  # "one", "group" or "element"
     NORMALIZER: tl.constexpr,  # "one" or "group"
-    SKIP_ONE: tl.constexpr,  # do nothing where grad_output is 1
+    SKIP_ONE: tl.constexpr,  # do nothing if grad_output is 1
     BLOCK: tl.constexpr,
 ):
     """Evaluates a loss, its reduction and its gradients in one pass.
 
-    The grid is (groups, splits). The programs of a group take its tiles in turns.
+    The grid is (groups, splits). The programs of a group take its tiles in turn.
     """
     group = tl.program_id(0).to(tl.int64) if GROUPED else tl.full([], 0, tl.int64)
     split, splits = tl.program_id(1), tl.num_programs(1)
@@ -316,8 +319,8 @@ def elementwise_kernel(
     elements = grad_output if GRAD_OUTPUT == "element" else None
     FOLD: tl.constexpr = 1 if COMPUTE == tl.float64 else 4
     base = group * group_size
-    # The tile that may be incomplete stands alone: only it pays for a mask, which would keep all
-    # others from 16-byte accesses.
+    # Only the tile that may be incomplete is masked. A mask would prevent 16-byte accesses in all
+    # others.
     whole = group_size // BLOCK * BLOCK
     sums = tl.full([BLOCK // FOLD], 0.0, tl.float64)
     for start in range(split.to(tl.int64) * BLOCK, whole, splits * BLOCK):
@@ -351,7 +354,7 @@ def rescale_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Multiplies grad by grad_output, in place; only looks where that is 1."""
+    """Multiplies grad by grad_output in place. Does nothing if grad_output is 1."""
     g = tl.load(grad_output).to(COMPUTE)
     if g == 1:
         return

@@ -1,5 +1,5 @@
-"""Negative log-likelihoods in Triton: the twins of ``csrc/losses/likelihoods.h``, whose comments
-they share."""
+"""Negative log-likelihoods in Triton: the twins of ``csrc/losses/likelihoods.h``. See the comments
+there."""
 
 import triton
 import triton.language as tl
@@ -34,7 +34,7 @@ def poisson_log(x, y, full, p1):
 def poisson(x, y, epsilon, full):
     total = x + epsilon
     added = total - x
-    lost = (x - (total - added)) + (epsilon - added)  # of the sum, by rounding
+    lost = (x - (total - added)) + (epsilon - added)  # rounding error of the sum x + epsilon
     log = tl.log(total)
     log = tl.where(tl.abs(lost) > 0, log + divide(lost, total), log)
     q = divide(tl.full([], 1.0, x.dtype), total)

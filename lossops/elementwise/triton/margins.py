@@ -1,5 +1,5 @@
-"""The elementwise losses of a signed label, in Triton: the twins of ``csrc/losses/margins.h``,
-whose comments they share."""
+"""The elementwise losses of a signed label, in Triton: the twins of ``csrc/losses/margins.h``. See
+the comments there."""
 
 import triton
 import triton.language as tl

@@ -1,9 +1,10 @@
-"""The raw ops of the elementwise losses, run by the Triton kernels.
+"""The raw ops of the elementwise losses, implemented by the Triton kernels.
 
 The contract is in ``lossops/elementwise/ops.py``. Tensors that share one dense layout (contiguous,
-transposed, channels-last, …) are processed as they lie in memory. The others (broadcast, sliced, of
-differing layouts) are first copied into the input's layout, or into a contiguous one where the
-input is not dense or the dimensions that a reduction keeps are not the outermost in memory.
+transposed, channels-last, …) are processed in memory order. Others (broadcast, sliced, or with
+different layouts) are first copied into the input's layout. If the input is not dense, or if the
+dimensions that a reduction keeps are not outermost in memory, all are copied into a contiguous
+layout.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ OPS = (
     "elementwise_double_backward",
 )
 
-# One 16-byte access per thread to the narrowest tensor: with sixteen programs on a multiprocessor
-# that is enough in flight to keep memory busy, and leaves registers for that many.
+# One 16-byte access per thread for the narrowest tensor. With sixteen programs per multiprocessor
+# this keeps enough accesses in flight to saturate memory, and leaves enough registers for that many
+# programs.
 TILE_BYTES = NUM_WARPS * 32 * 16
 
 
@@ -136,14 +138,15 @@ class _Problem:
         tangents: Sequence[Tensor | None] = (None, None, None),
         grad_output: Tensor | None = None,  # the loss's shape, or 0-d
         normalizer: Tensor | None = None,  # the kept dimensions' shape, or 0-d
-        value: Tensor | None = None,  # written: the loss's shape
-        grads: Sequence[Tensor | None],  # written: as the operands
+        value: Tensor | None = None,  # output, of the loss's shape
+        grads: Sequence[Tensor | None],  # outputs, of the operands' shapes
         skip_one: bool = False,
     ) -> None:
         """Evaluates the problem into ``value`` and ``grads``.
 
-        The outputs have any layout; one that differs from the problem's is written by a copy.
-        ``skip_one`` leaves ``grads`` alone where ``grad_output``, one number, is 1.
+        The outputs may have any layout. An output whose layout differs from the problem's is
+        written through a copy. ``skip_one`` leaves ``grads`` unchanged if the scalar
+        ``grad_output`` is 1.
         """
         if self.groups * self.group_size == 0:
             self._reduce_nothing(value, normalizer)
@@ -198,20 +201,20 @@ class _Problem:
             )  # fmt: skip
 
     def _arranged(self, tensor: Tensor | None) -> Tensor | None:
-        """The tensor in the problem's layout."""
+        """The tensor, copied into the problem's layout if necessary."""
         if tensor is None or _same_layout(tensor, self.layout):
             return tensor
         return torch.empty_like(self.layout, dtype=tensor.dtype).copy_(tensor)
 
     def _output(self, tensor: Tensor | None, keep: bool) -> Tensor | None:
-        """Where the kernel writes: the tensor, or one in the problem's layout to be copied."""
+        """The tensor that the kernel writes: ``tensor``, or a buffer in the problem's layout."""
         if tensor is None or _same_layout(tensor, self.layout):
             return tensor
         output = torch.empty_like(self.layout, dtype=tensor.dtype)
         return output.copy_(tensor) if keep else output
 
     def _grad_output(self, grad_output: Tensor | None) -> tuple[Tensor | None, str]:
-        """grad_output as the kernel reads it, and how often it changes."""
+        """grad_output as the kernel reads it, and how it varies: "one", "group" or "element"."""
         if grad_output is None:
             return None, "one"
         if all(stride == 0 or size == 1 for size, stride in sizes_and_strides(grad_output)):
@@ -236,7 +239,7 @@ def _options(loss: Loss) -> dict[str, object]:
 
 
 def _same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether tensors of one shape have equal strides wherever these matter."""
+    """Whether tensors of one shape have equal strides in every dimension larger than 1."""
     if a.stride() == b.stride():
         return True
     return all(
@@ -245,12 +248,12 @@ def _same_layout(a: Tensor, b: Tensor) -> bool:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill a piece of memory, each at a place of its own."""
+    """Whether the elements fill a block of memory without gaps or overlaps."""
     return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(tensor)
 
 
 def _keeps_outermost(tensor: Tensor, kept: int) -> bool:
-    """Whether the first `kept` dimensions lie in memory as in a contiguous tensor."""
+    """Whether the first `kept` dimensions have the strides of a contiguous tensor."""
     step = tensor.numel()
     for size, stride in list(sizes_and_strides(tensor))[:kept]:
         step //= max(size, 1)

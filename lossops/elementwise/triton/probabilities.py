@@ -1,7 +1,8 @@
-"""The elementwise losses of probabilities, their logarithms and logits, in Triton.
+"""The elementwise losses of probabilities, log-probabilities and logits, in Triton.
 
-The twins of those in ``csrc/losses/elementwise.h``, whose comments they share: functions of x, y
-and two parameters that return the value and its derivatives by x, y, xx, xy and yy.
+These are the twins of those in ``csrc/losses/elementwise.h``; see the comments there. They are
+functions of x, y and two parameters that return the value and its derivatives with respect to x, y,
+xx, xy and yy.
 """
 
 import triton
@@ -12,7 +13,7 @@ from lossops.core.triton.math import divide, log1p, power
 
 @triton.jit
 def kl_div(x, y, p0, p1):
-    # y log(y) - y x is 0 where y is, the limit, also at x = -inf. NaN * 0 is NaN.
+    # y log(y) - y x has the limit 0 at y = 0, also for x = -inf. x * 0 propagates NaN.
     log_y = tl.log(y)
     d = log_y - x
     value = tl.where(y == 0, tl.where(x < 0, 0.0, x * 0), y * d)
@@ -25,7 +26,8 @@ def kl_div_log_target(x, y, p0, p1):
     infinity = float("inf")
     p = tl.exp(y)
     d = y - x
-    # Where p is 0 so is p d, but for x = -inf and a y that only underflows. NaN is neither.
+    # At p = 0, p d is 0, except for x = -inf with a finite y whose exp underflows. Adding p
+    # propagates a NaN of y, x * 0 a NaN of x.
     limit = tl.where((y > -infinity) & (d == infinity), d, 0.0)
     value = tl.where(p > 0, p * d, tl.where(x < infinity, limit, x * 0) + p)
     slope = value + p
@@ -34,12 +36,13 @@ def kl_div_log_target(x, y, p0, p1):
 
 @triton.jit
 def at_least(x, bound):
-    return tl.where(x < bound, bound, x)  # lets NaN pass
+    return tl.where(x < bound, bound, x)  # propagates NaN
 
 
 @triton.jit
 def bce(x, y, smoothing, p1):
-    # A number outside of [0, 1] is NaN. log1p divides by 1 - x.
+    # Values outside [0, 1] give NaN. x = 1 is handled separately, because log1p(-x) divides by 1 -
+    # x.
     y = tl.where((y >= 0) & (y <= 1), y, float("nan"))
     keep = 1 - smoothing
     positive = y * keep + 0.5 * smoothing
@@ -48,7 +51,7 @@ def bce(x, y, smoothing, p1):
     no = tl.where(x == 1, -100.0, at_least(log1p(-x), -100.0))
     product = (1 - x) * x
     bounded = tl.where(product < 0, float("nan"), at_least(product, 1e-12))
-    near_one = (x > 0.5) & (positive > 0.5)  # by what is left to 1
+    near_one = (x > 0.5) & (positive > 0.5)  # then x - positive is taken from distances to 1
     dx = divide(tl.where(near_one, negative - (1 - x), x - positive), bounded)
     q = divide(tl.full([], 1.0, x.dtype), bounded)
     value = -(positive * yes + negative * no)

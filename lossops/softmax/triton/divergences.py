@@ -1,11 +1,12 @@
 """The kernel of the divergences.
 
-As that of the label losses, but for one walk more through a row that does not fit into registers:
-its gradient needs a sum over its classes that needs the distributions. Without gradient that walk
-is the last; and there is no first one where neither side is of logits.
+It works like the kernel of the label losses, but makes one more pass over a row that does not fit
+into registers: the gradient needs a sum over the classes, which in turn needs the distributions.
+Without gradients, that pass is the last. The first pass is skipped if no side has logits and no
+accuracy is requested.
 """
 
-# Triton's constants are written in capitals, and a branch on one is static.
+# Triton constants are upper case, and a branch on one is static.
 # ruff: noqa: N806, RET505
 import triton
 import triton.language as tl
@@ -34,7 +35,7 @@ from lossops.softmax.triton.rows import (
 
 @triton.jit
 def _side(numbers, label, place, classes, mask, form, FORM: tl.constexpr, COMPUTE: tl.constexpr):
-    """The numbers and scores of one side; of a label those of its one-hot distribution."""
+    """The values and scores of one side. For labels, those of the one-hot distribution."""
     if FORM == "labels":
         x = tl.where(classes[None, :] == label[:, None], 1.0, 0.0).to(COMPUTE)
         return x, tl.where(x > 0, 0.0, float("-inf"))
@@ -52,7 +53,7 @@ def _side_distribution(x, z, row, FORM: tl.constexpr):
 
 @triton.jit
 def _normalize(state, z, FORM: tl.constexpr, ACCURACY: tl.constexpr):
-    """Takes more scores into account: maximum m, sum of exp(z - m) less 1, whether one is NaN."""
+    """Updates the running maximum m, the sum of exp(z - m) minus 1, and whether a score is NaN."""
     m, s, broken = state
     if FORM == "logits":
         m, s, _rescale, _change, _e, _centered = online(m, s, z)
@@ -67,7 +68,8 @@ def _divergence_walk(
     state, q_side, p_side, q_row, p_row, mask,
     LOSS: tl.constexpr, FORM: tl.constexpr, TARGET_FORM: tl.constexpr, ENTROPY: tl.constexpr,
 ):  # fmt: skip
-    """Adds more classes to: the divergence; its derivatives by log q and by log p; -H."""
+    """Adds a block of classes to the sums: the divergence, its derivatives with respect to log q
+    and log p, and -H."""
     value, by_q_sum, by_p_sum, energy = state
     q, log_q = distribution(q_side[0], q_side[1], q_row, FORM)
     p, log_p = _side_distribution(p_side[0], p_side[1], p_row, TARGET_FORM)
@@ -84,7 +86,7 @@ def _divergence_walk(
 
 @triton.jit
 def _by_side(x_or_probability, by, by_log, by_sum, FORM: tl.constexpr):
-    """The derivative by the numbers of a side."""
+    """The derivative with respect to the values of one side."""
     if FORM == "logits":
         return by_log - x_or_probability * by_sum[:, None]
     elif FORM == "log_probs":
@@ -117,7 +119,7 @@ def _divergence_gradients(
 
 @triton.jit
 def divergence_kernel(
-    input,  # as in label_loss_kernel, all of them
+    input,  # parameters as in label_loss_kernel
     target,
     grad_input,
     grad_target,
@@ -168,7 +170,7 @@ def divergence_kernel(
     if labels is not None:
         label, counts, inside = labels_of(labels, place, ignore_index, count)
 
-    # The distributions.
+    # Pass 1: the normalisation of both distributions.
     q_state = (zeros + float("-inf"), zeros - 1, tl.full([ROWS], 0, tl.int32))
     p_state = (zeros + float("-inf"), zeros - 1, tl.full([ROWS], 0, tl.int32))
     classes = tl.arange(0, BLOCK)
@@ -191,7 +193,7 @@ def divergence_kernel(
     q_row = settle(q_state[0], q_state[1], count, FORM)
     p_row = settle(p_state[0], p_state[1], count, TARGET_FORM)
 
-    # What the classes add up to.
+    # Pass 2: the sums over the classes.
     state = (zeros, zeros, zeros, zeros)
     if RESIDENT:
         state = _divergence_walk(
@@ -216,7 +218,7 @@ def divergence_kernel(
         store_rows(accuracy, place, tl.where(inside & best, 1.0, 0.0))
     total = tl.sum(loss.to(tl.float64))
 
-    # The gradients.
+    # Pass 3: the gradients.
     if GRADIENTS:
         factor, upstream = factors(
             normalizer, grad_output, scale, place, group_size,

@@ -1,11 +1,11 @@
 """The kernel of the label losses.
 
-A program takes a tile of ROWS rows. Where a row fits into registers (RESIDENT), it is read once:
-its log-sum-exp, its loss and its gradient come of the same numbers. A longer row is walked through
-by blocks of classes, and again for its gradient, which reads it again.
+A program processes a tile of ROWS rows. A row that fits into registers (RESIDENT) is read once: its
+log-sum-exp, loss and gradient are computed from the same values. A longer row is read in blocks of
+classes, and a second time for its gradient.
 """
 
-# Triton's constants are written in capitals, and a branch on one is static.
+# Triton constants are upper case, and a branch on one is static.
 # ruff: noqa: N806
 import triton
 import triton.language as tl
@@ -40,7 +40,7 @@ def _shares(
     target, class_weight, place, classes, mask, keep, spread,
     COUNT, SMOOTHED: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """t_c as far as it does not come of a label, and the class weights."""
+    """The part of t_c that does not come from a label, and the class weights."""
     w = tl.full([1, 1], 1.0, COMPUTE)
     if class_weight is not None:
         w = tl.load(class_weight + classes, mask=classes < COUNT, other=0.0).to(COMPUTE)[None, :]
@@ -55,9 +55,9 @@ def _shares(
 @triton.jit
 def _label_walk(state, z, t, FORM: tl.constexpr, DENSE: tl.constexpr, ENTROPY: tl.constexpr,
                 ACCURACY: tl.constexpr):  # fmt: skip
-    """Takes more classes into account: the maximum m and the sum of exp(z - m), less 1; sum t_c and
-    sum t_c (z_c - m); sum exp(z_c - m) (z_c - m); and whether a score is NaN. Also returns what
-    `walked_distribution` takes of a row that ends here."""
+    """Adds a block of classes to the running values: the maximum m and the sum of exp(z - m) minus
+    1; sum t_c and sum t_c (z_c - m); sum exp(z_c - m) (z_c - m); and whether a score is NaN. Also
+    returns the inputs of `walked_distribution`, for a row that consists of this block only."""
     m, s, a, dot, energy, broken = state
     walked = None
     if FORM == "logits":
@@ -112,14 +112,14 @@ def _label_gradients(
 
 @triton.jit
 def label_loss_kernel(
-    input,  # (tensor, strides), see softmax_rows
-    target,  # the same, or None for labels
-    grad_input,  # the same, or None, as the rest
+    input,  # (tensor, strides), see lossops/softmax/triton/rows.py
+    target,  # likewise, or None for labels
+    grad_input,  # likewise; or None, like all tensors below
     grad_target,
-    labels,  # [rows], like all tensors but the next ones
+    labels,  # [rows], like all tensors without a shape below
     class_weight,  # [classes]
-    normalizer,  # [1] or [groups], as NORMALIZER says
-    grad_output,  # [1], [groups] or [rows], as GRAD_OUTPUT says
+    normalizer,  # [1] or [groups], see NORMALIZER
+    grad_output,  # [1], [groups] or [rows], see GRAD_OUTPUT
     grad_lse,
     grad_entropy,
     value,
@@ -130,7 +130,7 @@ def label_loss_kernel(
     workspace,  # see reduce_splits; None for a single program
     tiles_per_outer,
     inner,
-    count,  # of classes
+    count,  # number of classes
     group_size,
     ignore_index,
     scale: tl.float64,
@@ -147,11 +147,11 @@ def label_loss_kernel(
     COMPUTE: tl.constexpr,
     NORMALIZER: tl.constexpr,
     GRAD_OUTPUT: tl.constexpr,
-    SKIP_ONE: tl.constexpr,  # do nothing where grad_output is 1
+    SKIP_ONE: tl.constexpr,  # do nothing if grad_output is 1
     RESIDENT: tl.constexpr,  # a row is one block
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    SPAN: tl.constexpr,  # programs whose sums are added up at once
+    SPAN: tl.constexpr,  # number of partial sums added at once
 ):
     """Evaluates a label loss, its reduction and its gradients."""
     if SKIP_ONE:
@@ -178,7 +178,7 @@ def label_loss_kernel(
         if class_weight is not None:
             own_weight = tl.load(class_weight + label, mask=inside, other=0.0).to(COMPUTE)
 
-    # What the classes add up to.
+    # Pass 1: the sums over the classes.
     state = (zeros + float("-inf"), zeros - 1, zeros, zeros, zeros, tl.full([ROWS], 0, tl.int32))
     classes = tl.arange(0, BLOCK)
     mask = mask_of(place, classes, count)
@@ -199,7 +199,7 @@ def label_loss_kernel(
             state, _ = _label_walk(state, z, t, FORM, DENSE, ENTROPY, ACCURACY)
     m, s, a, dot, energy, broken = state
 
-    # The row.
+    # The losses of the rows.
     row = settle(m, s, count, FORM)
     rows_entropy = row[1] - energy * row[2]
     loss = zeros
@@ -209,7 +209,7 @@ def label_loss_kernel(
             dot = tl.where(m == float("-inf"), 0.0, dot)
         loss += a * row[1] - dot
     if labels is not None:
-        # Both terms are at least 0, and so is their sum.
+        # Both terms are non-negative, so their sum is, too.
         information = row[1] - below_maximum(own, row[0])
         f, slope_of_f = LOSS(information, tl.full([], p0, COMPUTE))
         loss += times(keep * own_weight, f)
@@ -217,7 +217,8 @@ def label_loss_kernel(
     rest = a + 2 * times(z_loss, row[3])
     kappa = at_label + rest
     if labels is not None:
-        # The derivative by the label's score: q - 1, without cancellation where q is nearly 1.
+        # The derivative with respect to the label's score contains q - 1, written so that it does
+        # not cancel for q near 1.
         own_slope = -at_label
         if FORM == "logits":
             own_slope = at_label * expm1(-information) + rest * tl.exp(-information)
@@ -230,7 +231,7 @@ def label_loss_kernel(
         store_rows(accuracy, place, tl.where(inside & (own >= m) & (broken == 0), 1.0, 0.0))
     total = tl.sum(loss.to(tl.float64))
 
-    # The gradient.
+    # Pass 2: the gradients.
     if GRADIENTS:
         factor, upstream = factors(
             normalizer, grad_output, scale, place, group_size,

@@ -1,9 +1,9 @@
 """The losses over rows of class scores in Triton: the twin of ``csrc/losses/softmax.h``.
 
-A label loss is a function of u = -log p_y and of a parameter; it returns its value and its
-derivative by u. A divergence is a function of p, log p, q and log q, P being the target and Q the
-input; it returns the summand and its derivatives by q, log q, p and log p. The compiler drops what
-a kernel does not use.
+A label loss is a function of u = -log p_y and of a parameter. It returns its value and its
+derivative with respect to u. A divergence is a function of p, log p, q and log q, where P is the
+target and Q the input. It returns the summand and its derivatives with respect to q, log q, p and
+log p. The compiler removes what a kernel does not use.
 """
 
 from typing import NamedTuple
@@ -21,10 +21,10 @@ def cross_entropy(u, p0):
 
 @triton.jit
 def focal(u, gamma):
-    # (1 - p)^gamma u with p = exp(-u): what is predicted well counts less.
+    # (1 - p)^gamma u with p = exp(-u): down-weights well-classified rows.
     miss = -expm1(-u)  # 1 - p, without cancellation
     damping = tl.where(gamma == 0, 1.0, tl.exp(gamma * tl.log(miss)))
-    # u / (1 - p), which tends to 1 as u does to 0; p u / (1 - p) tends to 0 as u does to infinity.
+    # p u / (1 - p) tends to 1 for u -> 0, and to 0 for u -> infinity.
     ratio = tl.where(u > 700, 0.0, tl.where(u > 0, u * tl.exp(-u) / miss, 1.0))
     return tl.where(u == float("inf"), u, damping * u), damping * (1 + gamma * ratio)
 
@@ -37,7 +37,7 @@ def poly(u, epsilon):
 
 @triton.jit
 def times(x, y):
-    """x y, and 0 where x is 0, whatever y is."""
+    """x y, but 0 where x is 0, even if y is infinite or NaN."""
     return tl.where(x == 0, 0.0, x * y)
 
 
@@ -45,7 +45,7 @@ def times(x, y):
 def kl(p, log_p, q, log_q):
     ratio = log_p - log_q
     value = times(p, ratio)
-    by_p = tl.where(p == 0, log_p, ratio) + 1  # of 0 the limit, -infinity, also where q is 0
+    by_p = tl.where(p == 0, log_p, ratio) + 1  # at p = 0 the limit, -inf, also for q = 0
     return value, -tl.where(p == 0, 0.0, p / q), -p, by_p, value + p
 
 
@@ -57,13 +57,15 @@ def reverse_kl(p, log_p, q, log_q):
 
 @triton.jit
 def jensen_shannon(p, log_p, q, log_q):
-    # The mean of KL(P || M) and KL(Q || M), M being the mean of P and Q. With s as here, the larger
-    # of the two is m (1 + s) and the smaller m (1 - s).
+    # The mean of KL(P || M) and KL(Q || M), where M is the mean of P and Q. With s as below, the
+    # larger of p and q is m (1 + s) and the smaller m (1 - s).
     distance, sum = tl.abs(p - q), p + q
-    # 1, as where only one is nothing, also where both are: either may have a logarithm still.
+    # If exactly one of p and q is 0, s is 1. s is also 1 if both are 0, because their logarithms
+    # may still be finite.
     s = tl.where(sum == 0, 1.0, distance / sum)
     above = log1p(s)
-    # Far from each other, 1 - s has lost its digits; close, the logarithms would cancel.
+    # If p and q are far apart, 1 - s has lost its digits. If they are close, the difference of the
+    # logarithms would cancel.
     close = distance < 0.3333333333333333 * sum
     below = tl.where(close, log1p(tl.where(close, -s, 0.0)), above - tl.abs(log_p - log_q))
     p_m, q_m = tl.where(p < q, below, above), tl.where(q < p, below, above)
@@ -73,7 +75,7 @@ def jensen_shannon(p, log_p, q, log_q):
 
 @triton.jit
 def l1_distribution(p, log_p, q, log_q):
-    # The derivative where they are equal is 0.
+    # At q = p the derivative is 0.
     sign = tl.where(q > p, 1.0, tl.where(q < p, -1.0, 0.0)).to(q.dtype)
     return tl.abs(p - q), sign, sign * q, -sign, -sign * p
 
@@ -91,12 +93,12 @@ def soft_cross_entropy(p, log_p, q, log_q):
 
 
 class LabelLoss(NamedTuple):
-    """A label loss as the kernel takes it."""
+    """A label loss, in the form that the kernel takes."""
 
     function: object
     num_params: int
     linear: bool = False  # extends to soft targets
-    divides_by_weight: bool = False  # a mean, by the sum of the labels' weights
+    divides_by_weight: bool = False  # a mean divides by the sum of the labels' weights
 
 
 LABEL_LOSSES = {
@@ -107,10 +109,10 @@ LABEL_LOSSES = {
 
 
 class Divergence(NamedTuple):
-    """A divergence as the kernel takes it."""
+    """A divergence, in the form that the kernel takes."""
 
     function: object
-    long: bool = False  # a formula that needs the registers of twice as many numbers
+    long: bool = False  # the formula needs about twice the registers
 
 
 DIVERGENCES = {

@@ -1,8 +1,8 @@
-"""The raw ops of the softmax losses, run by the Triton kernels.
+"""The raw ops of the softmax losses, implemented by the Triton kernels.
 
-The contract is in ``lossops/softmax/ops.py``. Tensors of rows are processed as they lie in memory
-wherever the dimensions before the classes, and those behind, collapse into one each; the others are
-first copied.
+The contract is in ``lossops/softmax/ops.py``. A tensor is processed in place if the dimensions
+before the class dimension collapse into one, and those after it, too. Other tensors are first
+copied.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from lossops.softmax.triton.sums import count_kernel, reduce_kernel
 
 OPS = ("softmax_forward", "softmax_forward_", "softmax_backward", "softmax_backward_")
 
-# Numbers of a tile that a program keeps in registers, of one tensor in float32.
+# Maximum number of elements of a resident tile, for one float32 tensor: they stay in registers.
 RESIDENT = 16384
-# A short row shares its program with others.
+# Rows shorter than this share a program.
 SHORT = 2048
-# Rows whose classes are not contiguous are neighbours in memory: so many fill a sector of 32 bytes
-# or more of it.
+# If classes are not contiguous, neighbouring rows are adjacent in memory. A tile takes this many
+# rows (minimum, maximum), which are at least part of a 32-byte sector for each class.
 LANES = 16, 128
-PER_THREAD = 16  # numbers of a tile, or fewer where they or the formula take more registers
-WARPS = 16, 8  # at most, for label losses and divergences
-REGISTERS = 1 << 16  # of a multiprocessor
-# The last program adds up what all have found, by SPAN[0] at once, of many by SPAN[1].
+PER_THREAD = 16  # tile elements; fewer if the dtype or the formula needs more registers
+WARPS = 16, 8  # maximum, for label losses and divergences
+REGISTERS = 1 << 16  # per multiprocessor
+# The last program adds up the partial sums of all programs, SPAN[0] at once, or SPAN[1] if there
+# are many.
 SPAN = 1024, 4096
 MANY = 1 << 16
 COUNT_BLOCK, COUNT_SPLITS = 1024, 256
@@ -103,7 +104,7 @@ def softmax_backward_(
 
 
 class _Rows(NamedTuple):
-    """A tensor of rows as a kernel takes it."""
+    """A tensor of rows, in the form that a kernel takes."""
 
     tensor: Tensor
     strides: tuple[int, int, int]  # outer, class, inner
@@ -158,13 +159,13 @@ class _Problem:
         grad_output: Tensor | None = None,  # the loss's shape, or 0-d
         grad_lse: Tensor | None = None,  # the rows' shape
         grad_entropy: Tensor | None = None,
-        value: Tensor | None = None,  # written, contiguous
+        value: Tensor | None = None,  # output, contiguous
         extras: Sequence[Tensor | None] = (None, None, None),  # lse, entropy, accuracy
-        grads: Sequence[Tensor | None],  # written, of any layout
+        grads: Sequence[Tensor | None],  # outputs, of any layout
         skip_one: bool = False,
     ) -> None:
-        """Evaluates the problem; ``skip_one`` leaves ``grads`` alone where ``grad_output``, one
-        number, is 1."""
+        """Evaluates the problem. ``skip_one`` leaves ``grads`` unchanged if the scalar
+        ``grad_output`` is 1."""
         lse, entropy, accuracy = extras
         if not (self.rows and self.classes):
             for result, nothing in ((lse, -math.inf), (entropy, 0.0), (accuracy, 0.0)):
@@ -211,14 +212,14 @@ class _Problem:
         if inner == 1 or all(
             rows is None or rows.strides[0] == inner * rows.strides[2] for rows in operands
         ):
-            # One dimension of rows, of which tiles can be cut.
+            # The rows form a single dimension, which can be cut into tiles.
             position = 0 if inner == 1 else 2
             outer, inner = 1, outer * inner
             operands = [
                 rows and _Rows(rows.tensor, (0, rows.strides[1], rows.strides[position]))
                 for rows in operands
             ]
-        operands = [rows and tuple(rows) for rows in operands]  # what Triton takes
+        operands = [rows and tuple(rows) for rows in operands]  # plain tuples, as Triton requires
         double = any(
             tensor is not None and tensor.dtype == torch.float64
             for tensor in (self.input, None if target is None else self.target, reduced)
@@ -226,7 +227,7 @@ class _Problem:
         divergence = self.loss in DIVERGENCES
         temperature, softcap, smoothing, z_loss, p0, _ = self.params
         long = DIVERGENCES[self.loss].long if divergence else softcap != 0
-        two = divergence or target is not None  # rows are kept, of input and target
+        two = divergence or target is not None  # both input and target rows are kept
         limit = RESIDENT >> (double + two + long)
         block, lanes, resident = _tiling(self.classes, inner, contiguous, limit)
         per_outer = triton.cdiv(inner, lanes)
@@ -253,7 +254,8 @@ class _Problem:
             "num_warps": num_warps,
         }
         if not torch.version.hip:
-            # All that there are: left alone, ptxas would spill to get another program running.
+            # All available registers: by default ptxas would spill in order to fit one more
+            # program.
             common["maxnreg"] = min(REGISTERS // (32 * num_warps), 255)
         sizes = (per_outer, inner, self.classes, self.group_size, self.ignore_index)
         with on(device):
@@ -305,7 +307,7 @@ class _Problem:
         return normalizer
 
     def _arranged(self, tensor: Tensor | None, copy: bool = True) -> _Rows | None:
-        """The tensor, or one that a kernel can walk in its place, with its numbers for ``copy``."""
+        """The tensor, or a replacement that a kernel can index. ``copy`` also copies its values."""
         if tensor is None:
             return None
         strides = _collapsed(tensor, self.dim)
@@ -319,7 +321,7 @@ class _Problem:
         return _Rows(tensor, strides)
 
     def _grad_output(self, grad_output: Tensor | None) -> tuple[Tensor | None, str]:
-        """grad_output as the kernels read it, and how often it changes."""
+        """grad_output as the kernels read it, and how it varies: "one", "group" or "row"."""
         if grad_output is None:
             return None, "one"
         if all(stride == 0 or size == 1 for size, stride in sizes_and_strides(grad_output)):
@@ -327,9 +329,9 @@ class _Problem:
         return grad_output.contiguous(), "row" if self.reduction == "none" else "group"
 
     def _losses_of_nothing(self) -> Tensor:
-        """Without rows or classes there is nothing to add up: 0, divided by what there is to divide
-        by. A label can be no class then; the mean cross entropy of distributions is one over the
-        classes, too."""
+        """The losses of an input without rows or classes: 0 divided by the usual denominator.
+        Without classes, every label that is not ignored is out of range. The mean cross entropy of
+        distributions is a mean over the classes, too, so it divides by 0."""
         rows = self.input.new_zeros(self.rows_shape, dtype=torch.float64)
         of_labels, z_loss = self.loss in LABEL_LOSSES, self.params[3]
         if z_loss and of_labels:
@@ -349,14 +351,14 @@ class _Problem:
 
 
 def _collapsed(tensor: Tensor, dim: int) -> tuple[int, int, int] | None:
-    """The strides of rows and classes, unless the dimensions of the rows keep more than these."""
+    """The (outer, class, inner) strides, or None if the row dimensions do not collapse into two."""
     dims = list(sizes_and_strides(tensor))
     outer, inner = _collapse(dims[:dim]), _collapse(dims[dim + 1 :])
     return None if outer is None or inner is None else (outer, dims[dim][1], inner)
 
 
 def _collapse(dims: Sequence[tuple[int, int]]) -> int | None:
-    """The one stride of dimensions that run through memory like one."""
+    """The common stride of dimensions that collapse into one, or None."""
     dims = [(size, stride) for size, stride in dims if size != 1]
     for (_, wide), (size, narrow) in itertools.pairwise(dims):
         if wide != size * narrow:
@@ -365,7 +367,7 @@ def _collapse(dims: Sequence[tuple[int, int]]) -> int | None:
 
 
 def _tiling(classes: int, inner: int, contiguous: bool, limit: int) -> tuple[int, int, bool]:
-    """Classes and rows of a tile, and whether it holds whole rows."""
+    """The number of classes and rows per tile, and whether a tile holds whole rows."""
     block, neighbours = triton.next_power_of_2(max(classes, 1)), triton.next_power_of_2(inner)
     if contiguous:
         lanes = max(min(SHORT // block, neighbours), 1)

@@ -1,16 +1,15 @@
-"""What the kernels of the softmax family do with rows: where they lie, their scores, their
-distribution.
+"""Helpers of the softmax kernels for rows: their addresses, scores and distributions.
 
-A tensor of rows x classes, ``numbers``, comes as (tensor, strides), the strides being (outer,
-class, inner): row r is (outer r / inner, inner r % inner). Triton compiles a stride of 1 as a
-constant. What there is one of per row is contiguous. ``form`` is (softcap, temperature), None where
-a call has none.
+A tensor of rows x classes, ``numbers``, is passed as (tensor, strides) with strides (outer, class,
+inner). Row r has the outer index r / inner and the inner index r % inner. Triton compiles a stride
+of 1 as a constant. Tensors with one value per row are contiguous. ``form`` is (softcap,
+temperature), each None if the call has none.
 
-With z the logits, m their maximum and S = sum exp(z - m): log q_c = (z_c - m) - log S, which loses
-no digits to a large m.
+With logits z, their maximum m and S = sum exp(z - m): log q_c = (z_c - m) - log S, which loses no
+digits for large m.
 """
 
-# Triton's constants are written in capitals, and a branch on one is static.
+# Triton constants are upper case, and a branch on one is static.
 # ruff: noqa: RET505
 import triton
 import triton.language as tl
@@ -22,7 +21,7 @@ from lossops.softmax.triton.losses import times
 
 @triton.jit
 def place_of(tiles_per_outer, inner, ROWS: tl.constexpr):
-    """The rows of a program: their outer index, inner indices, which of them exist, and numbers."""
+    """The rows of a program: outer index, inner indices, which rows exist, and row numbers."""
     tile = tl.program_id(0).to(tl.int64)
     outer_at = tile // tiles_per_outer
     inner_at = tile % tiles_per_outer * ROWS + tl.arange(0, ROWS)
@@ -31,7 +30,7 @@ def place_of(tiles_per_outer, inner, ROWS: tl.constexpr):
 
 @triton.jit
 def starts(numbers, place):
-    """Where each row of a tensor starts."""
+    """Pointers to the starts of the rows."""
     tensor, strides = numbers
     return tensor + (place[0] * strides[0] + place[1] * strides[2])
 
@@ -44,7 +43,7 @@ def pointers(numbers, place, classes):
 
 @triton.jit
 def load_own(numbers, place, label, inside, COMPUTE: tl.constexpr):
-    """The numbers of the labels' classes."""
+    """The values at the labels' classes."""
     at = starts(numbers, place) + label.to(tl.int64) * numbers[1][1]
     return tl.load(at, mask=inside, other=0.0).to(COMPUTE)
 
@@ -62,7 +61,7 @@ def store_rows(tensor, place, values):
 
 @triton.jit
 def of_rows(tensor, place, HOW: tl.constexpr, group_size):
-    """What there is one of in all, per group or per row."""
+    """Loads a quantity of which there is one in total, one per group or one per row."""
     if HOW == "one":
         return tl.load(tensor).to(tl.float64)
     elif HOW == "group":
@@ -76,8 +75,8 @@ def factors(
     normalizer, grad_output, scale, place, group_size,
     NORMALIZER: tl.constexpr, GRAD_OUTPUT: tl.constexpr, COMPUTE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """What multiplies the derivatives of a row, and what does so last, as it rescales a gradient of
-    the forward pass, to the same bits."""
+    """The factor of a row's derivatives, and a second factor that is applied last. The order is the
+    same as when a forward-pass gradient is rescaled, so the bits are the same, too."""
     factor = tl.full([ROWS], scale, tl.float64)
     if normalizer is not None:
         factor /= of_rows(normalizer, place, NORMALIZER, group_size)
@@ -89,8 +88,8 @@ def factors(
 
 @triton.jit
 def labels_of(labels, place, ignore_index, count):
-    """The labels, which rows count, and which of these have a class for a label. The label of any
-    other is -1."""
+    """The labels, which rows count, and which of those have a valid class. Any other label is
+    -1."""
     label = tl.load(labels + place[3], mask=place[2], other=0).to(tl.int64)
     counts = place[2] & (label != ignore_index)
     inside = counts & (label >= 0) & (label < count)
@@ -99,7 +98,7 @@ def labels_of(labels, place, ignore_index, count):
 
 @triton.jit
 def scores(x, form, FORM: tl.constexpr):
-    """The logits capped and cooled, or the logarithms of probabilities."""
+    """The logits after softcap and temperature, or the log-probabilities."""
     if FORM == "probs":
         return tl.where(x > 0, tl.log(x), tl.where(x == x, float("-inf"), x))
     elif FORM == "log_probs":
@@ -117,7 +116,7 @@ def scores(x, form, FORM: tl.constexpr):
 
 @triton.jit
 def read(numbers, place, classes, mask, form, FORM: tl.constexpr, COMPUTE: tl.constexpr):
-    """Numbers of rows and their scores: outside of the mask those of a class that is impossible."""
+    """The values of rows and their scores. Masked elements get those of an impossible class."""
     other: tl.constexpr = 0.0 if FORM == "probs" else float("-inf")
     x = tl.load(pointers(numbers, place, classes), mask=mask, other=other).to(COMPUTE)
     z = scores(x, form, FORM)
@@ -128,13 +127,13 @@ def read(numbers, place, classes, mask, form, FORM: tl.constexpr, COMPUTE: tl.co
 
 @triton.jit
 def slope(x, form, FORM: tl.constexpr):
-    """dz/dx of the softcap and the temperature."""
+    """dz/dx of softcap and temperature."""
     cap, temperature = form
     by = tl.full([1, 1], 1.0, x.dtype)
     if FORM == "logits":
         if cap is not None:
             e = tl.exp(-2 * tl.abs(divide(x, cap)))
-            by = divide(4 * e, (1 + e) * (1 + e))  # 1 - tanh², without its cancellation
+            by = divide(4 * e, (1 + e) * (1 + e))  # 1 - tanh², without cancellation
         if temperature is not None:
             by = divide(by, temperature)
     return by
@@ -142,20 +141,20 @@ def slope(x, form, FORM: tl.constexpr):
 
 @triton.jit
 def above(z, m):
-    """z - m, m being the maximum so far. Of infinite numbers it is 0, their limit; a maximum of
-    -inf, before anything else was seen, leaves z alone."""
+    """z - m for the maximum m so far. Equal infinities give 0, the limit. If m is -inf, because
+    nothing else has been seen, z is returned unchanged."""
     base = tl.where(m == float("-inf"), 0.0, m)
     return tl.where(z == base, 0.0, z - base)
 
 
 @triton.jit
 def online(m, others, z):
-    """Takes more scores into account: the maximum m, and the sum of exp(z - m) less 1, without one
-    of those that are 1, as the maximum's is. Where a class is nearly certain, the others are all
-    that log-probabilities have digits from.
+    """Updates the maximum m and the sum of exp(z - m) minus 1: one term that equals 1, such as the
+    maximum's, is left out. If one class is nearly certain, the digits of the log-probabilities come
+    from the other terms alone.
 
-    Also returns by how much the maximum has changed, what that rescales the old sum by, and of
-    these scores z - m and its exp.
+    Also returns the change of the maximum, the factor that rescales the old sum, and z - m and its
+    exp for the new scores.
     """
     m_new = tl.maximum(m, tl.max(z, axis=1))
     change = above(m, m_new)
@@ -172,8 +171,8 @@ def online(m, others, z):
 
 @triton.jit
 def settle(m, others, count, FORM: tl.constexpr):
-    """m, log S, 1 / S and lse of rows of `count` classes, S being the sum of exp(z - m):
-    log q = (z - m) - log S. Where all are -inf, they are equal."""
+    """m, log S, 1 / S and lse of rows of `count` classes, where S is the sum of exp(z - m): log q =
+    (z - m) - log S. If all scores are -inf, the classes are equally probable."""
     if FORM == "logits":
         equal = (m == float("-inf")) & (others == others)
         others = tl.where(equal, (count - 1).to(others.dtype), others)
@@ -186,14 +185,15 @@ def settle(m, others, count, FORM: tl.constexpr):
 
 @triton.jit
 def below_maximum(z, m):
-    """z - m, m being the maximum of the row; of infinite numbers 0."""
-    base = tl.where(m == float("-inf"), 0.0, m)  # without it, the longest rows spill on sm_100
+    """z - m for the maximum m of the row; 0 where both are the same infinity."""
+    base = tl.where(m == float("-inf"), 0.0, m)  # without this, the longest rows spill on sm_100
     return tl.where(z == m, 0.0, z - base)
 
 
 @triton.jit
 def distribution(x, z, row, FORM: tl.constexpr):
-    """Probabilities and their logarithms; beyond a row of -inf those of its classes, too."""
+    """Probabilities and their logarithms. In a row of only -inf, masked elements get the same
+    values as the classes."""
     if FORM == "logits":
         centered = below_maximum(z, row[0][:, None])
         return tl.exp(centered) * row[2][:, None], centered - row[1][:, None]
@@ -205,8 +205,8 @@ def distribution(x, z, row, FORM: tl.constexpr):
 
 @triton.jit
 def walked_distribution(walked, row):
-    """The same of a row of logits that `online` took in one step, from the z - m and exp(z - m) it
-    found: they take fewer registers than another exp."""
+    """The same for a row of logits that `online` processed in one step, from its z - m and exp(z -
+    m): these take fewer registers than a second exp."""
     equal = (row[0] == float("-inf"))[:, None]
     centered = tl.where(equal, 0.0, walked[0])
     return tl.where(equal, 1.0, walked[1]) * row[2][:, None], centered - row[1][:, None]
@@ -214,7 +214,7 @@ def walked_distribution(walked, row):
 
 @triton.jit
 def by_rows(q, log_q, grad_lse, grad_entropy, entropy, FORM: tl.constexpr):
-    """The derivative of grad_lse lse + grad_entropy H by the scores."""
+    """The derivative of grad_lse lse + grad_entropy H with respect to the scores."""
     total = tl.zeros_like(q)
     if FORM == "logits":
         if grad_lse is not None:
@@ -232,7 +232,7 @@ def by_rows(q, log_q, grad_lse, grad_entropy, entropy, FORM: tl.constexpr):
 
 @triton.jit
 def conclude(total, reduced, workspace, normalizer, scale, SPAN: tl.constexpr):
-    """Reduces what the programs have added up, of a call that keeps nothing."""
+    """Reduces the sums of all programs to one value, for calls that keep no dimension."""
     if reduced is not None:
         factor = tl.full([], scale, tl.float64)
         if normalizer is not None:

@@ -1,7 +1,7 @@
-"""The kernels around those of the softmax losses: what a mean over labels divides by, and the sums
-of calls that keep dimensions."""
+"""Auxiliary kernels of the softmax losses: the denominators of means over labels, and the sums of
+calls that keep dimensions."""
 
-# Triton's constants are written in capitals, and a branch on one is static.
+# Triton constants are upper case, and a branch on one is static.
 import triton
 import triton.language as tl
 
@@ -15,12 +15,12 @@ def count_kernel(
     normalizer,  # [groups]
     workspace,  # see reduce_splits; None for a single split
     group_size,
-    count,  # of classes
+    count,  # number of classes
     ignore_index,
     ONE_IF_NONE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Adds up the weights of each group's labels. The grid is (groups, splits)."""
+    """Adds up the weights of the labels in each group. The grid is (groups, splits)."""
     group = tl.program_id(0).to(tl.int64)
     split, splits = tl.program_id(1), tl.num_programs(1)
     sums = tl.full([BLOCK], 0.0, tl.float64)
@@ -48,14 +48,14 @@ def count_kernel(
 @triton.jit
 def reduce_kernel(
     value,  # [groups, group_size], float64
-    normalizer,  # [1] or [groups], as NORMALIZER says
+    normalizer,  # [1] or [groups], see NORMALIZER
     reduced,  # [groups]
     group_size,
     scale: tl.float64,
     NORMALIZER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Reduces the losses of each group's rows. The grid is (groups,)."""
+    """Reduces the losses of the rows in each group. The grid is (groups,)."""
     group = tl.program_id(0).to(tl.int64)
     sums = tl.full([BLOCK], 0.0, tl.float64)
     for start in range(0, group_size, BLOCK):

@@ -1,7 +1,8 @@
-"""The losses over pairs of a row's labels and the classes that are none, in Triton: the twin of
+"""The losses over pairs of a label and a class that is not one, in Triton: the twin of
 ``csrc/cuda/vectors/label_lists.cu``.
 
-Programs have no memory of their own to mark classes in: the marks are a tensor, of 4 bytes a class.
+A Triton program has no private memory in which it could mark classes. The marks are a tensor
+instead, with 4 bytes per class.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import triton.language as tl
 
 from lossops.core.triton.launch import OPTIONS, on
 
-# Classes that a program holds at once, of one row or of several.
+# Classes that a program holds at once, from one row or several.
 TILE, TILE_DOUBLE = 1024, 512
-MAX_REGISTERS = 168  # left alone, ptxas aims at full occupancy, and spills
-# Hinges that are added up before the sum widens.
+MAX_REGISTERS = 168  # by default ptxas aims at full occupancy, and spills
+# Number of hinges added before the sum is widened.
 TOGETHER = 64
 
 
@@ -25,12 +26,12 @@ TOGETHER = 64
 def list_kernel(
     label,  # [rows, length]
     strides,
-    times,  # [rows, length], zeros: how often each class is listed
-    counts,  # [rows]: how many labels a row has, or -1 where one is no class
+    times,  # [rows, length], zeroed: counts how often each class is listed
+    counts,  # [rows]: the number of labels of a row, or -1 if one is out of range
     length,
     BLOCK: tl.constexpr,
 ):
-    """Reads the labels of a row, those before the first that is negative. The grid is (rows,)."""
+    """Reads the labels of a row up to the first negative one. The grid is (rows,)."""
     row = tl.program_id(0).to(tl.int64)
     places = tl.arange(0, BLOCK)
     count, outside, start = 0, 0, 0
@@ -38,7 +39,7 @@ def list_kernel(
         place = start + places
         at = label + row * strides[0] + place.to(tl.int64) * strides[1]
         found = tl.load(at, mask=place < length, other=-1).to(tl.int64)
-        # What lies beyond the row ends it, whatever the dtype of labels.
+        # Masked labels end the row. Set here, because -1 may not fit the labels' dtype.
         found = tl.where(place < length, found, -1)
         listed = tl.min(tl.where(found < 0, places, BLOCK), 0)
         counts_here = places < listed
@@ -51,7 +52,7 @@ def list_kernel(
 
 @triton.jit
 def _of_label(x, stride, label, strides, row, place, mask, COMPUTE: tl.constexpr):
-    """A label of each row, and what is added to a class's score."""
+    """One label per row, and the amount that the hinge adds to a class's score."""
     at = label + row * strides[0] + tl.cast(place, tl.int64) * strides[1]
     index = tl.load(at, mask=mask, other=0).to(tl.int64)
     return index, 1 - tl.load(x + row * stride + index, mask=mask, other=0.0).to(COMPUTE)
@@ -59,12 +60,12 @@ def _of_label(x, stride, label, strides, row, place, mask, COMPUTE: tl.constexpr
 
 @triton.jit
 def pairs_kernel(
-    x,  # [rows, length], the elements of a row side by side
+    x,  # [rows, length], contiguous within a row
     stride,
     label, strides,
-    times, counts,  # as list_kernel left them
+    times, counts,  # as written by list_kernel
     row_weight,  # [rows], or None
-    grad_output,  # [rows] or, with stride 0, one; or None
+    grad_output,  # [rows], or one value with stride 0; or None
     grad_output_stride,
     value,  # [rows], or None
     grad,  # [rows, length], contiguous, or None
@@ -111,7 +112,7 @@ def pairs_kernel(
                 open_ += tl.where(z > 0, 1.0, 0.0)
             total += tl.sum(tl.where(other, hinges, 0.0).to(tl.float64), 1)
         if grad is not None:
-            # Of labels for the time being, too: without gaps, numbers move 16 bytes at a time.
+            # Labels are written, too, and overwritten below: stores without gaps are 16 bytes wide.
             number = (tl.where(other, open_, 0.0) * factor[:, None]).to(grad.dtype.element_ty)
             tl.store(grad + wide_row * length + column, number, mask=inside)
     if value is not None:
@@ -132,13 +133,13 @@ def pairs_kernel(
                 z = lead[:, None] + scores.to(COMPUTE)
                 of_label += tl.sum(tl.where((listed == 0) & (z > 0), 1.0, 0.0).to(COMPUTE), 1)
             often = tl.load(times + row * length + index, mask=given, other=0).to(COMPUTE)
-            # A label that is listed again gets the same once more.
+            # A label that is listed several times gets its gradient that many times.
             number = (-factor * (often * of_label)).to(grad.dtype.element_ty)
             tl.store(grad + row * length + index, number, mask=given)
 
 
 def run(x, label, row_weight, grad_output, grad_output_stride, scale, value, grad) -> None:
-    """Writes the values of rows and the gradient, where they are given."""
+    """Writes the values and the gradient of the rows; each is skipped if None."""
     rows, length = x.shape
     if length == 0:
         if value is not None:

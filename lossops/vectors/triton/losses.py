@@ -1,9 +1,10 @@
-"""The losses over rows of vectors in Triton: the twins of ``csrc/losses/vectors.h``, whose comments
-they share. That of lists of labels is in :mod:`lossops.vectors.triton.label_lists`.
+"""The losses over rows of vectors in Triton: the twins of ``csrc/losses/vectors.h``; see the
+comments there. The loss over lists of labels is in :mod:`lossops.vectors.triton.label_lists`.
 
-Of each loss three functions. ``terms`` are what its sums add up, element by element; ``finish``
-turns the sums of a row into its loss and the factors of its gradients, in float64; ``gradient``
-makes the gradients of these. A loss of fewer than three vectors, sums or factors ignores the rest.
+Each loss consists of three functions. ``terms`` gives the summands of its sums, elementwise.
+``finish`` maps the sums of a row to its loss and to the factors of its gradients, in float64.
+``gradient`` computes the gradients from these factors. A loss with fewer than three vectors, sums
+or factors ignores the rest.
 """
 
 from typing import Any, NamedTuple
@@ -83,7 +84,7 @@ def triplet_margin_finish(s0, s1, s2, label, length, margin, swap, epsilon):
 
 @triton.jit
 def triplet_margin_l1_finish(s0, s1, s2, label, length, margin, swap, epsilon):
-    # Where all differences are 0, so are their signs.
+    # A distance of 0 needs no special case: all signs are 0 then, whatever the slope.
     one = tl.full(s0.shape, 1.0, tl.float64)
     return _triplet(s0, s1, s2, one, one, one, margin, swap)
 
@@ -102,7 +103,7 @@ def triplet_margin_gradient(x, y, z, epsilon, f0, f1, f2):
 
 @triton.jit
 def _sign(d):
-    return tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d))  # NaN where d is
+    return tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d))  # NaN for NaN
 
 
 @triton.jit
@@ -156,7 +157,7 @@ def multi_margin_squared_gradient(x, y, z, lead, f0, f1, f2):
 
 @triton.jit
 def _sigmoid(x):
-    # And 1 minus that.
+    # sigmoid(x) and 1 - sigmoid(x).
     e = tl.exp(-tl.abs(x))
     larger = 1 / (1 + e)
     smaller = e * larger
@@ -199,7 +200,7 @@ def tversky_of_logits_gradient(x, y, z, constant, f0, f1, f2):
 
 
 class Loss(NamedTuple):
-    """A loss as the kernel takes it."""
+    """A loss, in the form that the kernel takes."""
 
     terms: Any
     finish: Any

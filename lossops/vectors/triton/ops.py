@@ -1,6 +1,6 @@
-"""The raw ops of the losses over rows of vectors, and the kernel that runs them.
+"""The raw ops of the losses over rows of vectors, and their Triton kernel.
 
-Their contract stands in ``lossops/vectors/ops.py``.
+The contract is in ``lossops/vectors/ops.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lossops.vectors.triton.losses import LOSSES
 
 OPS = ("vectors_forward", "vectors_backward")
 
-# Numbers of a vector that a program holds at once: a row of so many is read once.
+# Elements of a vector that a program holds at once. Rows up to this length are read once.
 TILE, TILE_DOUBLE = 2048, 1024
 
 
@@ -52,11 +52,11 @@ def _store(grad, number, row, length, column, mask):
 
 @triton.jit
 def vectors_kernel(
-    x, y, z,  # [rows, length], the elements of a row side by side; y and z or None
-    strides,  # of the rows
+    x, y, z,  # [rows, length], contiguous within a row; y and z or None
+    strides,  # row strides
     label,  # [rows], or None
     row_weight,  # [rows], or None
-    grad_output,  # [rows] or, with stride 0, one; or None
+    grad_output,  # [rows], or one value with stride 0; or None
     grad_output_stride,
     value,  # [rows], or None
     grad_x, grad_y, grad_z,  # [rows, length], contiguous, or None
