@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cuda_on_cpu import build
 
-from benchmarks.kernels.cache import digest, included
+from benchmarks.kernels.cache import digest, included, python_code
 
 ROOT = Path(__file__).parents[1]
 FOUND = Path(__file__).with_name("planted.json")
@@ -74,10 +74,11 @@ def _state(csrc: Path, others, module: str, texts: list[str]) -> str:
     files += [p for p in Path(build.__file__).parent.iterdir() if p.suffix in (".cpp", ".h", ".py")]
     text = (tests / f"{module}.py").read_text()
     own = [
-        ast.get_source_segment(text, node)
+        python_code(node)
         for node in ast.parse(text).body
         if not (isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
         and not (isinstance(node, ast.Assign) and ast.unparse(node).startswith("PLANTED"))
+        and not isinstance(node, ast.Expr)  # the docstring
     ]
     return digest([*texts, *own], files)
 

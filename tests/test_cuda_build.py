@@ -394,3 +394,28 @@ def test_results_are_kept_until_a_source_changes(edited, monkeypatch, tmp_path):
         source.write_text("old")
     assert results() == [{"rows": [1]}, {"rows": [2]}]
     assert sorted(calls) == ([1, 2] if edited == "never" else [1, 1, 2, 2])
+
+
+def test_a_digest_depends_on_code_alone(tmp_path):
+    def digest(name: str, text: str) -> str:
+        path = tmp_path / name
+        path.write_text(text)
+        return kernel_cache.digest(["a compiler"], [path])
+
+    same = digest("a.h", "int f();  // one\n/* two\nlines */ int g();")
+    assert digest("b.h", "int f();\nint g();\n// other") == same
+    assert digest("b.h", "int f();\nint h();") != same
+    same = digest("a.py", 'def f(x):\n    """Doc."""\n    return x  # one\n')
+    assert digest("b.py", '"""Module."""\n\ndef f(x):\n    return x\n') == same
+    assert digest("b.py", "def f(x):\n    return -x\n") != same
+
+
+def test_what_a_result_depends_on():
+    files = kernel_cache.included(CSRC / "cuda" / "elementwise" / "dense.cu", CSRC)
+    names = {str(path.relative_to(CSRC)) for path in files}
+    assert {"cuda/elementwise/dense.cu", "cuda/common/reduce.cuh", "losses/jet.h"} <= names
+    assert not any("softmax" in name for name in names)
+    files = kernel_cache.imported("lossops.softmax.triton.ops", ".triton")
+    names = {str(path.relative_to(ROOT / "lossops")) for path in files}
+    assert {"softmax/triton/rows.py", "core/triton/math.py", "core/triton/kernels.py"} <= names
+    assert not any(name.startswith(("elementwise", "vectors")) for name in names)

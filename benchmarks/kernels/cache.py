@@ -6,6 +6,7 @@ Others are stored with the build, as are all results under LOSSOPS_TEST_ALL=1.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -63,9 +64,27 @@ def imported(module: str, part: str) -> set[Path]:
     return {path for path in found.values() if path}
 
 
+def code(path: Path) -> str:
+    """The code in a C++ or Python file, without comments, docstrings and layout."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return python_code(ast.parse(text))
+    text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
+    return re.sub(r"\s+", " ", text)
+
+
+def python_code(tree: ast.AST) -> str:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
 def digest(texts: Iterable[str], files: Iterable[Path]) -> str:
-    """A digest of texts and of the contents of files, independent of their paths."""
-    contents = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in set(files))
+    """A digest of texts and of the code in files, independent of their paths."""
+    contents = sorted(hashlib.sha256(code(path).encode()).hexdigest() for path in set(files))
     return hashlib.sha256("\0".join([*texts, *contents]).encode()).hexdigest()[:32]
 
 
