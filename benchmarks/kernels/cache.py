@@ -70,7 +70,7 @@ def code(path: Path) -> str:
     if path.suffix == ".py":
         return python_code(ast.parse(text))
     text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
-    return re.sub(r"\s+", " ", text)
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def python_code(tree: ast.AST) -> str:

@@ -1,4 +1,4 @@
-// What `ops` asks an engine of the elementwise family to compute: plain data, without torch and
+// The problem that `ops` passes to an elementwise engine: plain data, independent of torch and
 // CUDA.
 #pragma once
 
@@ -9,9 +9,9 @@
 
 namespace lossops {
 
-// An elementwise problem iterates over `numel` elements. Dimension 0 is the innermost one, and
-// dimensions are ordered and merged so that tensors of equal dense strides give a single one.
-// Every `group_size` consecutive elements form a group; a group is reduced to one number.
+// An elementwise problem iterates over `numel` elements. Dimension 0 is the innermost. Dimensions
+// are ordered and merged so that tensors with equal dense strides give a single one. Every
+// `group_size` consecutive elements form a group, which is reduced to one number.
 struct ElementwiseProblem {
   int loss = 0;  // position in ElementwiseLosses
   double params[kMaxParams] = {};
@@ -23,21 +23,21 @@ struct ElementwiseProblem {
   int64_t group_size = 0;
   int64_t groups = 0;
 
-  // Multiplies every sum and every derivative: 1/group_size for a mean, else 1.
+  // Factor on every sum and every derivative: 1/group_size for a mean, otherwise 1.
   double scale = 1;
-  // Divides them as well where given: one number per group, or one for all (stride 0). A problem
-  // that asks for gradients in the forward pass has a single group.
+  // Divides them as well, if given: one number per group, or one for all groups (stride 0). A
+  // problem that asks for gradients in the forward pass has a single group.
   Operand normalizer;
   int64_t normalizer_stride = 0;
 
-  // Read.
+  // Inputs.
   Operand input, target, weight;
-  Operand grad_output;                                    // as wide as the problem; broadcast
+  Operand grad_output;  // broadcast over the problem with stride 0
   Operand tangent_input, tangent_target, tangent_weight;  // second order only
 
-  // Written, where defined.
-  Operand value;    // [numel], reduction "none": the loss, or its directional derivative
-  Operand reduced;  // [groups], contiguous: the reduced loss, or its directional derivative
+  // Outputs, where defined.
+  Operand value;    // [numel], reduction "none": the loss or its directional derivative
+  Operand reduced;  // [groups], contiguous: the reduced loss or its directional derivative
   Operand grad_input, grad_target, grad_weight;
 };
 

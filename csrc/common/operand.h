@@ -1,4 +1,4 @@
-// Tensors as the engines see them: plain data, without torch and without CUDA.
+// Tensors as the engines see them: plain data, independent of torch and CUDA.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ constexpr int size_of(DType dtype) {
 
 constexpr int kMaxDims = 8;
 
-// One tensor of a problem, or none where `data` is null.
+// A tensor of a problem; absent if `data` is null.
 struct Operand {
   void* data = nullptr;
   DType dtype = DType::float32;

@@ -1,4 +1,4 @@
-// What there is one of per row.
+// Values of which there is one per row.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace lossops {
 
-// A number per row; with strides 0, one for all.
+// One number per row, or one for all rows if the strides are 0.
 struct RowNumbers {
   void* data = nullptr;
   DType dtype = DType::float32;
@@ -16,7 +16,7 @@ struct RowNumbers {
   LOSSOPS_FN bool defined() const { return data != nullptr; }
 };
 
-// A class index per row.
+// One class index per row.
 struct RowLabels {
   const void* data = nullptr;
   int8_t bytes = 8;  // int64, int32 or uint8

@@ -1,4 +1,4 @@
-// What `ops` asks an engine of the softmax family to compute: plain data, without torch and CUDA.
+// The problem that `ops` passes to a softmax engine: plain data, independent of torch and CUDA.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +8,11 @@
 
 namespace lossops {
 
-// What the numbers of a row are. Only a target can be labels: one class index per row.
+// What the numbers of a row represent. Only a target can be labels: one class index per row.
 enum class Form : int8_t { logits, log_probs, probs, labels };
 
-// A tensor of rows x classes. Row r is (outer r / inner, inner r % inner) of the problem.
+// A tensor of rows x classes. Row r has the outer index r / inner and the inner index r % inner,
+// where `inner` is that of the problem.
 struct RowsOperand {
   void* data = nullptr;
   DType dtype = DType::float32;
@@ -23,15 +24,14 @@ struct RowsOperand {
 // A loss over rows of class scores. See lossops/softmax/ops.py for the formulas.
 //
 // `rows` = outer * inner. Every `group_size` consecutive rows form a group, which is reduced to one
-// number. A row whose label is `ignore_index` counts nowhere: its loss and gradients are 0. A label
-// outside of [0, classes) makes its row's loss NaN and its gradients 0, and is never used as an
-// index.
+// number. A row whose label is `ignore_index` does not count: its loss and gradients are 0. A label
+// outside [0, classes) makes the row's loss NaN and its gradients 0; it is never used as an index.
 struct SoftmaxProblem {
   bool divergence = false;  // `loss` is a position in Divergences, otherwise in LabelLosses
   int loss = 0;
   double params[kMaxParams] = {};
   double temperature = 1;
-  double softcap = 0;  // 0 for none
+  double softcap = 0;  // 0 for no cap
   double label_smoothing = 0, z_loss = 0;
   bool double_precision = false;  // compute in float64; otherwise in float32
 
@@ -40,28 +40,29 @@ struct SoftmaxProblem {
   int64_t group_size = 0, groups = 0;
   int64_t ignore_index = -100;
 
-  // Multiplies every sum and every derivative: 1/group_size for a mean without normalizer, else 1.
+  // Factor on every sum and every derivative: 1/group_size for a mean without a normalizer,
+  // otherwise 1.
   double scale = 1;
-  // Divides them as well where given: one number per group, or one for all (stride 0).
+  // Divides them as well, if given: one number per group, or one for all groups (stride 0).
   Operand normalizer;
   int64_t normalizer_stride = 0;
-  // The engine's first task where set: to compute `normalizer`, contiguous, one number per group of
-  // labels: the sum of the weights of the labels that count, or their number (`count_weights`).
+  // If set, the engine first computes `normalizer` (contiguous, one number per group) from the
+  // labels that count: the sum of their weights if `count_weights`, otherwise their number.
   bool count = false;
   bool count_weights = false;
-  bool one_if_none = false;  // 1 instead of 0, so that a mean over nothing is 0
+  bool one_if_none = false;  // store 1 instead of 0, so that a mean over nothing is 0
 
-  // Read.
-  RowsOperand input, target;  // target: unless it is labels
+  // Inputs.
+  RowsOperand input, target;  // target: undefined if the target is labels
   RowLabels labels;
-  Operand class_weight;                            // [classes], stride[0]
-  RowNumbers grad_output, grad_lse, grad_entropy;  // backward only; a missing one is 0
+  Operand class_weight;                            // [classes], with stride[0]
+  RowNumbers grad_output, grad_lse, grad_entropy;  // backward only; 0 if absent
 
-  // Written, where defined.
+  // Outputs, where defined.
   RowNumbers value;  // reduction "none"
   Operand reduced;   // [groups], contiguous
   RowNumbers lse, entropy, accuracy;
-  RowsOperand grad_input, grad_target;  // grad_input may be the memory of input itself
+  RowsOperand grad_input, grad_target;  // grad_input may alias input
 
   LOSSOPS_FN int64_t rows() const { return outer * inner; }
 };

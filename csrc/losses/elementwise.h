@@ -1,9 +1,9 @@
-// The elementwise losses: a number for every pair (input, target). This is the whole mathematics
-// of the family, written once for scalars (CUDA) and SIMD vectors (CPU).
+// The elementwise losses: one number per pair (input, target). This header and the ones it includes
+// hold all formulas of the family, written once for scalars (CUDA) and SIMD vectors (CPU).
 //
 // A loss is a struct with a name, the number of its parameters, and
-//   at<order>(x, y, params): its value and its derivatives up to `order` (0, 1 or 2).
-// Joint evaluation lets the derivatives share the value's transcendental functions.
+//   at<order>(x, y, params): the value and its derivatives up to `order` (0, 1 or 2).
+// Evaluating them together lets the derivatives reuse the transcendental functions of the value.
 #pragma once
 
 #include "losses/jet.h"
@@ -14,7 +14,7 @@
 
 namespace lossops {
 
-// Makes a loss of x and y out of a loss of their difference.
+// Turns a loss of the difference x - y into a loss of x and y.
 template <class F>
 struct OfDifference {
   static constexpr const char* name = F::name;
@@ -41,7 +41,7 @@ struct L1 {
   static constexpr const char* name = "l1";
   static constexpr int num_params = 0;
 
-  // The derivative at 0 (and at NaN) is 0, as torch.sign has it.
+  // As with torch.sign, the derivative at 0 (and at NaN) is 0.
   template <int order, class T>
   LOSSOPS_FN static DifferenceJet<T> at(T d, const T*) {
     const T sign = select(d > T(0), T(1), select(d < T(0), T(-1), T(0)));
@@ -49,8 +49,8 @@ struct L1 {
   }
 };
 
-// Both Huber-like losses test for `outside`, not `inside`, so that NaN takes the quadratic branch
-// and comes out as NaN in every derivative.
+// Both Huber-like losses test for `outside` rather than `inside`, so that NaN takes the quadratic
+// branch and propagates to the value and the first derivative.
 struct SmoothL1 {
   static constexpr const char* name = "smooth_l1";
   static constexpr int num_params = 1;  // beta >= 0
@@ -61,8 +61,8 @@ struct SmoothL1 {
     const T z = abs(d);
     const auto outside = z >= beta;
     DifferenceJet<T> f{};
-    // z / beta first: z * z would overflow for a large beta and underflow for a small one. Where
-    // the other branch is taken, beta = 0 makes these quotients NaN or infinite, unused.
+    // Compute z / beta first: z * z would overflow for a large beta and underflow for a small one.
+    // With beta = 0 these quotients are NaN or infinite, but the other branch is selected.
     const T ratio = z / beta;
     f.value = select(outside, z - T(0.5) * beta, T(0.5) * z * ratio);
     if constexpr (order >= 1) {
@@ -86,7 +86,7 @@ struct Huber {
     const T z = abs(d);
     const auto outside = z >= delta;
     DifferenceJet<T> f{};
-    // At z = delta both are the same, except for infinities, where only the second is a number.
+    // At z = delta both branches agree, except at infinity, where only the second is not NaN.
     f.value = select(z > delta, delta * (z - T(0.5) * delta), T(0.5) * d * d);
     if constexpr (order >= 1) {
       f.first = select(outside, copysign(delta, d), d);
@@ -103,10 +103,10 @@ struct LogCosh {
   static constexpr int num_params = 0;
 
   // With a = |d|:
-  //   near 0, log(cosh(a)) = log1p(cosh(a) - 1), the argument by its series: no cancellation, where
-  //   |d| + softplus(-2|d|) - log 2 loses every digit;
-  //   far from it, log(cosh(a)) = a - log 2 + log1p(exp(-2a)), which cannot overflow.
-  // Selecting the argument first leaves one log1p, of at most 1/2.
+  //   near 0, log(cosh(a)) = log1p(cosh(a) - 1), where the argument comes from its series. This
+  //   avoids the cancellation in |d| + softplus(-2|d|) - log 2, which loses every digit there;
+  //   otherwise, log(cosh(a)) = a - log 2 + log1p(exp(-2a)), which cannot overflow.
+  // Selecting the argument first leaves a single log1p, of an argument of at most 1/2.
   template <int order, class T>
   LOSSOPS_FN static DifferenceJet<T> at(T d, const T*) {
     const T a = abs(d);
@@ -117,17 +117,17 @@ struct LogCosh {
     DifferenceJet<T> f{};
     f.value = select(near, tail, a - T(0.693147180559945309417232121458) + tail);
     if constexpr (order >= 1) {
-      f.first = copysign(v / (T(2) + v), d);  // tanh(d), two roundings after that of v
+      f.first = copysign(v / (T(2) + v), d);  // tanh(d), with two roundings after that of v
     }
     if constexpr (order >= 2) {
-      const T decay = exp(-a);  // without the rounding of 1 + v: sech has no other term
+      const T decay = exp(-a);  // not from e2: the rounding of 1 + v would go straight into sech
       const T sech = (decay + decay) / (T(1) + decay * decay);
       f.second = sech * sech;
     }
     return f;
   }
 
-  // cosh(a) - 1 = a^2/2! + a^4/4! + ..., as a function of a^2 < 1, to the precision of float64.
+  // cosh(a) - 1 = a^2/2! + a^4/4! + ..., as a polynomial in a^2 < 1, accurate to float64 precision.
   template <class T>
   LOSSOPS_FN static T cosh_minus_one(T a2) {
     T sum = T(1.0 / 6402373705728000);            // 18!
@@ -155,7 +155,8 @@ struct Quantile {
   }
 };
 
-// The Charbonnier loss sqrt(d^2 + epsilon^2). No square is taken of a large number or a small one.
+// The Charbonnier loss sqrt(d^2 + epsilon^2). Only the ratio of the two is squared, because d^2 or
+// epsilon^2 might overflow or underflow.
 struct Charbonnier {
   static constexpr const char* name = "charbonnier";
   static constexpr int num_params = 1;  // epsilon > 0
@@ -180,19 +181,19 @@ struct Charbonnier {
   }
 };
 
-// What feeds value and first derivatives is fma by name: left to the compiler, a product is fused
-// with a sum in one kernel and not in another, and the two backward passes would differ in a bit.
+// Products that feed values and first derivatives use an explicit fma. If the choice were left to
+// the compiler, it might fuse a product and a sum in one kernel but not in another, and the two
+// backward passes would differ in the last bit.
 
-// The losses of two variables: targets and inputs that are probabilities, their logarithms or
-// logits.
+// Losses of two variables: inputs and targets that are probabilities, log-probabilities or logits.
 
-// Kullback-Leibler divergence, pointwise: x is a log-probability, y a probability.
+// Pointwise Kullback-Leibler divergence: x is a log-probability, y a probability.
 struct KlDiv {
   static constexpr const char* name = "kl_div";
   static constexpr int num_params = 0;
 
-  // y log(y) - y x is 0 where y is, the limit, also at x = -inf. There the derivative by y is -inf,
-  // its limit; torch has NaN.
+  // y log(y) - y x is 0 at y = 0 (the limit), even for x = -inf. The derivative by y there is its
+  // limit -inf, where torch gives NaN.
   template <int order, class T>
   LOSSOPS_FN static Jet<T> at(T x, T y, const T*) {
     const T log_y = log(y), d = log_y - x;
@@ -211,7 +212,7 @@ struct KlDiv {
   }
 };
 
-// The same where y is a log-probability, too: exp(y) (y - x).
+// KlDiv where y is a log-probability as well: exp(y) (y - x).
 struct KlDivLogTarget {
   static constexpr const char* name = "kl_div_log_target";
   static constexpr int num_params = 0;
@@ -221,7 +222,8 @@ struct KlDivLogTarget {
     const T infinity(kInfinity);
     const T p = exp(y), d = y - x;
     Jet<T> f{};
-    // Where p is 0 so is p d, but for x = -inf and a y that only underflows. NaN is neither.
+    // Where p is 0, p d is 0 as well, except for x = -inf and a finite y whose exp underflows:
+    // there d is infinite. NaN propagates through x * 0 and + p.
     const T limit = select(y > -infinity, select(d < infinity, T(0), d), T(0));
     f.value = select(p > T(0), p * d, select(x < infinity, limit, x * T(0)) + p);
     if constexpr (order >= 1) {
@@ -236,7 +238,8 @@ struct KlDivLogTarget {
   }
 };
 
-// A target y smoothed to y (1 - s) + s/2, and 1 minus it: neither loses digits where it is small.
+// A target y smoothed to y (1 - s) + s/2, and 1 minus that. They are computed separately so that
+// neither loses digits where it is small.
 template <class T>
 struct Smoothed {
   T keep, positive, negative;
@@ -247,8 +250,8 @@ struct Smoothed {
         negative(fma(T(1) - y, keep, T(0.5) * smoothing)) {}
 };
 
-// Binary cross entropy of probabilities x, with both logarithms no less than -100, and in the
-// derivative x (1 - x) no less than 1e-12: torch's conventions. A number outside of [0, 1] is NaN.
+// Binary cross entropy of probabilities x. As in torch, both logarithms are clamped to at least
+// -100, and x (1 - x) in the derivative to at least 1e-12. A number outside [0, 1] gives NaN.
 struct Bce {
   static constexpr const char* name = "bce";
   static constexpr int num_params = 1;  // smoothing of the target
@@ -264,7 +267,8 @@ struct Bce {
     if constexpr (order >= 1) {
       const T product = (T(1) - x) * x;
       const T bounded = select(product < T(0), nan, at_least(product, T(1e-12)));
-      // Where both are near 1, by what is left to 1: a smoothed target is rounded less there.
+      // If both are near 1, use their distances to 1: a smoothed target has less rounding error
+      // there.
       const T from_one = select(x > T(0.5), target.negative - (T(1) - x), x - target.positive);
       f.dx = select(target.positive > T(0.5), from_one, x - target.positive) / bounded;
       f.dy = target.keep * (no - yes);
@@ -279,16 +283,17 @@ struct Bce {
 
   template <class T>
   LOSSOPS_FN static T at_least(T x, T bound) {
-    return select(x < bound, bound, x);  // lets NaN pass
+    return select(x < bound, bound, x);  // NaN passes through
   }
 };
 
 // Binary cross entropy of a logit x with a weight p for the positive class:
-// p y softplus(-x) + (1 - y) softplus(x). With a = |x| and e = exp(-a), the softplus that has the
-// sign of x is a + log1p(e), the other log1p(e); sigmoid is 1 / (1 + e) and e / (1 + e).
+//   p y softplus(-x) + (1 - y) softplus(x).
+// With a = |x| and e = exp(-a), softplus(a) is a + log1p(e) and softplus(-a) is log1p(e);
+// sigmoid(a) is 1 / (1 + e) and sigmoid(-a) is e / (1 + e).
 struct BceWithLogits {
   static constexpr const char* name = "bce_with_logits";
-  static constexpr int num_params = 2;  // weight of the positive class, smoothing of the target
+  static constexpr int num_params = 2;  // weight of the positive class; smoothing of the target
 
   template <int order, class T>
   LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
@@ -297,10 +302,10 @@ struct BceWithLogits {
     const auto negative = x < T(0);
     const T a = abs(x), e = exp(-a), tail = log1p_upto_one(e);
     const T yes = weight * target.positive, no = target.negative;
-    const T wrong = select(negative, yes, no);  // the weight of what a speaks against
+    const T wrong = select(negative, yes, no);  // weight of the class that x contradicts
     const T right = select(negative, no, yes);
     Jet<T> f{};
-    // Right and infinitely sure of it costs nothing.
+    // An infinite logit with the right sign has loss 0.
     f.value = fma(wrong + right, tail, select(wrong == T(0), T(0), wrong * a));
     if constexpr (order >= 1) {
       const T larger = T(1) / (T(1) + e);
@@ -316,15 +321,15 @@ struct BceWithLogits {
   }
 };
 
-// RetinaNet's loss: alpha_t u^gamma c with u = 1 - p_t, the probability that is given to what is
-// wrong, and c the binary cross entropy. Folded like the latter: a = |x|, and `wrong` the part of
-// the target on the other side. Then, with e = exp(-a) and m = 1 / (1 + e),
+// RetinaNet's loss: alpha_t u^gamma c, where u = 1 - p_t is the probability given to the wrong
+// class and c is the binary cross entropy. It is folded like BceWithLogits: a = |x|, and `wrong` is
+// the part of the target on the side opposite to x. With e = exp(-a) and m = 1 / (1 + e),
 //   u = m D,  D = wrong + right e,  c = log1p(e) + a wrong,
-// and every derivative is u^gamma times something finite, in which the quotients with D are written
-// so that a hard target (wrong = 0) loses neither digits nor, at infinity, the limit.
+// and every derivative is u^gamma times a finite factor. The quotients by D in that factor are
+// written so that a hard target (wrong = 0) loses neither digits nor the limit at infinity.
 struct SigmoidFocal {
   static constexpr const char* name = "sigmoid_focal";
-  static constexpr int num_params = 2;  // alpha, or a negative number for none; gamma >= 0
+  static constexpr int num_params = 2;  // alpha, negative for none; gamma >= 0
   static constexpr bool is_long = true;
 
   template <int order, class T>
@@ -336,7 +341,8 @@ struct SigmoidFocal {
     const auto hard = wrong == zero;
     const T d = fma(right, e, wrong);
     const T cross = log1p_upto_one(e) + select(hard, zero, wrong * a);
-    // Its root: the whole may leave the range where its product with a far logit's c does not.
+    // The square root of u^gamma: the full power may leave the range of T where its product with
+    // the c of a far logit does not.
     const T root = power(d / (T(1) + e), T(0.5) * gamma);
     const T balance = select(alpha < zero, T(1), fma(alpha, y, (T(1) - alpha) * (T(1) - y)));
     Jet<T> f{};
@@ -344,13 +350,13 @@ struct SigmoidFocal {
     f.value = balance * value;
     if constexpr (order >= 1) {
       const auto finite = e > zero;
-      // u'/u and c' by a; (u'/u) c, which is 0 where e is.
+      // u'/u and c' by a; (u'/u) c, which is 0 if e is 0.
       const T ratio = select(hard, T(1), e / d);
       const T r = (wrong - right) * m * ratio;
       const T s = m * fma(-right, e, wrong);
       const T rc = select(finite, r * cross, zero);
       const T by_a = root * (root * fma(gamma, rc, s));
-      // By `wrong`: (du/d wrong) c / u + dc/d wrong.
+      // Derivative by `wrong`: (du/d wrong) c / u + dc/d wrong.
       const T quotient = select(finite, cross / d, select(hard, T(1), a));
       const T w = fma(gamma, root * ((T(1) - e) * quotient), root * a);
       const T by_wrong = select(root == zero, zero, root * w);

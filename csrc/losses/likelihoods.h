@@ -6,7 +6,7 @@
 
 namespace lossops {
 
-// Adds Stirling's approximation of log(y!), y log y - y + log(2 pi y) / 2, where y > 1.
+// Adds Stirling's approximation of log(y!), y log y - y + log(2 pi y) / 2, if y > 1.
 template <int order, class T>
 LOSSOPS_FN void add_stirling(T y, Jet<T>& f) {
   constexpr double half_log_2pi = 0.91893853320467274178;
@@ -21,11 +21,12 @@ LOSSOPS_FN void add_stirling(T y, Jet<T>& f) {
   }
 }
 
-// Of a count y, with the logarithm x of its expectation: exp(x) - y x. y x is 0 where y is, and
-// nothing beside an infinite exp(x), unless y is infinite, too: that is NaN.
+// The loss of a count y, where x is the log of its expectation: exp(x) - y x. The term y x is 0
+// where y is 0. It is negligible beside an infinite exp(x), unless y is infinite as well, which
+// gives NaN.
 struct PoissonLog {
   static constexpr const char* name = "poisson_log";
-  static constexpr int num_params = 1;  // whether the approximation of log(y!) is added
+  static constexpr int num_params = 1;  // whether to add the approximation of log(y!)
 
   template <int order, class T>
   LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
@@ -49,18 +50,18 @@ struct PoissonLog {
 // The same with the expectation itself as x: x - y log(x + epsilon).
 struct Poisson {
   static constexpr const char* name = "poisson";
-  static constexpr int num_params = 2;  // epsilon, and as above
+  static constexpr int num_params = 2;  // epsilon; whether to add the approximation of log(y!)
 
   template <int order, class T>
   LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {
     const T epsilon = params[0], sum = x + epsilon, added = sum - x;
-    const T lost = (x - (sum - added)) + (epsilon - added);  // of the sum, by rounding
+    const T lost = (x - (sum - added)) + (epsilon - added);  // the rounding error of the sum
     const T rounded = log(sum), l = select(abs(lost) > T(0), rounded + lost / sum, rounded);
     const auto none = y == T(0);
     Jet<T> f{};
     f.value = select(none, select(sum >= T(0), x, l), fma(-y, l, x));
     if constexpr (order >= 1) {
-      // Not 1 - y / sum: where the two are close, that has no digits.
+      // Not 1 - y / sum, which cancels where y and sum are close.
       const T slope = select(sum < T(kInfinity), ((x - y) + epsilon) / sum, T(1) - y / sum);
       f.dx = select(none, T(1), slope);
       f.dy = -l;
@@ -75,12 +76,12 @@ struct Poisson {
   }
 };
 
-// Of a measurement that is off by x, with the variance y: (log y + x^2 / y) / 2, and a constant. No
-// less than epsilon is taken for the variance, and the derivative by it is that of a variance which
-// is not bounded: torch's conventions. A negative variance is NaN.
+// The loss of a measurement with error x and variance y: (log y + x^2 / y) / 2 plus a constant. As
+// in torch, the variance is clamped to at least epsilon, but the derivative by it ignores the
+// clamp. A negative variance gives NaN.
 struct Gaussian {
   static constexpr const char* name = "gaussian";
-  static constexpr int num_params = 2;  // epsilon, the constant
+  static constexpr int num_params = 2;  // epsilon; the constant
 
   template <int order, class T>
   LOSSOPS_FN static Jet<T> at(T x, T y, const T* params) {

@@ -1,4 +1,4 @@
-// Losses of a score or a distance x and a signed label y, 1 or -1.
+// Losses of a score or distance x and a signed label y, 1 or -1.
 #pragma once
 
 #include "losses/jet.h"
@@ -6,8 +6,8 @@
 
 namespace lossops {
 
-// The logistic loss log(1 + exp(z)), z = -x y. With a = |z| and e = exp(-a) it is log1p(e), plus z
-// where that is positive.
+// The logistic loss log(1 + exp(z)) with z = -x y. With a = |z| and e = exp(-a), it is log1p(e),
+// plus z if z is positive.
 struct SoftMargin {
   static constexpr const char* name = "soft_margin";
   static constexpr int num_params = 0;
@@ -22,7 +22,7 @@ struct SoftMargin {
       const T larger = T(1) / (T(1) + e);
       const T sigmoid = select(wrong, larger, e * larger);
       f.dx = -(y * sigmoid);
-      f.dy = select(sigmoid == T(0), T(0), -(x * sigmoid));  // 0 also where x is infinite
+      f.dy = select(sigmoid == T(0), T(0), -(x * sigmoid));  // 0 even if x is infinite
       if constexpr (order >= 2) {
         const T bend = larger * (larger * e);
         const T along_x = select(bend == T(0), T(0), x * bend);
@@ -35,8 +35,8 @@ struct SoftMargin {
   }
 };
 
-// x where y is 1, max(0, margin - x) where it is -1, and of any other label both: torch's
-// conventions, as is the derivative -1 at the margin. The derivative by a label is 0.
+// x if y is 1, max(0, margin - x) if y is -1, and the sum of both for any other label. This and the
+// derivative -1 at the margin follow torch. The derivative by the label is 0.
 struct HingeEmbedding {
   static constexpr const char* name = "hinge_embedding";
   static constexpr int num_params = 1;  // margin
@@ -56,8 +56,8 @@ struct HingeEmbedding {
   }
 };
 
-// max(0, margin - x y), x being the difference of two scores. At the margin it has the derivative
-// of the left side, as torch's.
+// max(0, margin - x y), where x is the difference of two scores. As in torch, the hinge counts as
+// active at the margin.
 struct MarginRanking {
   static constexpr const char* name = "margin_ranking";
   static constexpr int num_params = 1;  // margin

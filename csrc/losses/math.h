@@ -1,5 +1,5 @@
-// The few operations that the losses are written in, for float and double. The CPU engine adds
-// the same names for SIMD vectors (cpu/simd.h); argument-dependent lookup picks between them.
+// The few operations that the losses are written in, for float and double. cpu/common/simd.h adds
+// the same names for SIMD vectors; argument-dependent lookup selects between them.
 #pragma once
 
 #include <cmath>
@@ -8,14 +8,14 @@
 #if defined(__CUDACC__)
 #define LOSSOPS_FN __host__ __device__ __forceinline__
 #else
-// Always inline: no out-of-line copy exists that a linker could take from a file compiled for a
-// newer instruction set than the machine has.
+// Always inlined: there must be no out-of-line copy, which the linker could take from a file that
+// was compiled for a newer instruction set than the machine has.
 #define LOSSOPS_FN inline __attribute__((always_inline))
 #endif
 
 namespace lossops {
 
-// As numbers of their own: device code may use those, and not the functions of <limits>.
+// Constants, because device code may use them but not the functions of <limits>.
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
@@ -61,7 +61,7 @@ LOSSOPS_FN float log1p(float x) {
 LOSSOPS_FN double log1p(double x) {
   return ::log1p(x);
 }
-// log1p for 0 <= x <= 1/2, where a SIMD implementation needs a polynomial alone.
+// log1p for 0 <= x <= 1/2, where a SIMD implementation needs only a polynomial.
 LOSSOPS_FN float log1p_upto_half(float x) {
   return log1p(x);
 }
@@ -74,15 +74,15 @@ LOSSOPS_FN float tanh(float x) {
 LOSSOPS_FN double tanh(double x) {
   return ::tanh(x);
 }
-// And for 0 <= x <= 1.
+// log1p for 0 <= x <= 1.
 LOSSOPS_FN float log1p_upto_one(float x) {
   return log1p(x);
 }
 LOSSOPS_FN double log1p_upto_one(double x) {
   return log1p(x);
 }
-// base^exponent for base >= 0, 1 where both are 0. The exponent is a hyperparameter, the same for
-// all elements, so that a branch on it costs nothing: 1 and 2, the usual ones, need no logarithm.
+// base^exponent for base >= 0; 1 if both are 0. The exponent is a hyperparameter, the same for all
+// elements, so a branch on it costs nothing. The usual exponents 1 and 2 need no logarithm.
 LOSSOPS_FN float power(float base, float exponent) {
   return exponent == 1 ? base : exponent == 2 ? base * base : ::powf(base, exponent);
 }

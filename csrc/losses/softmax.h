@@ -1,16 +1,16 @@
-// The losses over rows of class scores: the mathematics of the softmax family, written once for
+// The losses over rows of class scores: the formulas of the softmax family, written once for
 // scalars (CUDA) and SIMD vectors (CPU). There are two kinds.
 //
 // A label loss is a function of u = -log p_y, the information of the true class, times the weight
 // of that class:
-//   at(u, params): its value and its derivative by u.
+//   at(u, params): the value and its derivative by u.
 // A linear one extends to soft targets t, as the sum over classes of t_c at(-log p_c).
 //
 // A divergence is a sum over classes of a function of p and q, where P is the target and Q the
 // input:
 //   at(p, log_p, q, log_q): the summand and its derivatives by q, log q, p and log p.
-// Derivatives by the logarithm have no division by what may be 0; whoever uses one of them leaves
-// the others to the compiler to drop. 0 log 0 is 0 throughout.
+// Derivatives by a logarithm avoid a division by a number that may be 0. A caller that uses only
+// some of the derivatives relies on the compiler to drop the others. 0 log 0 is 0 throughout.
 #pragma once
 
 #include "losses/list.h"
@@ -23,7 +23,8 @@ struct LabelJet {
   T value, first;
 };
 
-// p - 1 of p = exp(-u), without cancellation where p is nearly 1, or the errors of expm1 elsewhere.
+// p - 1 for p = exp(-u), without cancellation where p is nearly 1 and without the errors of expm1
+// elsewhere.
 template <class T>
 LOSSOPS_FN T less_one(T u) {
   return select(u > T(1), exp(-u) - T(1), expm1(-u));
@@ -33,7 +34,7 @@ struct CrossEntropy {
   static constexpr const char* name = "cross_entropy";
   static constexpr int num_params = 0;
   static constexpr bool linear = true;
-  static constexpr bool divides_by_weight = true;  // a mean, by the sum of the labels' weights
+  static constexpr bool divides_by_weight = true;  // a mean divides by the labels' total weight
 
   template <class T>
   LOSSOPS_FN static LabelJet<T> at(T u, const T*) {
@@ -41,7 +42,7 @@ struct CrossEntropy {
   }
 };
 
-// (1 - p)^gamma u with p = exp(-u): what is predicted well counts less.
+// (1 - p)^gamma u with p = exp(-u): well-predicted rows count less.
 struct Focal {
   static constexpr const char* name = "focal";
   static constexpr int num_params = 1;  // gamma >= 0
@@ -52,7 +53,7 @@ struct Focal {
   LOSSOPS_FN static LabelJet<T> at(T u, const T* params) {
     const T miss = -expm1(-u);  // 1 - p, without cancellation
     const T damping = power(miss, params[0]);
-    // u / (1 - p), which tends to 1 as u does to 0; p u / (1 - p) tends to 0 as u does to infinity.
+    // u / (1 - p) tends to 1 as u tends to 0; p u / (1 - p) tends to 0 as u tends to infinity.
     const T ratio = select(u > T(0), u * exp(-u) / miss, T(1));
     return {select(u == T(kInfinity), u, damping * u),
             damping * (T(1) + params[0] * select(u > T(700), T(0), ratio))};
@@ -79,7 +80,7 @@ struct DivergenceJet {
   T value, by_q, by_log_q, by_p, by_log_p;
 };
 
-// x y, and 0 where x is 0, whatever y is.
+// x y, but 0 if x is 0, whatever y is.
 template <class T>
 LOSSOPS_FN T times(T x, T y) {
   return select(x == T(0), T(0), x * y);
@@ -93,7 +94,7 @@ struct Kl {
   LOSSOPS_FN static DivergenceJet<T> at(T p, T log_p, T q, T log_q) {
     const T ratio = log_p - log_q;
     const T value = times(p, ratio);
-    const auto none = p == T(0);  // by p the limit is -infinity, also where q is 0
+    const auto none = p == T(0);  // the limit by p is -infinity, even if q is 0
     return {value, -select(none, T(0), p / q), -p, select(none, log_p, ratio) + T(1), value + p};
   }
 };
@@ -109,18 +110,18 @@ struct ReverseKl {
   }
 };
 
-// The mean of KL(P || M) and KL(Q || M), M being the mean of P and Q. With s = |p - q| / (p + q),
-// the larger of the two is m (1 + s) and the smaller m (1 - s).
+// The mean of KL(P || M) and KL(Q || M), where M is the mean of P and Q. With
+// s = |p - q| / (p + q), the larger of p and q is m (1 + s) and the smaller is m (1 - s).
 struct JensenShannon {
   static constexpr const char* name = "jensen_shannon";
 
   template <class T>
   LOSSOPS_FN static DivergenceJet<T> at(T p, T log_p, T q, T log_q) {
     const T distance = abs(p - q), sum = p + q;
-    // 1, as where only one is nothing, also where both are: either may have a logarithm still.
+    // 1 if one of them is 0, and also if both are: either may still have a finite logarithm.
     const T s = select(sum == T(0), T(1), distance / sum);
     const T above = log1p_upto_one(s);
-    // Far from each other, 1 - s has lost its digits; close, the logarithms would cancel.
+    // Far apart, 1 - s has lost its digits; close together, the logarithms would cancel.
     const T below = select(distance < T(1.0 / 3) * sum, -log1p_upto_half(s / (T(1) - s)),
                            above - abs(log_p - log_q));
     const T p_m = select(p < q, below, above), q_m = select(q < p, below, above);
@@ -129,7 +130,7 @@ struct JensenShannon {
   }
 };
 
-// |p - q|, with the derivative 0 where they are equal.
+// |p - q|, with derivative 0 where they are equal.
 struct L1Distribution {
   static constexpr const char* name = "l1_distribution";
 
@@ -140,7 +141,7 @@ struct L1Distribution {
   }
 };
 
-// Half of that.
+// Half of L1Distribution.
 struct TotalVariation {
   static constexpr const char* name = "total_variation";
 

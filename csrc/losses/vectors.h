@@ -1,9 +1,9 @@
-// The losses over rows of one to three vectors, each row a single number.
+// The losses over rows of one to three vectors. Each row gives a single number.
 //
-// A loss is a function of a few sums over the elements of its row, so a row is walked twice: for
-// the sums, and for the gradients. In between, where all that the row has to say is known, `finish`
-// turns the sums into the value and into the factors that the gradients are made of. Those that
-// have a list of labels per row are otherwise: they add up pairs of elements.
+// A loss is a function of a few sums over the elements of its row, so a row is traversed twice:
+// once for the sums and once for the gradients. In between, `finish` turns the sums into the value
+// and into the factors that the gradients are made of. Losses with a list of labels per row are
+// different: they sum over pairs of elements.
 #pragma once
 
 #include <cstdint>
@@ -16,30 +16,30 @@ namespace lossops {
 constexpr int kMaxVectors = 3;
 constexpr int kMaxVectorParams = 4;
 
-// What a row is given besides its vectors.
+// The inputs of a row other than its vectors.
 struct RowGiven {
-  double label = 0;    // the row's own number, where the loss takes one
+  double label = 0;    // the number of the row, if the loss takes one
   int64_t length = 0;  // of the row
 };
 
-// Whether an element of every row is left out of the sums, and has a derivative of its own: the one
-// at the label, an index.
+// Whether one element of every row, the one at the label (an index), is left out of the sums and
+// has its own derivative.
 template <class Loss>
 constexpr bool kHasIndex = requires { Loss::has_index; };
 
-// Whether every row has a number for a label.
+// Whether the label of every row is a number.
 template <class Loss>
 constexpr bool kHasNumber = requires { Loss::has_number; };
 
-// Whether every row has a list of labels, which ends before the first that is negative. Such a loss
-// adds up a hinge for every pair of a label, as often as it is listed, and a class that is none,
-// and divides by the length. Its derivative by the score of a class is how many hinges with that
-// score are open; by a label's, less as many.
+// Whether every row has a list of labels, which ends before its first negative entry. Such a loss
+// sums a hinge over all pairs of a label (as often as it is listed) and a class that is not a
+// label, and divides by the length. Its derivative by the score of such a class is the number of
+// open hinges that contain the score; by the score of a label, minus that number.
 template <class Loss>
 constexpr bool kHasList = requires { Loss::has_list; };
 
-// 1 - cos(x, y) where the label is 1, max(0, cos(x, y) - margin) where it is -1, else 0. Squares of
-// lengths are not 0: torch adds 1e-12.
+// 1 - cos(x, y) if the label is 1, max(0, cos(x, y) - margin) if it is -1, otherwise 0. As in
+// torch, 1e-12 is added to the squared lengths, so they are never 0.
 struct CosineEmbedding {
   static constexpr const char* name = "cosine_embedding";
   static constexpr int vectors = 2, sums = 3, factors = 3, num_params = 1;  // margin
@@ -74,9 +74,9 @@ struct CosineEmbedding {
   }
 };
 
-// max(0, |a - p| - |a - n| + margin), the norms being of differences to which epsilon is added.
-// `swap`: |p - n| for |a - n| where that is smaller, half of either where they are the same. A norm
-// of 0 has derivative 0.
+// max(0, |a - p| - |a - n| + margin), where the norms are of differences to which epsilon is added.
+// With `swap`, |p - n| replaces |a - n| if it is smaller; if they are equal, the derivative is half
+// of each. A norm of 0 has derivative 0.
 template <bool absolute>
 struct Triplets {
   static constexpr int vectors = 3, sums = 3, factors = 3, num_params = 3;  // margin, swap, epsilon
@@ -124,7 +124,7 @@ struct Triplets {
       if constexpr (absolute) {
         d[k] = select(d[k] == T(0), T(0), copysign(T(1), d[k]));
       }
-      d[k] = select(factors[k] == T(0), T(0), factors[k] * d[k]);  // infinite or not
+      d[k] = select(factors[k] == T(0), T(0), factors[k] * d[k]);  // 0 even if d is infinite
     }
     grads[0] = d[0] + d[1];
     grads[1] = d[2] - d[0];
@@ -138,13 +138,14 @@ struct TripletMarginL1 : Triplets<true> {
   static constexpr const char* name = "triplet_margin_l1";
 };
 
-// sum over c != y of max(0, margin - x_y + x_c)^p / C, for the label y: p is 1, or 2 (`squared`).
+// The sum over c != y of max(0, margin - x_y + x_c)^p / C for the label y; p is 1, or 2 if
+// `squared`.
 template <bool squared>
 struct Hinges {
   static constexpr int vectors = 1, sums = 2, factors = 2, num_params = 1;  // margin
   static constexpr bool has_index = true;
 
-  // What is added to a class's score: the margin, less the score of the label.
+  // The offset added to the score of a class: the margin minus the score of the label.
   template <class T>
   LOSSOPS_FN static T constant(const double* params, const T& own) {
     return T(params[0]) - own;
@@ -166,7 +167,7 @@ struct Hinges {
                                   double* factors) {
     const double share = 1.0 / static_cast<double>(row.length);
     factors[0] = squared ? 2 * share : share;
-    factors[1] = -factors[0] * sums[1];  // the derivative by the label's own score
+    factors[1] = -factors[0] * sums[1];  // the derivative by the score of the label
     return share * sums[0];
   }
 
@@ -184,14 +185,15 @@ struct MultiMarginSquared : Hinges<true> {
   static constexpr const char* name = "multi_margin_squared";
 };
 
-// 1 - (TP + s) / (TP + alpha FP + beta FN + s) of the sums TP = sum p y, FP = sum p (1 - y) and
-// FN = sum (1 - p) y, as a quotient in which nothing cancels. `logits`: p is the sigmoid of x.
+// 1 - (TP + s) / (TP + alpha FP + beta FN + s) with the sums TP = sum p y, FP = sum p (1 - y) and
+// FN = sum (1 - p) y, computed as a quotient without cancellation. With `logits`, p is the sigmoid
+// of x.
 template <bool logits>
 struct Regions {
   static constexpr int vectors = 2, sums = 3, factors = 3;
   static constexpr int num_params = 3;  // alpha, beta, s
 
-  // p and 1 - p.
+  // p and q = 1 - p.
   template <class T>
   LOSSOPS_FN static void probabilities(const T& x, T& p, T& q) {
     if constexpr (logits) {
@@ -244,19 +246,19 @@ struct Tversky : Regions<false> {
   static constexpr const char* name = "tversky";
 };
 
-// sum over the labels y and the classes c that are none of max(0, 1 - x_y + x_c) / C.
+// The sum over the labels y and the classes c that are not labels of max(0, 1 - x_y + x_c) / C.
 struct MultilabelMargin {
   static constexpr const char* name = "multilabel_margin";
   static constexpr int vectors = 1, num_params = 0;
   static constexpr bool has_list = true;
 
-  // What is added to a class's score, of the score of a label.
+  // The offset added to the score of a class, given the score of a label.
   template <class T>
   LOSSOPS_FN static T lead(const T& own) {
     return T(1) - own;
   }
 
-  // Adds a hinge, and whether it is open to both counts.
+  // Adds a hinge to the sum and, if it is open, 1 to both counts.
   template <class T>
   LOSSOPS_FN static void add(const T& x, const T& lead, T& hinges, T& of_class, T& of_label) {
     const T z = lead + x, zero(0), open = select(z > zero, T(1), zero);

@@ -1,6 +1,6 @@
-// The raw ops have no derivative of their own; lossops/<family>/autograd.py gives the losses
-// theirs. Whoever differentiates a raw op gets an error, not a gradient that is silently missing.
-// What an op writes over, graphs that have saved it must be told of.
+// The raw ops have no derivatives of their own; lossops/<family>/autograd.py defines those of the
+// losses. Differentiating a raw op raises an error rather than silently giving no gradient. If an
+// op overwrites a tensor, graphs that have saved the tensor must be notified.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -27,7 +27,8 @@ void each_tensor(const c10::OperatorHandle& op, const Stack& stack, const F& f) 
   }
 }
 
-// In torch's words where it has some.
+// Rejects calls of in-place ops that would be differentiated, with torch's own error messages where
+// it has some.
 void refuse_to_write(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   bool differentiated = false;
   each_tensor(op, *stack, [&](const at::Tensor& tensor, bool) {
@@ -54,7 +55,7 @@ void count_as_written(const c10::OperatorHandle& op, c10::DispatchKeySet keys, S
   op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
 }
 
-// torch's own way with these views takes an op that writes to return what it has written.
+// torch's own handling of these views expects an op that writes to return what it has written.
 void refuse_lazy_views(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack*) {
   TORCH_CHECK(false, op.operator_name(),
               " writes in place and takes no negative or conjugate views: call resolve_neg() or "
@@ -82,7 +83,7 @@ void refuse_derivatives(torch::Library& library) {
 
 }  // namespace
 
-// Of each namespace.
+// For each namespace.
 #define LOSSOPS_OF_ALL_DEVICES(space)                   \
   TORCH_LIBRARY_IMPL(space, Autograd, library) {        \
     refuse_derivatives(library);                        \

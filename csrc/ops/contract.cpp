@@ -10,7 +10,7 @@
 namespace lossops::ops {
 namespace {
 
-// A dimension of a tensor: how many, and how many bytes from one to the next.
+// The dimensions of a tensor that have more than one element; strides are in bytes.
 using Dims = c10::SmallVector<std::pair<int64_t, int64_t>, 8>;  // (stride, size)
 
 Dims dims_of(const Tensor& tensor) {
@@ -21,8 +21,9 @@ Dims dims_of(const Tensor& tensor) {
   return dims;
 }
 
-// Whether elements of so many bytes lie apart: each dimension steps over all that is inside of it.
-// There are other ways to lie apart, which few use and no walk over strides would show.
+// Whether elements of this many bytes do not overlap, because each dimension steps over everything
+// inside it. There are other layouts without overlap, but they are rare, and a walk over the
+// strides would not detect them.
 bool are_apart(Dims dims, int64_t bytes) {
   std::sort(dims.begin(), dims.end());
   for (const auto& [stride, size] : dims) {
@@ -44,7 +45,7 @@ bool are_apart(const Tensor& a, const Tensor& b) {
   const auto [begin_a, end_a] = extent_of(a);
   const auto [begin_b, end_b] = extent_of(b);
   if (end_a <= begin_b || end_b <= begin_a) return true;
-  // Parts of one tensor, as chunk() gives, are one with one more dimension.
+  // Parts of one tensor, such as those that chunk() returns, form a tensor with one more dimension.
   if (a.dim() != b.dim()) return false;
   Dims dims;
   for (int64_t d = 0; d < a.dim(); ++d) {

@@ -1,5 +1,6 @@
-// What every op demands of every tensor that it is given, whoever calls: raw ops are reachable from
-// exported programs and compiled graphs. Kernels believe what a problem says about memory.
+// The checks that every op applies to every tensor it is given, whoever calls it: raw ops are
+// reachable from exported programs and compiled graphs. Kernels trust what a problem says about
+// memory.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,19 +16,20 @@
 
 namespace lossops::ops {
 
-// The kernels' name of a dtype; refuses those that they do not compute with.
+// The DType of a torch dtype. Rejects dtypes that the kernels do not compute with.
 DType dtype_of(at::ScalarType type, const char* name);
 inline DType dtype_of(const Tensor& tensor) {
   return dtype_of(tensor.scalar_type(), "a result");
 }
 
-// The number of elements of this shape. Empty tensors may have sizes whose product is too large.
+// The number of elements of this shape; throws if it overflows. Some dimensions of an empty tensor
+// may have sizes whose product is too large.
 int64_t count(c10::IntArrayRef sizes);
 
-// What an op is given that scales in place.
+// Checks the grad_output of an op that scales in place: it must be a single number.
 void check_single(const Tensor& grad_output);
 
-// As many gradients as a mask asks for.
+// Checks that there are as many gradients as a mask asks for.
 template <size_t size>
 void check_given(at::TensorList grads, const std::array<bool, size>& mask) {
   const auto wanted = static_cast<size_t>(std::count(mask.begin(), mask.end(), true));
@@ -35,24 +37,25 @@ void check_given(at::TensorList grads, const std::array<bool, size>& mask) {
               grads.size());
 }
 
-// "none", "mean" or "sum".
+// Checks that the reduction is "none", "mean" or "sum".
 void check_reduction(std::string_view reduction);
 
-// The tensors of a call, which outlive this: no kernel is given the address of one that has not
-// been checked here.
+// Checks the tensors of a call, which must outlive this object. No kernel is given the address of a
+// tensor that has not been checked here.
 class Operands {
  public:
   explicit Operands(at::Device device) : device_(device) {}
 
-  // Checks a tensor of numbers, or of class indices: its device, dtype and layout, that its memory
-  // is there, and that nothing is written to it.
+  // Checks a tensor of numbers or of class indices: its device, dtype and layout, that it lies
+  // within its storage, and that it does not overlap a tensor that is written.
   void read(const Tensor& tensor, const char* name);
   void read_labels(const Tensor& tensor, const char* name);
-  // Checks a tensor of the caller's that is to be written: also that its elements are apart from
-  // each other, and from those of all other tensors.
+  // Checks a tensor of the caller that is to be written: additionally, that its elements overlap
+  // neither each other nor those of any other tensor.
   void write(const Tensor& tensor, const char* name);
 
-  // The memory of a checked tensor, of a copy of one, or of a result, which is kept alive.
+  // Returns the memory of a checked tensor, of a copy of one, or of a result, and keeps the tensor
+  // alive.
   void* keep(Tensor tensor);
 
  private:

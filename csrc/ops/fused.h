@@ -1,9 +1,10 @@
-// Training in plain eager mode: the loss, and an autograd node that has its gradient ready. The C++
-// twins of FusedElementwise, FusedSoftmax and FusedVectors in lossops/<family>/autograd.py: on
-// small tensors the Python of an autograd.Function takes longer than everything else together.
+// Training in plain eager mode: the loss, and an autograd node that has its gradient ready. These
+// are the C++ counterparts of FusedElementwise, FusedSoftmax and FusedVectors in
+// lossops/<family>/autograd.py. On small tensors, the Python code of an autograd.Function takes
+// longer than everything else together.
 //
-// Only the first derivative is handled here. Where a gradient must itself be differentiable, or is
-// a batch under vmap, a Python function is called.
+// Only the first derivative is handled here. If a gradient must itself be differentiable, or is a
+// batch under vmap, a Python function is called.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -22,8 +23,8 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-// Whether what comes of it will be differentiated, or is a batch: under torch.func, forward mode,
-// or the older vmap behind torch.autograd.grad(is_grads_batched=True).
+// Whether the result will be differentiated or is a batch: under torch.func, in forward mode, or
+// under the older vmap behind torch.autograd.grad(is_grads_batched=True).
 inline bool is_transformed(const at::Tensor& grad_output) {
   const auto keys = grad_output.key_set();
   return keys.has(c10::DispatchKey::FuncTorchBatched) ||
@@ -31,8 +32,9 @@ inline bool is_transformed(const at::Tensor& grad_output) {
          grad_output._fw_grad(/*level=*/0).defined();
 }
 
-// Gradients of a forward pass, for grad_output = 1; handed out by the first backward. No saved
-// variables: those are checked for changes in place, and these are scaled in place.
+// Gradients that the forward pass computed for grad_output = 1. The first backward pass takes them.
+// They are not saved variables, because autograd checks those for in-place changes and these are
+// scaled in place.
 template <size_t count>
 class ReadyGradients {
  public:
@@ -40,7 +42,7 @@ class ReadyGradients {
     grads_ = std::move(grads);
     ready_ = true;
   }
-  // The gradients, if they are still there: they can be had once.
+  // The gradients, if they are still there: they can be taken only once.
   std::optional<std::array<at::Tensor, count>> take() {
     if (!std::exchange(ready_, false)) return std::nullopt;
     return std::exchange(grads_, {});
@@ -51,9 +53,9 @@ class ReadyGradients {
   bool ready_ = false;
 };
 
-// Multiplies the gradients of a forward pass by grad_output, in place. A float16 gradient is
-// computed again, by again(those that there are): scaling it would lose digits, see
-// lossops.elementwise.autograd.
+// Multiplies the gradients of a forward pass by grad_output, in place. If there is a float16
+// gradient, the gradients are recomputed by again(the defined ones) instead: scaling would lose
+// digits, see lossops.elementwise.autograd.
 template <size_t count, class Again>
 void scale(const std::array<at::Tensor, count>& grads, const at::Tensor& grad_output,
            const Again& again) {
@@ -69,7 +71,7 @@ void scale(const std::array<at::Tensor, count>& grads, const at::Tensor& grad_ou
   half ? again(at::TensorList(present)) : rescale.call(present, grad_output);
 }
 
-// The gradients that a Python function returns as a tuple, None where there is none.
+// The gradients that a Python function returns as a tuple, with None for a missing one.
 template <size_t count>
 std::array<at::Tensor, count> gradients_of(const pybind11::tuple& found) {
   std::array<at::Tensor, count> grads;

@@ -12,9 +12,9 @@
 namespace lossops::ops {
 namespace {
 
-// From here on memory is a mapping of its own, whatever glibc has learnt of the sizes of others,
-// and the advice goes when the tensor goes. That of the heap would stay, and concern who comes
-// next.
+// From this size on, a tensor's memory is a mapping of its own, whatever glibc has learned from the
+// sizes of other allocations, and the advice goes away with the tensor. Advice for heap memory
+// would stay and affect later allocations.
 constexpr size_t kMuch = size_t(32) << 20;
 
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -27,7 +27,7 @@ void prefer_huge_pages(void* data, size_t bytes) {
   static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const auto first = reinterpret_cast<uintptr_t>(data);
   const auto begin = (first + page - 1) / page * page, end = (first + bytes) / page * page;
-  // Advice: where it is refused, as by kernels without huge pages, nothing is lost.
+  // This is only advice: if it is refused, as by kernels without huge pages, nothing is lost.
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 #else

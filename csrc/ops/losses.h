@@ -1,4 +1,4 @@
-// Losses by their names.
+// Lookup of losses by name.
 #pragma once
 
 #include <optional>
@@ -8,7 +8,7 @@
 
 namespace lossops::ops {
 
-// The position of a loss in its list.
+// The position of a loss in its list, if there is one of this name.
 template <class... Losses>
 std::optional<int> find(LossList<Losses...>, std::string_view name) {
   int position = 0;

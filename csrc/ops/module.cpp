@@ -1,4 +1,4 @@
-// The Python module lossops._C: importing it registers the ops. It also tells how it was built.
+// The Python module lossops._C. Importing it registers the ops. It also reports how it was built.
 #include <pybind11/pybind11.h>
 
 #include <string>

@@ -1,9 +1,10 @@
-// Plain calls, checked and settled in C++: of a loss over a few rows that takes a fraction of the
-// time that the same takes in Python, which would be most of a training step.
+// Plain calls, checked and run entirely in C++. For a loss over a few rows, this takes a fraction
+// of the time of the same work in Python, which would be most of a training step.
 //
-// Plain is what needs no thought: ordinary tensors of this library's devices, arguments of the
-// expected types, no transform, mode or tracer that looks on. Anything else, and whatever is wrong,
-// is for the functions in Python: they know all kinds of calls, and say what is amiss.
+// A call is plain if it needs no special handling: ordinary tensors on devices of this library,
+// arguments of the expected types, and no active transform, mode or tracer. Everything else,
+// including invalid arguments, is left to the Python functions, which handle all kinds of calls and
+// report errors.
 #pragma once
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -24,7 +25,7 @@
 
 namespace lossops::ops {
 
-// Whether nobody but autograd looks on.
+// Whether nothing but autograd observes the call.
 inline bool nobody_looks_on() {
   constexpr auto kTransform = c10::DispatchKey::FuncTorchDynamicLayerFrontMode;
   return !c10::impl::tls_is_dispatch_key_included(kTransform) &&
@@ -32,8 +33,8 @@ inline bool nobody_looks_on() {
          !at::impl::torch_function_mode_enabled();
 }
 
-// The tensor, if it is one of torch's own class, dense, on a device that has kernels, and no
-// wrapper of another: nothing but autograd and autocast is to be done before its kernels run.
+// The tensor, if it is of exactly torch's own class, dense, on a device that has kernels, and not a
+// wrapper of another tensor: only autograd and autocast need handling before its kernels run.
 inline const at::Tensor* plain_tensor(pybind11::handle object) {
   constexpr c10::DispatchKeySet kPlain({
       c10::DispatchKey::ADInplaceOrView,
@@ -49,11 +50,11 @@ inline const at::Tensor* plain_tensor(pybind11::handle object) {
   if (!THPVariable_CheckExact(object.ptr())) return nullptr;
   const at::Tensor& tensor = THPVariable_Unpack(object.ptr());
   const bool plain = (tensor.key_set().raw_repr() & ~kPlain.raw_repr()) == 0;
-  // An inference tensor lacks a key, too, and autograd does not save it.
+  // An inference tensor lacks a key as well, and autograd does not save it.
   return plain && !tensor.is_inference() ? &tensor : nullptr;
 }
 
-// Scores that the kernels take as they are, with a result of their dtype.
+// Scores that the kernels accept as they are, with a result of the same dtype.
 inline const at::Tensor* plain_scores(pybind11::handle object) {
   const at::Tensor* const scores = plain_tensor(object);
   if (!scores) return nullptr;
@@ -63,7 +64,7 @@ inline const at::Tensor* plain_scores(pybind11::handle object) {
   return half && !at::autocast::is_autocast_enabled(scores->device().type()) ? scores : nullptr;
 }
 
-// A reduction that gives a number for all rows or one for each.
+// A reduction to one number for all rows ("mean", "sum"), or none: one number per row.
 inline std::optional<std::string> plain_reduction(pybind11::handle object) {
   if (!PyUnicode_CheckExact(object.ptr())) return std::nullopt;
   for (const char* name : {"mean", "sum", "none"}) {
@@ -84,8 +85,8 @@ inline std::optional<int64_t> plain_int(pybind11::handle object) {
   return overflow ? std::nullopt : std::optional(value);
 }
 
-// The loss of a plain call: by fused(), attached to the graph, where a gradient is wanted, or by
-// forward(), the raw op, whose first result it is.
+// The loss of a plain call. If a gradient is wanted, it comes from fused(), attached to the graph;
+// otherwise it is the first result of forward(), the raw op.
 template <class Fused, class Forward>
 pybind11::object run_plain(const at::Tensor& scores, const Fused& fused, const Forward& forward) {
   at::Tensor loss;

@@ -1,4 +1,5 @@
-// Memory as the CPU engines compute on it: blocks of a few thousand bytes in the compute type.
+// Memory in the form that the CPU engines compute on: blocks of a few thousand bytes in the compute
+// type.
 #pragma once
 
 #include <ATen/cpu/vec/functional.h>
@@ -43,7 +44,7 @@ inline void convert(const From* from, To* to, int64_t n) {
   }
 }
 
-// Calls f with a null pointer of the operand's element type.
+// Calls f with a null pointer to the element type of `dtype`.
 template <class F>
 inline void with_dtype(DType dtype, F&& f) {
   switch (dtype) {

@@ -1,16 +1,16 @@
-// The instruction sets that the kernels are compiled for, and the choice among them at run time.
+// The instruction sets that the kernels are compiled for, and the selection at run time.
 #pragma once
 
 namespace lossops::cpu {
 
-// As torch names them in CPU_CAPABILITY.
+// Named as in torch's CPU_CAPABILITY.
 enum class InstructionSet { DEFAULT, AVX2, AVX512 };
 
-// The set that torch chooses for its own kernels, ATEN_CPU_CAPABILITY included.
+// The set that torch selects for its own kernels, which ATEN_CPU_CAPABILITY may override.
 InstructionSet widest_instruction_set();
 
-// f<set>() for the first set of a list, from wide to narrow, that is no wider than `widest`; for
-// the last one if all are.
+// Calls f<set>() for the first set of the list (widest first) that is no wider than `widest`, or
+// for the last one if all are wider.
 template <InstructionSet set, InstructionSet... narrower, class F>
 decltype(auto) with_instruction_set(InstructionSet widest, const F& f) {
   if constexpr (sizeof...(narrower) > 0) {
@@ -19,7 +19,7 @@ decltype(auto) with_instruction_set(InstructionSet widest, const F& f) {
   return f.template operator()<set>();
 }
 
-// The same of all that are compiled, which setup.py lists.
+// The same for all sets that are compiled, which setup.py lists.
 template <class F>
 decltype(auto) with_instruction_set(const F& f) {
   using enum InstructionSet;

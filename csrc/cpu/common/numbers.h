@@ -1,4 +1,5 @@
-// Single numbers of a dtype known at run time, and sums of many: shared by the CPU engines.
+// Single numbers whose dtype is known at run time only, and sums of many numbers; shared by the CPU
+// engines.
 #pragma once
 
 #include <c10/util/BFloat16.h>

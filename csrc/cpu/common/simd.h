@@ -1,19 +1,19 @@
-// A SIMD vector for the losses to compute on: at::vec::Vectorized behind the operations of
-// losses/math.h. Compiled once per instruction set, each in a namespace of its own.
+// The SIMD vector type that the losses compute on: at::vec::Vectorized behind the operations of
+// losses/math.h. Compiled once per instruction set, each time in a separate namespace.
 #pragma once
 
 #include <ATen/cpu/vec/vec.h>
 
 #include "losses/math.h"
 
-// A lambda that must be part of the loop it is called from.
+// For a lambda that must be inlined into the loop that calls it.
 #define LOSSOPS_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace lossops {
 inline namespace CPU_CAPABILITY {
 
-// The outcome of a comparison, lane by lane. AVX-512 keeps it in a mask register; at::vec would
-// carry it through a vector and back.
+// The result of a comparison, per lane. AVX-512 keeps it in a mask register; at::vec would move it
+// to a vector register and back.
 template <class T>
 struct Mask {
   at::vec::Vectorized<T> lanes;
@@ -93,7 +93,7 @@ template <class T>
 LOSSOPS_FN Simd<T> select(Mask<T> condition, Simd<T> yes, Simd<T> no) {
   return blend(condition, yes.v, no.v);
 }
-// a + b where the condition holds, else a; and the other way round.
+// add_where: a + b where the condition holds, otherwise a. add_unless: the other way round.
 template <class T>
 LOSSOPS_FN Simd<T> add_where(Mask<T> condition, Simd<T> a, Simd<T> b) {
 #if defined(CPU_CAPABILITY_AVX512)
@@ -138,10 +138,10 @@ LOSSOPS_FN Simd<T> tanh(Simd<T> a) {
 }
 template <class T>
 LOSSOPS_FN Simd<T> max(Simd<T> a, Simd<T> b) {
-  return at::vec::maximum(a.v, b.v);  // NaN where one is
+  return at::vec::maximum(a.v, b.v);  // NaN if either is NaN
 }
 
-// The same in one instruction on x86, for where it does not matter which comes of a NaN.
+// The maximum in one instruction on x86, for callers that do not depend on the result for a NaN.
 template <class T>
 LOSSOPS_FN Simd<T> larger(Simd<T> a, Simd<T> b) {
   return at::vec::clamp_min(b.v, a.v);
@@ -155,7 +155,8 @@ template <class T>
 LOSSOPS_FN Simd<T> log1p(Simd<T> a) {
   return a.v.log1p();
 }
-// Of a hyperparameter, the same in all lanes. Vectorized::zero_mask misleads g++ 12 with AVX-512.
+// The first lane of a hyperparameter, which is the same in all lanes. Vectorized::zero_mask is no
+// alternative: it misleads g++ 12 with AVX-512.
 template <class T>
 LOSSOPS_FN T first_lane(Simd<T> a) {
   T lanes[Simd<T>::width];
@@ -174,7 +175,7 @@ LOSSOPS_FN bool is_on(Simd<T> a) {
   return first_lane(a) != 0;
 }
 
-// In float64, the functions of the vector library that torch carries.
+// In float64, the functions of the vector library that ships with torch.
 LOSSOPS_FN Simd<double> exp(Simd<double> a) {
   return a.v.exp();
 }
@@ -188,9 +189,9 @@ LOSSOPS_FN Simd<double> log1p_upto_one(Simd<double> a) {
   return a.v.log1p();
 }
 
-// In float32, polynomials that stay in registers: a call per vector would cost more than the
-// memory traffic. The coefficients are minimax fits; expm1 is right to 2 units in the last
-// place for every float, so is exp, log1p_upto_half within its domain (tests/test_simd_math.py).
+// In float32, polynomials that stay in registers: a call per vector would cost more than the memory
+// traffic. The coefficients are minimax fits. expm1 and exp are accurate to 2 units in the last
+// place for every float, and so is log1p_upto_half within its domain (tests/test_simd_math.py).
 
 template <size_t n>
 LOSSOPS_FN at::vec::Vectorized<float> horner(at::vec::Vectorized<float> x,
@@ -209,7 +210,7 @@ struct ReducedExponent {
   LOSSOPS_FN explicit ReducedExponent(at::vec::Vectorized<float> x) {
     using Vector = at::vec::Vectorized<float>;
     n = (x * Vector(1.44269504f)).round();
-    r = at::vec::fmadd(n, Vector(-0.693359375f), x);  // exact: few bits, times an integer
+    r = at::vec::fmadd(n, Vector(-0.693359375f), x);  // exact: few bits times an integer
     r = at::vec::fmadd(n, Vector(2.12194440e-4f), r);
   }
   // exp(r) - 1
@@ -220,29 +221,29 @@ struct ReducedExponent {
   }
 };
 
-// 2^n for integers of float type within the range of float32's exponents.
+// 2^n for integer-valued floats within the range of float32's exponents.
 LOSSOPS_FN at::vec::Vectorized<float> power_of_two(at::vec::Vectorized<float> n) {
   const auto exponent = at::vec::convert_to_int_of_same_size(n) + at::vec::Vectorized<int32_t>(127);
   return at::vec::cast<float>(exponent << at::vec::Vectorized<int32_t>(23));
 }
 
-// exp for a <= 88: of larger numbers, whatever comes.
+// exp for a <= 88. For larger numbers, the result is unspecified.
 LOSSOPS_FN Simd<float> exp_of_small(Simd<float> a) {
   using Vector = at::vec::Vectorized<float>;
-  // Below this bound the result is 0. NaN passes.
+  // Below this bound, the result is 0. NaN passes through.
   const ReducedExponent x(at::vec::clamp_min(a.v, Vector(-104.0f)));
   const Vector p = x.expm1();
 #if defined(CPU_CAPABILITY_AVX512)
   return Vector(_mm512_scalef_ps(p + Vector(1.0f), x.n));
 #else
-  // In two steps: 2^n may be too small for a normal number, or too large for any.
+  // In two steps, because 2^n may be too small for a normal number or too large for any.
   const Vector half = (x.n * Vector(0.5f)).floor();
   return (p + Vector(1.0f)) * power_of_two(half) * power_of_two(x.n - half);
 #endif
 }
 
 LOSSOPS_FN Simd<float> exp(Simd<float> a) {
-  // Beyond this bound the result is infinite. NaN passes.
+  // Above this bound, the result is infinite. NaN passes through.
   return exp_of_small(at::vec::clamp_max(a.v, at::vec::Vectorized<float>(88.8f)));
 }
 LOSSOPS_FN Simd<double> exp_of_small(Simd<double> a) {
@@ -265,8 +266,8 @@ LOSSOPS_FN Simd<float> log1p_upto_half(Simd<float> a) {
   return at::vec::fmadd(a.v * a.v, horner(a.v, kCoefficients), a.v);
 }
 
-// log(1 + x) = 2 atanh(w), w = x / (2 + x): an odd series in an argument of at most 1/3. Its first
-// term 2w is x - x w, of which the rounding of w touches the lesser part.
+// log(1 + x) = 2 atanh(w) with w = x / (2 + x): an odd series in an argument of at most 1/3. Its
+// first term 2w equals x - x w, where the rounding of w affects only the smaller part.
 LOSSOPS_FN Simd<float> log1p_upto_one(Simd<float> a) {
   using Vector = at::vec::Vectorized<float>;
   constexpr float kCoefficients[] = {0.33333337f, 0.19999439f, 0.14308442f, 0.10713828f,

@@ -4,8 +4,8 @@
 
 namespace lossops::cpu {
 
-// The threads that share the blocks of a row, where rows are too few to share: all of them, or the
-// one that asks.
+// The threads that share the blocks of a row if there are too few rows to distribute: all threads,
+// or only the calling one.
 struct Threads {
   using Part = void (*)(const void* loop, int64_t begin, int64_t end);
   void (*run)(int64_t n, const void* loop, Part part) = nullptr;

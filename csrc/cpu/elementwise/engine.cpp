@@ -13,10 +13,10 @@
 namespace lossops::cpu {
 namespace {
 
-// Elements a thread takes at a time. The sum of a piece does not depend on who computes it, so
-// results are the same bit for bit whatever the number of threads.
+// Elements that a thread takes at a time. The sum of a piece does not depend on the thread that
+// computes it, so results are bitwise identical for any number of threads.
 constexpr int64_t kPiece = 16 * 1024;
-constexpr int64_t kGrain = 32 * 1024;  // below this many elements, one thread
+constexpr int64_t kGrain = 32 * 1024;  // with fewer elements, one thread
 
 const ElementwiseKernels& kernels() {
   static const ElementwiseKernels& chosen = with_instruction_set(
@@ -24,8 +24,8 @@ const ElementwiseKernels& kernels() {
   return chosen;
 }
 
-// Cuts the problem into pieces and calls run(begin, end, sums) for each, on all threads. A piece
-// is part of one group or, where groups are small, several whole ones.
+// Cuts the problem into pieces and calls run(begin, end, sums) for each, on all threads. A piece is
+// part of one group or, if groups are small, several whole ones.
 template <class F>
 void for_each_piece(const ElementwiseProblem& problem, double* sums, const F& run) {
   const int64_t group = problem.group_size;
@@ -51,12 +51,12 @@ void for_each_piece(const ElementwiseProblem& problem, double* sums, const F& ru
                    });
 }
 
-// How many partial sums for_each_piece writes per group.
+// The number of partial sums per group that for_each_piece writes.
 int64_t sums_per_group(const ElementwiseProblem& problem) {
   return problem.group_size <= kPiece / 2 ? 1 : (problem.group_size + kPiece - 1) / kPiece;
 }
 
-// Runs the pieces and, where the problem reduces, turns their sums into the losses.
+// Runs the pieces and, if the problem reduces, turns their sums into the losses.
 template <class F>
 void run_and_reduce(const ElementwiseProblem& problem, const F& run) {
   const int64_t per_group = sums_per_group(problem);

@@ -1,4 +1,4 @@
-// The elementwise kernels. Compiled once for each instruction set.
+// The elementwise kernels. Compiled once per instruction set.
 #include <array>
 #include <cmath>
 #include <type_traits>
@@ -12,7 +12,7 @@ namespace lossops {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-// A vector's worth of elements, or what is left of one at the end of a block.
+// A full vector of elements, or the tail at the end of a block.
 struct Whole {};
 struct Part {
   int64_t count;
@@ -36,7 +36,7 @@ LOSSOPS_FN void store(Simd<T> value, T* p, int64_t i, Part part) {
   value.v.store(p + i, part.count);
 }
 
-// The sum of lanes, in an order that does not depend on the compiler.
+// The sum of the lanes, in an order that does not depend on the compiler.
 template <class T>
 inline double sum_of_lanes(const Simd<T>& value, int64_t count = Simd<T>::width) {
   alignas(64) T lanes[Simd<T>::width];
@@ -46,9 +46,9 @@ inline double sum_of_lanes(const Simd<T>& value, int64_t count = Simd<T>::width)
   return sum;
 }
 
-// Sums vectors without an error that grows with their number, even where all of them round the same
-// way (equal values do): float32 adds up two at a time and from there in float64; float64 keeps
-// what each addition rounds off (Knuth's two-sum).
+// Sums vectors without an error that grows with their number, even if all additions round the same
+// way, as with equal values. float32 adds two vectors at a time and accumulates in float64; float64
+// keeps the rounding error of each addition (Knuth's two-sum).
 template <class T>
 class Sum;
 
@@ -75,7 +75,7 @@ class Sum<double> {
     sum_ = sum;
   }
   double total() const {
-    // An infinite or NaN sum has lost infinity minus infinity.
+    // If the sum is infinite or NaN, `lost` is infinity minus infinity.
     const double sum = sum_of_lanes(sum_), lost = sum_of_lanes(lost_);
     return std::isfinite(sum) ? sum + lost : sum;
   }
@@ -84,8 +84,8 @@ class Sum<double> {
   Simd<double> sum_, lost_;
 };
 
-// Calls f(i, Whole or Part) over [0, n) and sums what it returns; the padding of the last vector is
-// no part of the sum.
+// Calls f(i, Whole or Part) over [0, n) and sums the results. The padding of the last vector is not
+// part of the sum.
 template <class T, class F>
 LOSSOPS_FN double for_each_vector(int64_t n, const F& f) {
   constexpr int width = Simd<T>::width;
@@ -99,7 +99,7 @@ LOSSOPS_FN double for_each_vector(int64_t n, const F& f) {
   return sum.total() + tail;
 }
 
-// A tree of short sums.
+// Pairwise summation over runs of up to 64 values.
 template <class T>
 inline double sum_of(const T* values, int64_t n) {
   if (n > 64) return sum_of(values, n / 2) + sum_of(values + n / 2, n - n / 2);
@@ -112,9 +112,9 @@ inline double sum_of(const T* values, int64_t n) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-// How a range is cut into blocks, so that the sum of a group does not depend on the range it is
-// computed in: a group longer than a block is walked on its own, from its start; shorter ones are
-// walked several at a time, and never cut.
+// How a range is cut into blocks, so that the sum of a group does not depend on the range in which
+// it is computed. A group longer than a block is walked by itself, from its start. Shorter groups
+// are walked several at a time and are never cut.
 class Groups {
  public:
   explicit Groups(const ElementwiseProblem& problem)
@@ -126,7 +126,7 @@ class Groups {
   bool one() const { return long_; }
   int64_t block() const { return long_ ? kBlock : kBlock / size_ * size_; }
 
-  // Calls f(begin, end, sums) for the parts of a range that may be walked in one go.
+  // Calls f(begin, end, sums) for the parts of a range that can be walked in one go.
   template <class F>
   void for_each_part(int64_t begin, int64_t end, double* sums, const F& f) const {
     if (!reduces_ || !long_) return f(begin, end, sums);
@@ -137,7 +137,7 @@ class Groups {
     }
   }
 
-  // The sums of the whole groups that a block holds; returns where the next ones go.
+  // Writes the sums of the whole groups in a block. Returns where the next ones go.
   template <class T>
   double* sum(const T* values, int64_t n, double* sums) const {
     for (int64_t i = 0; i < n; i += size_) *sums++ = sum_of(values + i, size_);
@@ -157,7 +157,7 @@ std::array<Simd<T>, kMaxParams> broadcast_params(const ElementwiseProblem& probl
   return params;
 }
 
-// The reduction's factor times 1/normalizer, where one number serves all groups.
+// The reduction's factor divided by the normalizer, if one number serves all groups.
 inline double scale_of(const ElementwiseProblem& problem) {
   double scale = problem.scale;
   if (problem.normalizer.defined()) {
@@ -168,7 +168,7 @@ inline double scale_of(const ElementwiseProblem& problem) {
   return scale;
 }
 
-// What a pass is asked for: the common case is compiled without a branch on the others.
+// What a pass computes. The common case is compiled without branches on the others.
 enum class Pass {
   sum,  // one number and, from order 1 on, the gradient of input; no weight
   any,
@@ -194,7 +194,7 @@ void forward_range(const ElementwiseProblem& problem, int64_t begin, int64_t end
     const T *x = input.read(at, n), *y = target.read(at, n), *w = weight.read(at, n);
     T* out = reduces && !groups.one() ? values : value.buffer(at);
     T *gx = grad_input.buffer(at), *gy = grad_target.buffer(at), *gw = grad_weight.buffer(at);
-    if constexpr (pass == Pass::sum) {  // what the compiler may count on
+    if constexpr (pass == Pass::sum) {  // lets the compiler drop these operands
       w = nullptr;
       out = gy = gw = nullptr;
     }
@@ -225,7 +225,7 @@ void forward_range(const ElementwiseProblem& problem, int64_t begin, int64_t end
   if (reduces && groups.one()) *sums = total;
 }
 
-// The reduction's factor divided by the normalizer, element by element where groups differ.
+// The reduction's factor divided by the normalizer, per element if groups differ.
 template <class T>
 class Scale {
  public:
@@ -250,8 +250,8 @@ class Scale {
   alignas(64) T scale_[kBlock];
 };
 
-// Multiplies by grad_output last, as a rescaled gradient of the forward pass is: in float32 and
-// float64 the two agree to the last bit.
+// Multiplies by grad_output last, as when a gradient of the forward pass is rescaled: in float32
+// and float64 the two agree to the last bit.
 template <class Loss, class T>
 void backward_range(const ElementwiseProblem& problem, int64_t begin, int64_t end) {
   Reader<T> input(problem, problem.input), target(problem, problem.target);
@@ -317,7 +317,8 @@ void double_backward_range(const ElementwiseProblem& problem, int64_t begin, int
       const Simd<T> b = ty ? load(ty, i, extent) : zero;
       const Simd<T> c = tw ? load(tw, i, extent) : zero;
       const Simd<T> weights = w ? load(w, i, extent) : one;
-      // A tangent that is absent makes 0 also of an infinite derivative.
+      // If the tangent of target or weight is absent, an infinite derivative by it gives 0, not
+      // NaN.
       const auto along_target = [&](Simd<T> g) { return ty ? b * g : zero; };
       const Simd<T> along = a * f.dx + along_target(f.dy);  // the unweighted loss along (a, b)
       if (out) store(tw ? weights * along + c * f.value : weights * along, out, i, extent);

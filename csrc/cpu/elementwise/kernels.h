@@ -1,5 +1,5 @@
-// What one instruction set offers to the elementwise engine: functions over a range of elements,
-// to be called from one thread each.
+// What an instruction set provides to the elementwise engine: functions over a range of elements,
+// each called from a single thread.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,13 @@
 namespace lossops::cpu {
 
 struct ElementwiseKernels {
-  // [begin, end) lies within one group, or covers whole groups. sums[j] becomes the unscaled sum
-  // over the part of the j-th of them that lies in the range.
+  // [begin, end) lies within one group or covers whole groups. sums[j] becomes the unscaled sum
+  // over the part of the j-th group that lies in the range.
   void (*forward)(const ElementwiseProblem&, int64_t begin, int64_t end, double* sums);
   void (*backward)(const ElementwiseProblem&, int64_t begin, int64_t end);
   void (*double_backward)(const ElementwiseProblem&, int64_t begin, int64_t end, double* sums);
 
-  // Multiplies n elements of dense memory.
+  // Multiplies n elements of dense memory by `factor`.
   void (*rescale)(void* data, DType, int64_t n, double factor);
 };
 

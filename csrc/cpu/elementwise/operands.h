@@ -1,6 +1,6 @@
-// How the elementwise engine sees operands. One that already lies as the kernels want it is used in
-// place; any other (half precision, mixed dtypes, broadcast, strided) passes through a buffer in
-// the L1 cache. The kernels know one layout and one dtype.
+// How the elementwise engine accesses operands. An operand that already has the layout and dtype of
+// the kernels is used in place. Others (half precision, mixed dtypes, broadcast, strided) pass
+// through a buffer in the L1 cache, so the kernels handle a single layout and dtype.
 #pragma once
 
 #include <algorithm>
@@ -61,7 +61,7 @@ class Reader {
     }
   }
 
-  // The n <= kBlock elements from `begin` on, or null where there is no operand.
+  // The n <= kBlock elements starting at `begin`, or null if there is no operand.
   const T* read(int64_t begin, int64_t n) {
     if (access_ == Access::absent) return nullptr;
     if (access_ == Access::constant) return buffer_;
@@ -92,7 +92,7 @@ class Reader {
   alignas(64) T buffer_[kBlock];
 };
 
-// Writes an operand block by block: compute into buffer(), then flush().
+// Writes an operand block by block: compute into buffer(), then call flush().
 template <class T>
 class Writer {
  public:
@@ -102,7 +102,7 @@ class Writer {
         access_(access_of(operand, problem)),
         in_place_(access_ == Access::linear && operand.dtype == dtype_of<T>) {}
 
-  // Where to put the elements from `begin` on, or null where the output is not wanted.
+  // Where to put the elements starting at `begin`, or null if the output is not wanted.
   T* buffer(int64_t begin) {
     if (access_ == Access::absent) return nullptr;
     return in_place_ ? static_cast<T*>(operand_.data) + begin : buffer_;

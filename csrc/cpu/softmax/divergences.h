@@ -1,5 +1,5 @@
-// The divergences of two distributions: their softmaxes, then the sums, then the gradients, over
-// what the cache holds.
+// The divergences of two distributions: first their softmaxes, then the sums, then the gradients,
+// over cached data.
 #include "cpu/softmax/exponentials.h"
 
 namespace lossops {
@@ -11,23 +11,23 @@ class DivergenceRows {
   using V = Simd<T>;
   static constexpr int kVectors = across ? 1 : kMostLanes / V::width;
   static constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  static constexpr int64_t kFewSteps = 16;  // that one sum is made of
+  static constexpr int64_t kFewSteps = 16;  // in one partial sum
 
   using Running = Tree<RunningSums<T>, kVectors>;
 
-  // One of the two.
+  // One of the two distributions.
   struct Side {
     Form form;
     RowsOperand operand, gradient;
-    T* logs;  // the scores or log q; then the derivatives: both where they are stored, if possible
-    T* values;  // exponentials; then q
+    T* logs;    // scores or log q, then derivatives; both where they are stored, if possible
+    T* values;  // exponentials, then q
     T* maxima;
-    bool as_stored;  // whether the scores are used as they lie in memory
+    bool as_stored;  // whether the scores are used in place
     Running running;
     std::array<V, kVectors> slopes;  // sum of the derivatives by log q
   };
 
-  // Of a block, what adds up: the loss, and its derivatives by both logarithms.
+  // The sums over a block: the loss, and its derivatives by both logarithms.
   struct BlockLoss {
     V value, by_log_q, by_log_p;
 
@@ -101,7 +101,7 @@ class DivergenceRows {
     }
   }
 
-  // A block's scores or logarithms, and where the derivatives by them go.
+  // The scores or logarithms of a block, and where the derivatives by them go.
   Numbers<T> logs(const Side& side, int64_t b) const {
     const int64_t n = tile_.in_block(b);
     T* const buffer = side.logs + tile_.start(b);
@@ -114,7 +114,7 @@ class DivergenceRows {
     return tile_.places(side.gradient, b * tile_.block(), n, buffer);
   }
 
-  // Reads a side; of logits, takes the exponentials and their sum.
+  // Reads a side; for logits, computes the exponentials and their sum.
   void normalize(Side& side) {
     const bool logits = side.form == Form::logits;
     side.as_stored = side.form == Form::log_probs || (logits && cooling_.does_nothing());
@@ -161,7 +161,8 @@ class DivergenceRows {
     }
   }
 
-  // Numbers that are all -infinity are equal: zeros, say. The padding, -infinity too, is not.
+  // If all numbers of a row are -infinity they are equal, so zeros replace them. The padding, also
+  // -infinity, stays as it is.
   void level(Side& side, int64_t v) {
     RunningSums<T>& r = side.running[v];
     alignas(64) T largest[V::width], others[V::width];
@@ -187,7 +188,7 @@ class DivergenceRows {
     r.others = V::load(others);
   }
 
-  // Keeps the exponentials of a block, and returns what they add up to, less one that is 1.
+  // Keeps the exponentials of a block. Returns their sum, minus one that is 1.
   template <bool finite>
   V exponentials(int64_t v, int64_t n, Numbers<T> scores, V largest, Ahead ahead, T* to) const {
     BlockSum<T> even, odd;
@@ -206,7 +207,7 @@ class DivergenceRows {
     return even.others(tile_, odd);
   }
 
-  // Of log-probabilities, the probabilities; and the other way round.
+  // Computes probabilities from log-probabilities, or the other way round.
   void complete(Form form, int64_t v, int64_t n, Numbers<T> logs, T* values) const {
     for (int64_t i = 0; i < tile_.steps(n); ++i) {
       const int64_t at = tile_.at(v, i);
@@ -219,7 +220,7 @@ class DivergenceRows {
     }
   }
 
-  // How a block of a side becomes a distribution.
+  // Turns a block of a side into a distribution.
   struct Normalizing {
     bool logits;
     V largest, log_sum, factor;
@@ -234,7 +235,7 @@ class DivergenceRows {
     return {true, r.largest, r.log_sum(), exp(above(maximum, r.largest)) / r.exponentials()};
   }
 
-  // The loss, and in place of the distributions what their gradients are made of.
+  // Computes the loss, and replaces the distributions by what their gradients are made of.
   void sum_rows(bool gradient) {
     const auto take = [&](int64_t b, int64_t v, const BlockLoss& block) {
       sums_.add(v, b, tile_.blocks(), block);
@@ -337,7 +338,7 @@ class DivergenceRows {
   const Cooling<T> cooling_;
   Side input_, target_;
   Tree<BlockLoss, kVectors> sums_;
-  // Of every block, where threads share a row.
+  // Per block, if threads share a row.
   std::vector<RunningSums<T>> shared_;
   std::vector<BlockLoss> shared_losses_;
 

@@ -12,8 +12,8 @@
 namespace lossops::cpu {
 namespace {
 
-// Elements a thread takes at a time. The sum of a piece does not depend on who computes it, so
-// results are the same bit for bit whatever the number of threads.
+// Elements that a thread takes at a time. The sum of a piece does not depend on the thread that
+// computes it, so results are bitwise identical for any number of threads.
 constexpr int64_t kPiece = 32 * 1024;
 
 const SoftmaxKernels& kernels() {
@@ -26,21 +26,21 @@ void on_all_threads(int64_t n, const void* loop, Threads::Part part) {
   at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { part(loop, begin, end); });
 }
 
-// Whether the rows, one after another, are each the work of all threads.
+// Whether all threads share each row, one row after another.
 bool shares_rows(const SoftmaxProblem& problem) {
   return runs_along_classes(problem) && problem.classes >= kPiece &&
          problem.rows() < at::get_num_threads();
 }
 
-// Rows that a thread takes at a time.
+// The number of rows that a thread takes at a time.
 int64_t rows_per_piece(const SoftmaxProblem& problem) {
   const int64_t at_once = rows_at_once(problem);
   return at_once * std::max<int64_t>(1, kPiece / (at_once * problem.classes));
 }
 
 // Cuts the rows into pieces and calls run(begin, end, sums) for each, on all threads unless these
-// share rows. A piece is part of one group or, where groups are small, several whole ones. Returns
-// a sum per group.
+// share rows. A piece is part of one group or, if groups are small, several whole ones. Returns one
+// sum per group.
 template <class F>
 std::vector<double> sum_over_pieces(const SoftmaxProblem& problem, int64_t piece, bool share_rows,
                                     const F& run) {
@@ -77,7 +77,7 @@ std::vector<double> sum_over_pieces(const SoftmaxProblem& problem, int64_t piece
   return sums;
 }
 
-// Calls f(row, label) for the rows [begin, end), without a division for each.
+// Calls f(row, label) for the rows [begin, end), without a division per row, until f returns false.
 template <class F>
 void each_label(const SoftmaxProblem& problem, int64_t begin, int64_t end, const F& f) {
   const RowLabels& labels = problem.labels;
@@ -101,7 +101,7 @@ bool is_class(const SoftmaxProblem& problem, int64_t label) {
   return static_cast<uint64_t>(label) < static_cast<uint64_t>(problem.classes);
 }
 
-// The mean's denominator, per group.
+// Computes the denominator of the mean, per group.
 void count(const SoftmaxProblem& problem) {
   const Operand& weight = problem.class_weight;
   const auto sums =
@@ -132,7 +132,8 @@ void count(const SoftmaxProblem& problem) {
   }
 }
 
-// Everything but the mean's denominator and the reduction. Returns the unscaled sums per group.
+// Computes everything except the denominator of the mean and the reduction. Returns the unscaled
+// sums per group.
 std::vector<double> run(const SoftmaxProblem& problem) {
   const bool share_rows = shares_rows(problem);
   const Threads threads{share_rows ? on_all_threads : nullptr};
@@ -166,7 +167,7 @@ void softmax_backward(const SoftmaxProblem& problem, bool skip_if_one) {
 
 std::optional<int64_t> bad_label(const SoftmaxProblem& problem) {
   if (!problem.labels.defined()) return std::nullopt;
-  // The first one, so that the message is the same whatever the number of threads.
+  // The first one, so that the message is the same for any number of threads.
   std::atomic<int64_t> first{problem.rows()};
   at::parallel_for(0, problem.rows(), kPiece, [&](int64_t begin, int64_t end) {
     each_label(problem, begin, end, [&](int64_t r, int64_t label) {

@@ -1,4 +1,4 @@
-// The softmax engine on the CPU: threads, choice of instruction set, reduction.
+// The softmax engine on the CPU: threads, selection of the instruction set, reduction.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@
 namespace lossops::cpu {
 
 void softmax_forward(const SoftmaxProblem& problem);
-// `skip_if_one`: where grad_output, a single number, is 1, the gradients are left as they are.
+// With `skip_if_one`, the gradients are left unchanged if grad_output, a single number, is 1.
 void softmax_backward(const SoftmaxProblem& problem, bool skip_if_one);
-// A label that is neither a class nor to be ignored, if there is one.
+// A label that is neither a class nor `ignore_index`, if there is one.
 std::optional<int64_t> bad_label(const SoftmaxProblem& problem);
 
 }  // namespace lossops::cpu

@@ -1,4 +1,4 @@
-// The online softmax over the blocks of a tile: shared by the kernels of the family.
+// The online softmax over the blocks of a tile, shared by the kernels of the family.
 #pragma once
 
 #include <bit>
@@ -8,26 +8,26 @@
 namespace lossops {
 inline namespace CPU_CAPABILITY {
 
-// How far a number is above the largest; where both are infinite, 0: the limit of equal numbers.
+// The distance of a number to the largest; 0 if both are infinite, the limit for equal numbers.
 template <class T>
 LOSSOPS_FN Simd<T> above(Simd<T> number, Simd<T> largest) {
   return select(number == largest, Simd<T>(0.0), number - largest);
 }
 
-// Sums of terms exp(z - m) and of terms that are relative to m, for one vector of lanes. Blocks
-// come with a maximum of their own, and are brought to the largest so far.
+// Sums of terms exp(z - m) and of terms relative to m, for one vector of lanes. Each block has its
+// own maximum m, and is rescaled to the largest so far.
 //
-// The sum of the exponentials is kept without one of those that are 1, as the largest are: where a
-// class is nearly certain, the others are all that log-probabilities have digits from.
+// The sum of exponentials is kept without one of those that are 1, as those of the maximum are. If
+// a class is nearly certain, log-probabilities get all their digits from the others.
 template <class T>
 struct RunningSums {
   using V = Simd<T>;
   V largest{-kInfinity};
-  V others{-1.0};  // sum of exp(z - m), less 1
+  V others{-1.0};  // sum of exp(z - m), minus 1
   V entropy;       // sum of exp(z - m) (z - m)
   V mass, scores;  // sums of t and of t (z - m)
 
-  // Of log-probabilities, which are relative to 0 and add up to 1 as they are.
+  // For log-probabilities, which are relative to 0 and sum to 1 as they are.
   static RunningSums settled() {
     RunningSums sums;
     sums.largest = sums.others = V(0.0);
@@ -36,8 +36,8 @@ struct RunningSums {
   V exponentials() const { return V(1.0) + others; }
   V log_sum() const { return log1p(others); }  // log sum exp(z - m)
 
-  // Not inlined: two copies might not fuse the same multiplications with additions, and a row that
-  // threads share takes another one.
+  // Not inlined: two copies might fuse different multiplications with additions, and a row that
+  // threads share uses another copy.
   [[gnu::noinline]] void add(const RunningSums& block) {
     const V both = max(largest, block.largest);
     const V by = above(largest, both), block_by = above(block.largest, both);
@@ -51,16 +51,16 @@ struct RunningSums {
     largest = both;
   }
 
-  // Of log-probabilities, which have no maximum.
+  // For log-probabilities, which have no maximum.
   void add_targets(const RunningSums& block) {
     mass = mass + block.mass;
     scores = scores + block.scores;
   }
 
-  // Numbers that are all -infinity are equal, as those that are all +infinity; the padding beyond
+  // If all numbers are -infinity they are equal, as when all are +infinity. The padding beyond
   // them, which is -infinity, does not count.
   void finish(int64_t classes) {
-    const V equals = V(static_cast<double>(classes - 1)) + (others - others);  // a NaN stays one
+    const V equals = V(static_cast<double>(classes - 1)) + (others - others);  // preserves NaN
     others = select(largest == V(-kInfinity), equals, others);
   }
 };
@@ -72,25 +72,25 @@ struct Merge {
   }
 };
 
-// What the blocks of a row come to, for each vector of lanes. They are merged in pairs, as a tree:
-// with the number of blocks, rounding errors grow as its height does.
+// Accumulates the results of the blocks of a row, for each vector of lanes. They are merged in
+// pairs, as a tree, so rounding errors grow with its height rather than with the number of blocks.
 template <class Sums, int kVectors>
 class Tree {
  public:
-  explicit Tree(int slot = 0) : slot_(slot) {}  // of the thread's memory, for this type
+  explicit Tree(int slot = 0) : slot_(slot) {}  // buffer of the thread, for this type
 
   Sums& operator[](int64_t v) { return totals_[v]; }
   const Sums& operator[](int64_t v) const { return totals_[v]; }
   void fill(const Sums& sums) { totals_.fill(sums); }
 
-  // Takes block `b` of so many; they come in order. merge(a, b) adds b to a. Not inlined: it would
-  // take registers from the loop over the block.
+  // Adds block `b` of `blocks`; blocks must come in order. merge(a, b) adds b to a. Not inlined,
+  // because it would take registers from the loop over the block.
   template <class F = Merge>
   [[gnu::noinline]] void add(int64_t v, int64_t b, int64_t blocks, const Sums& block,
                              const F& merge = {}) {
     if (blocks == 1) return totals_[v] = block, void();
     const int height = std::bit_width(uint64_t(blocks));
-    // Where bit l of the number of blocks is 1, level l has what 2^l of them come to.
+    // If bit l of the number of blocks is 1, level l holds the result of 2^l of them.
     Sums* const level = scratch<Sums>(slot_, kVectors * height) + v * height;
     const Sums* sums = &block;
     int l = 0;
@@ -124,13 +124,13 @@ LOSSOPS_FN bool are_finite(Simd<T> numbers) {
   return sum == 0;
 }
 
-// The exponentials of a block, summed up but for those that are 1, and how many these are.
+// The exponentials of a block: the sum of those that are not 1, and the number of those that are.
 template <class T>
 struct BlockSum {
   using V = Simd<T>;
   V less, ones;
 
-  // Adds exp(z - m), m being the block's largest, and returns it and, as `distance`, z - m.
+  // Adds exp(z - m), where m is the maximum of the block. Returns it and, in `distance`, z - m.
   template <bool finite>
   LOSSOPS_FN V add(V score, V largest, V& distance) {
     distance = finite ? score - largest : above(score, largest);
@@ -146,7 +146,7 @@ struct BlockSum {
   }
 };
 
-// The largest number per lane of a block of n classes. A NaN may be lost: it is in the sum.
+// The maximum per lane of a block of n classes. It may lose a NaN, which shows up in the sum.
 template <class T, bool across>
 LOSSOPS_FN Simd<T> block_maximum(const Tile<T, across>& tile, int64_t v, const Numbers<T>& z,
                                  int64_t n) {
@@ -163,7 +163,7 @@ LOSSOPS_FN Simd<T> block_maximum(const Tile<T, across>& tile, int64_t v, const N
   return tile.largest(larger(larger(a, b), larger(c, d)));
 }
 
-// Logits as a loss sees them: capped and cooled.
+// Applies the softcap and the temperature to logits.
 template <class T>
 class Cooling {
  public:
@@ -172,7 +172,7 @@ class Cooling {
 
   bool does_nothing() const { return cap_ == 0 && temperature_ == 1; }
   bool caps() const { return cap_ != 0; }
-  // `slopes`, if any, are given the derivatives.
+  // If `slopes` is not null, it receives the derivatives.
   void apply(T* z, int64_t n, T* slopes = nullptr) const {
     using V = Simd<T>;
     const V cap(cap_), temperature(temperature_);
@@ -187,7 +187,7 @@ class Cooling {
       value.store(z + i);
     }
   }
-  // The derivative where there is no cap.
+  // The derivative if there is no cap.
   Simd<T> cooled() const { return Simd<T>(1.0 / temperature_); }
 
  private:

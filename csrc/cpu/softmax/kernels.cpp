@@ -1,4 +1,4 @@
-// The softmax kernels. Compiled once for each instruction set.
+// The softmax kernels. Compiled once per instruction set.
 #include <array>
 #include <cmath>
 #include <cstring>

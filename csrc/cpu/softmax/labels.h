@@ -1,4 +1,4 @@
-// The label losses: one pass for the sums of a row, one over what the cache holds for its gradient.
+// The label losses: one pass for the sums of a row, and one over cached data for its gradient.
 #include "cpu/softmax/exponentials.h"
 
 namespace lossops {
@@ -22,7 +22,7 @@ class LabelRows {
         labels_(problem.labels.defined()),
         soft_(!labels_ || problem.label_smoothing != 0),
         weighs_(problem.class_weight.defined() || problem.label_smoothing != 0),
-        // A gradient over the input may be one over the target, too.
+        // A gradient written over the input may also overwrite the target.
         copies_targets_(weighs_ || problem.grad_input.data == problem.input.data),
         gradient_(problem.grad_input.defined() || problem.grad_target.defined()),
         plain_(logits_ && !soft_ && cooling_.does_nothing() && !problem.grad_entropy.defined()),
@@ -43,7 +43,7 @@ class LabelRows {
     for (int64_t first = begin; first < end; first += stride_) {
       tile_.move_to(first, std::min(stride_, end - first));
       read_rows();
-      // Nothing but its label is read of a row of log-probabilities.
+      // Of a row of log-probabilities, only the label's is read.
       if (logits_ || soft_) {
         sum_rows();
       } else {
@@ -59,7 +59,7 @@ class LabelRows {
   }
 
  private:
-  // What multiplies a soft target, per class; with labels, what smoothing gives every class.
+  // The factor on a soft target, per class; with labels, what smoothing gives to every class.
   void read_class_weights() {
     by_class_ = scratch<T>(3, p_.classes + kRowBlock);
     const double factor = labels_ ? p_.label_smoothing / static_cast<double>(p_.classes) : 1;
@@ -103,7 +103,7 @@ class LabelRows {
     }
   }
 
-  // Soft targets, as given or in a buffer.
+  // The soft targets, in place or in a buffer.
   Numbers<T> targets(int64_t b) const {
     const int64_t n = tile_.in_block(b);
     T* const buffer = targets_ + tile_.start(b);
@@ -123,11 +123,11 @@ class LabelRows {
     }
   }
 
-  // The i-th of by_class_ in the block from class c on.
+  // The i-th step of by_class_ in the block that starts at class c.
   V weight_at(int64_t c, int64_t i) const {
     return across ? V::load(by_class_ + c + i * V::width) : V(double(by_class_[c + i]));
   }
-  // The i-th soft targets there.
+  // The i-th step of the soft targets there.
   V target_at(const Numbers<T>& t, int64_t v, int64_t c, int64_t i) const {
     return labels_ ? weight_at(c, i) : V::load(t.at(i, tile_.at(v, i)));
   }
@@ -155,7 +155,7 @@ class LabelRows {
       if (logits_ && !cooling_.does_nothing()) {
         cooling_.apply(buffer, tile_.padded(n) * stride_,
                        slopes_ ? slopes_ + tile_.start(b) : slopes_);
-        tile_.pad_block(n, buffer, -kInfinity);  // a cap makes them finite
+        tile_.pad_block(n, buffer, -kInfinity);  // the cap made them finite
       }
     }
     const Ahead ahead = tile_.ahead(p_.input, c + n);
@@ -165,7 +165,7 @@ class LabelRows {
     for (int64_t v = 0; v < tile_.vectors(); ++v) {
       RunningSums<T> block = RunningSums<T>::settled();
       if (logits_) block.largest = block_maximum(tile_, v, z, n);
-      // First, as the exponentials may take the place of the scores.
+      // First, because the exponentials may overwrite the scores.
       if (soft_) sum_targets(v, b, z, n, block);
       if (logits_) {
         if (p_.entropy.defined() || p_.grad_entropy.defined()) {
@@ -187,8 +187,8 @@ class LabelRows {
 
   T* maximum(int64_t b, int64_t v) const { return maxima_ + (b * tile_.vectors() + v) * V::width; }
 
-  // Where the exponentials of a block are kept, to become its gradient: at the place of that, where
-  // one is wanted.
+  // Where the exponentials of a block are kept until they become its gradient: where that is
+  // stored, if one is wanted.
   Numbers<T> exponentials(int64_t b) const {
     const int64_t n = tile_.in_block(b);
     T* const buffer =
@@ -237,7 +237,7 @@ class LabelRows {
     block.scores = tile_.sum((scores[0] + scores[1]) + (scores[2] + scores[3]));
   }
 
-  // From the sums to the loss, and to what the gradient is made of.
+  // Turns the sums into the loss and into what the gradient is made of.
   void finish_rows() {
     alignas(64) T lse_out[kMostLanes], entropy_out[kMostLanes], accuracy_out[kMostLanes];
     for (int64_t v = 0; v < tile_.vectors(); ++v) {
@@ -272,7 +272,7 @@ class LabelRows {
       tile_.put(soft_mass, soft_mass_, v);
       tile_.put(lse, lse_out, v);
       tile_.put(entropy, entropy_out, v);
-      // Information is NaN where a class is.
+      // The information is NaN if a class is.
       const V hit = select(distance >= V(0.0), V(1.0), V(0.0));
       tile_.put(select(information == information, hit, V(0.0)), accuracy_out, v);
     }
@@ -289,10 +289,10 @@ class LabelRows {
     tile_.write(p_.accuracy, accuracy_out);
   }
 
-  // The derivative by the label's own score, often the largest of a row: without cancellation where
-  // its probability is nearly 1, and rounded once before grad_output multiplies it.
+  // The derivative by the label's own score, often the largest of a row. Computed without
+  // cancellation if its probability is nearly 1, and rounded once before grad_output multiplies it.
   T own_slope(int64_t l) const {
-    // Of a probability up to 1/2, q - 1 is exact in double.
+    // For a probability up to 1/2, q - 1 is exact in double.
     const double less_one = probability_[l] < T(0.5) ? double(probability_[l]) - 1 : less_one_[l];
     double slope = exact_weight_[l] * first_[l] * less_one;
     if (soft_) slope -= double(by_class_[label_[l]]);
@@ -329,7 +329,7 @@ class LabelRows {
     if (!in_place) tile_.store(p_.grad_input, c, n, e.buffer);
   }
 
-  // What an exponential of block b is multiplied by to become a probability.
+  // The factor that turns an exponential of block b into a probability.
   V normalizing(int64_t v, int64_t b) const {
     if (!logits_) return V(1.0);
     if (tile_.blocks() == 1) return V(1.0) / running_[v].exponentials();
@@ -337,7 +337,7 @@ class LabelRows {
   }
 
   // Labels without anything else: a multiple of the exponentials. grad_output multiplies last, as
-  // it rescales a gradient of the forward pass, to the same bits.
+  // when it rescales a gradient of the forward pass, so the results are bitwise identical.
   void plain_gradient(int64_t v, int64_t b, int64_t n, Numbers<T> e) const {
     const V probability = normalizing(v, b), upstream = tile_.lane(upstream_, v);
     const V mass = tile_.lane(slope_, v) + tile_.lane(soft_mass_, v);
@@ -376,7 +376,7 @@ class LabelRows {
         const V q = V::load(e.at(i, at)) * probability;
         gradient = mass * q;
         if (has_further) {
-          // An offset of all logits costs no digits.
+          // A common offset of all logits costs no digits.
           const V log_q = above(score, largest) - log_sum;
           further = q * by_lse - by_entropy * times(q, log_q + entropy);
         }
@@ -422,17 +422,17 @@ class LabelRows {
   const bool logits_, labels_, soft_, weighs_, copies_targets_, gradient_, plain_, keeps_scores_;
   std::array<V, kMaxParams> params_;
 
-  // Of the tile, class by class.
-  T* slopes_ = nullptr;    // derivatives of z by the input, where it has a cap
-  T* scores_ = nullptr;    // z, where somebody asks again
+  // Per class of the tile.
+  T* slopes_ = nullptr;    // derivatives of z by the input, if there is a cap
+  T* scores_ = nullptr;    // z, if it is needed again
   T* weights_ = nullptr;   // exponentials, then gradients
   T* targets_ = nullptr;   // t
   T* by_class_ = nullptr;  // class weights
-  T* maxima_ = nullptr;    // of every block
+  T* maxima_ = nullptr;    // per block
 
   // Per row.
   Tree<RunningSums<T>, kVectors> running_;
-  std::vector<RunningSums<T>> shared_;  // of every block, where threads share a row
+  std::vector<RunningSums<T>> shared_;  // per block, if threads share a row
   int64_t label_[kMostLanes];
   bool outside_[kMostLanes];
   double value_[kMostLanes], exact_scale_[kMostLanes], exact_weight_[kMostLanes];

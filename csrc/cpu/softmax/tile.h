@@ -1,5 +1,5 @@
-// How the softmax engine sees memory: tiles of one row, or of several rows side by side, in the
-// compute type. Class c of lane l lies at c * stride + l.
+// How the softmax engine accesses memory: in tiles of one row, or of several rows side by side, in
+// the compute type. Class c of lane l is at c * stride + l.
 #pragma once
 
 #include <cstdlib>
@@ -14,10 +14,10 @@ namespace lossops {
 inline namespace CPU_CAPABILITY {
 
 constexpr int64_t kMostLanes = 256;
-// Classes that are computed in one go: with one row, what the L1 cache holds.
+// Classes that are computed in one go: with one row, as many as fit into the L1 cache.
 constexpr int64_t kRowBlock = 2048, kLaneBlock = 64;
 
-// Memory of a thread that is kept from call to call: fresh pages cost more than what is computed.
+// Memory of a thread that is kept across calls: fresh pages cost more than the computation.
 template <class T>
 class Scratch {
  public:
@@ -39,29 +39,30 @@ class Scratch {
   int64_t size_ = 0;
 };
 
-// One thread's buffer number `slot`.
+// Buffer number `slot` of the calling thread.
 template <class T>
 T* scratch(int slot, int64_t n) {
   thread_local Scratch<T> buffers[7];
   return buffers[slot].reserve(n);
 }
 
-// A block of numbers: whole vectors of them where they are stored, and in a buffer the last few
-// that do not fill one, padded. Or all of them in a buffer, which is then both.
+// A block of numbers. Whole vectors are accessed where they are stored; the tail that does not fill
+// a vector is in a buffer, padded. Alternatively all numbers are in a buffer, which then serves as
+// both.
 template <class T>
 struct Numbers {
   T *stored, *buffer;
-  int64_t whole;  // steps
+  int64_t whole;  // steps in `stored`
 
   T* at(int64_t step, int64_t place) const { return (step < whole ? stored : buffer) + place; }
-  // Any address may be prefetched, of memory or not.
+  // A prefetch may be of any address, valid or not.
   LOSSOPS_FN void prefetch(int64_t place) const { __builtin_prefetch(stored + place); }
 };
 
 // Memory that will be read soon.
 struct Ahead {
   const char* data;
-  int64_t bytes;  // of a number
+  int64_t bytes;  // per number
 
   LOSSOPS_FN void prefetch(int64_t i) const { __builtin_prefetch(data + i * bytes); }
 };
@@ -78,7 +79,7 @@ class Tile {
 
   void move_to(int64_t first, int64_t lanes) {
     lanes_ = lanes;
-    // By counting: a division per row would take longer than a short row does.
+    // By counting, because a division per row would take longer than a short row.
     int64_t outer = first / problem_.inner, inner = first % problem_.inner;
     int64_t group = first / problem_.group_size, in_group = first % problem_.group_size;
     for (int64_t l = 0; l < lanes; ++l) {
@@ -92,20 +93,22 @@ class Tile {
 
   int64_t lanes() const { return lanes_; }
 
-  // Adds a number per row to the sums of the groups, of which the first is `first_group`.
+  // Adds one number per row to the sums of the groups; sums[0] belongs to `first_group`.
   void add_to_groups(const double* values, int64_t first_group, double* sums) const {
     if (group_[0] != group_[lanes_ - 1]) {
       for (int64_t l = 0; l < lanes_; ++l) sums[group_[l] - first_group] += values[l];
       return;
     }
-    double of_four[4] = {};  // a single sum would wait for itself
+    double of_four[4] = {};  // a single sum would wait for itself at every addition
     for (int64_t l = 0; l < lanes_; ++l) of_four[l % 4] += values[l];
     sums[group_[0] - first_group] += (of_four[0] + of_four[1]) + (of_four[2] + of_four[3]);
   }
 
-  // Vectors of lanes: one, of which every element stands for the row, or as many as there are.
+  // The number of vectors of lanes: one, in which every element stands for the row, or as many as
+  // the lanes fill.
   int64_t vectors() const { return across ? 1 : stride_ / width; }
-  // Where a vector of lanes finds its i-th numbers in a block of n classes, and how many there are.
+  // at(): where a vector of lanes has its i-th numbers in a block. steps(): how many there are in a
+  // block of n classes.
   int64_t at(int64_t vector, int64_t i) const {
     return across ? i * width : i * stride_ + vector * width;
   }
@@ -114,7 +117,7 @@ class Tile {
   static int64_t block() { return across ? kRowBlock : kLaneBlock; }
   int64_t blocks() const { return (problem_.classes + block() - 1) / block(); }
   int64_t in_block(int64_t b) const { return std::min(block(), problem_.classes - b * block()); }
-  int64_t start(int64_t b) const { return b * block() * stride_; }  // of a block in a whole tile
+  int64_t start(int64_t b) const { return b * block() * stride_; }  // of a block in the tile
   int64_t numbers() const { return padded(problem_.classes) * stride_; }
 
   // One number per lane, as a vector.
@@ -131,8 +134,8 @@ class Tile {
     }
   }
 
-  // What a row's numbers add up to, or the largest of them, in every element that stands for it.
-  // A NaN may be lost among the largest.
+  // The sum or the maximum of a row's numbers, in every element that stands for the row. The
+  // maximum may lose a NaN.
   static V sum(V value) {
     return reduce(value, [](auto a, auto b) { return a + b; });
   }
@@ -147,8 +150,8 @@ class Tile {
     return reduce(value, of_two);
   }
 
-  // What is read after class `c` of a row: the rest of it, or the next one. For a prefetch, which
-  // may be of any address.
+  // The memory that is read after class `c` of a row: the rest of it, or the next row. For a
+  // prefetch, so any address is allowed.
   Ahead ahead(const RowsOperand& operand, int64_t c) const {
     Ahead result;
     with_dtype(operand.dtype, [&]<class S>(S*) {
@@ -158,8 +161,8 @@ class Tile {
     return result;
   }
 
-  // The places of the n numbers of an operand from class `c` on; all in `buffer` where they are not
-  // stored as they are computed, or not wanted.
+  // The locations of the n numbers of an operand starting at class `c`. All are in `buffer` if they
+  // are not wanted or not stored in the form in which they are computed.
   Numbers<T> places(const RowsOperand& operand, int64_t c, int64_t n, T* buffer) const {
     if (!across || !operand.defined() || operand.dtype != dtype_of<T> ||
         operand.class_stride != 1) {
@@ -168,7 +171,7 @@ class Tile {
     return {static_cast<T*>(operand.data) + offset(operand, 0) + c, buffer, n / width};
   }
 
-  // These numbers, read; padded with `pad`.
+  // Like places(), but also reads the numbers and pads them with `pad`.
   Numbers<T> read(const RowsOperand& operand, int64_t c, int64_t n, T* buffer, T pad) const {
     const Numbers<T> numbers = places(operand, c, n, buffer);
     if (numbers.stored == buffer) {
@@ -191,7 +194,7 @@ class Tile {
       each_line(operand, n, [&](Line from, Line to, int64_t count) {
         if (from.step == 1 && to.step == 1) {
           const S* const start = data + from.start;
-          // The next tile is read in as many pieces, which is more than the machine foresees.
+          // The next tile is read in as many pieces, more than the hardware prefetches by itself.
           for (int64_t i = 0; !across && i < count; i += 64 / int64_t(sizeof(S))) {
             __builtin_prefetch(start + count + i);
           }
@@ -258,7 +261,7 @@ class Tile {
     return weight;
   }
 
-  // The rows' numbers, or `absent` where there are none.
+  // Reads one number per row; `absent` if there are none.
   void read(const RowNumbers& numbers, T absent, T* out) const {
     std::fill_n(out, stride_, absent);
     if (!numbers.defined()) return;
@@ -321,8 +324,8 @@ class Tile {
     int64_t start, step;
   };
 
-  // Walks a block along whatever lies side by side in memory: calls
-  // f(line in the operand, line in the block, count).
+  // Walks a block along whatever is contiguous in memory: calls f(line in the operand, line in the
+  // block, count).
   template <class F>
   void each_line(const RowsOperand& operand, int64_t n, const F& f) const {
     const int64_t first = offset(operand, 0), by_class = operand.class_stride;

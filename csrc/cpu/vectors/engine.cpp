@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kPiece = 32 * 1024;  // elements that a thread takes at a time
 
-// Whether f is true for one of the labels of a row. Asks for all, without a branch.
+// Whether f is true for any label of a row. Evaluates f for all labels, without a branch.
 template <class F>
 bool any_label(const RowLabels& labels, int64_t r, int64_t n, const F& f) {
   const auto any = [&]<class Label>(const Label* row) {
@@ -63,7 +63,7 @@ void write_sum(const VectorsProblem& problem, double over, void* result, DType d
 std::optional<int64_t> bad_index(const VectorsProblem& problem) {
   if (!problem.labels.defined()) return std::nullopt;
   const bool lists = problem.has_lists();
-  const int64_t per_row = lists ? problem.length : 1, lowest = lists ? -1 : 0;  // which ends a list
+  const int64_t per_row = lists ? problem.length : 1, lowest = lists ? -1 : 0;  // -1 ends a list
   const auto outside = [&](int64_t label) { return (label < lowest) | (label >= problem.length); };
   const int64_t rows = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, per_row));
   std::atomic<bool> any = false;

@@ -1,4 +1,4 @@
-// The vector kernels. Compiled once for each instruction set.
+// The vector kernels. Compiled once per instruction set.
 #include <algorithm>
 #include <cmath>
 
@@ -12,7 +12,7 @@ namespace lossops {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-// The rows of one loss, computed in T; S is what they are in memory.
+// The rows of one loss, computed in T; S is their type in memory.
 template <class Loss, class T, class S>
 class VectorRows : RowsInMemory<S> {
  public:
@@ -66,7 +66,8 @@ class VectorRows : RowsInMemory<S> {
     }
   }
 
-  // The elements [begin, end) of a row's vectors, block by block: f(pointers, position, length).
+  // Calls f(pointers, position, length) for the elements [begin, end) of a row's vectors, block by
+  // block.
   template <class F>
   LOSSOPS_FN void each_block(int64_t r, int64_t begin, int64_t end, const F& f) {
     for (; begin < end; begin += kBlock) {

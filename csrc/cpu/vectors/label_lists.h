@@ -1,4 +1,4 @@
-// The losses over pairs of a row's labels and the classes that are none. Compiled once per
+// The losses over pairs of a label of a row and a class that is not a label. Compiled once per
 // instruction set.
 #pragma once
 
@@ -12,7 +12,7 @@
 namespace lossops {
 inline namespace CPU_CAPABILITY {
 
-// The rows of one loss, computed in T; S is what they are in memory.
+// The rows of one loss, computed in T; S is their type in memory.
 template <class Loss, class T, class S>
 class LabelLists : RowsInMemory<S> {
  public:
@@ -48,7 +48,7 @@ class LabelLists : RowsInMemory<S> {
     }
   }
 
-  // In ascending order. Whether all of them are classes.
+  // Reads the labels and sorts them in ascending order. Returns whether all of them are classes.
   bool read_labels(int64_t r) {
     labels_.clear();
     for (int64_t i = 0; i < problem_.length; ++i) {
@@ -61,7 +61,7 @@ class LabelLists : RowsInMemory<S> {
     return true;
   }
 
-  // The classes that are no labels, where they lie side by side: f(first, how many).
+  // Calls f(first, count) for each run of consecutive classes that are not labels.
   template <class F>
   void each_run_of_others(const F& f) const {
     int64_t next = 0;
@@ -72,9 +72,9 @@ class LabelLists : RowsInMemory<S> {
     if (next < problem_.length) f(next, problem_.length - next);
   }
 
-  // The sum of all hinges. Counts which are open.
+  // Returns the sum of all hinges, and counts the open ones.
   double add_pairs(int64_t count) {
-    constexpr int together = 4;  // labels that share what is read of the others
+    constexpr int together = 4;  // labels that share the loads of the other classes
     const int64_t labels = static_cast<int64_t>(labels_.size());
     double sum = 0;
     for (int64_t begin = 0; begin < count; begin += kBlock) {
@@ -133,9 +133,9 @@ class LabelLists : RowsInMemory<S> {
   }
 
   std::vector<int64_t> labels_;
-  std::vector<T> leads_;                // of the labels
-  std::vector<double> open_of_labels_;  // how many hinges are
-  std::vector<T> others_, open_;        // the classes that are no labels
+  std::vector<T> leads_;                // per label
+  std::vector<double> open_of_labels_;  // number of open hinges per label
+  std::vector<T> others_, open_;        // per class that is not a label
 };
 
 }  // namespace CPU_CAPABILITY

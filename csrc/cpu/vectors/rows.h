@@ -1,5 +1,5 @@
-// What the vector kernels of all losses do with the numbers of a row. Compiled once per instruction
-// set.
+// The per-row numbers, as the vector kernels of all losses access them. Compiled once per
+// instruction set.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 namespace lossops {
 inline namespace CPU_CAPABILITY {
 
-// Rows that are S in memory.
+// Rows whose type in memory is S.
 template <class S>
 class RowsInMemory {
  protected:
@@ -25,7 +25,7 @@ class RowsInMemory {
   }
 
   double weight(int64_t r) const { return number(problem_.row_weight, r, 1); }
-  // What the derivatives of a row's loss are multiplied by.
+  // The factor on the derivatives of a row's loss.
   double scale(int64_t r) const {
     return problem_.scale * weight(r) * number(problem_.grad_output, r, 1);
   }
@@ -33,7 +33,7 @@ class RowsInMemory {
     if (!problem_.value.defined()) return;
     cpu::write_number(problem_.value.data, problem_.value.dtype, r, value);
   }
-  // Of a row that has no loss.
+  // For a row that has no loss.
   void leave_out(int64_t r) const {
     write_value(r, kNaN);
     for (const RowVectors& grad : problem_.grads) {

@@ -1,4 +1,5 @@
-// How groups are spread over blocks, and how the blocks' sums meet: shared by the families.
+// How groups are distributed over blocks, and how the sums of blocks are combined; shared by the
+// families.
 #pragma once
 
 #include "cuda/common/launch.cuh"
@@ -9,16 +10,16 @@ namespace lossops::cuda {
 
 constexpr int kThreads = 256;  // per block, at most
 
-// A group is shared by `splits` blocks; block b starts with group b / splits and goes on to the
+// A group is shared by `splits` blocks. Block b starts with group b / splits and continues with
 // groups that no other block starts with.
 struct Schedule {
   int splits = 1;
   bool skip_if_one = false;
-  double* shares = nullptr;     // [groups, splits], where splits > 1
-  unsigned* tickets = nullptr;  // [groups], zeroed
+  double* shares = nullptr;     // [groups, splits], if splits > 1
+  unsigned* tickets = nullptr;  // arrival counters [groups], zeroed
 };
 
-// Memory that a schedule's blocks meet in: shares, then tickets.
+// The memory through which the blocks of a schedule combine their sums: shares, then tickets.
 inline int64_t schedule_bytes(int64_t groups, int64_t splits) {
   return splits > 1 ? groups * (splits * int64_t(sizeof(double)) + int64_t(sizeof(unsigned))) : 0;
 }
@@ -30,14 +31,14 @@ inline void place(Schedule& schedule, void* workspace, int64_t groups, cudaStrea
   check(cudaMemsetAsync(schedule.tickets, 0, groups * sizeof(unsigned), stream), "cudaMemsetAsync");
 }
 
-// True where the gradients that are there already are the ones asked for.
+// Whether the existing gradients are already the ones that are asked for.
 template <class Problem>
 __device__ __forceinline__ bool nothing_to_do(const Problem& problem, const Schedule& schedule) {
   const auto& grad_output = problem.grad_output;
   return schedule.skip_if_one && load_number<double>(grad_output.data, grad_output.dtype, 0) == 1;
 }
 
-// What a group's sum and derivatives are multiplied by.
+// The factor on a group's sum and derivatives.
 template <class Problem>
 __device__ __forceinline__ double scale_of(const Problem& problem, int64_t group) {
   const Operand& normalizer = problem.normalizer;
@@ -46,8 +47,8 @@ __device__ __forceinline__ double scale_of(const Problem& problem, int64_t group
          load_number<double>(normalizer.data, normalizer.dtype, group * problem.normalizer_stride);
 }
 
-// Turns the sums of a group's threads into the sum over its blocks, which thread 0 of the last of
-// them gets: only there is the result true. All blocks that a group is shared by must call it.
+// Turns the sums of a group's threads into the sum over its blocks. Returns true only in thread 0
+// of the last block to arrive, which gets the sum. All blocks that share the group must call it.
 __device__ __forceinline__ bool sum_group(const Schedule& schedule, int64_t group, int split,
                                           double& sum) {
   sum = block_sum(sum);

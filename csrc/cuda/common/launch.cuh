@@ -1,4 +1,4 @@
-// How every kernel is launched, and what a failure says.
+// Kernel launches, and the messages of failures.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,10 +13,10 @@
 
 namespace lossops::cuda {
 
-// Throws where a call failed: `what` names it, `which` tells it from others of that name.
+// Throws if a call failed. `what` names the call, and `which` tells it from others of that name.
 inline void check(cudaError_t status, const char* what, const char* which = "") {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // clears it, so that no later call is blamed
+  cudaGetLastError();  // clears the error, so that no later call is blamed
   throw std::runtime_error(std::string("lossops: CUDA: ") + what + " " + which +
                            " failed: " + cudaGetErrorString(status));
 }
@@ -27,7 +27,7 @@ inline int current_device() {
   return device;
 }
 
-// An attribute of the current device, asked for once.
+// An attribute of the current device, queried only once.
 template <cudaDeviceAttr attribute>
 int device_attribute() {
   static const std::vector<int> values = [] {
@@ -46,14 +46,14 @@ inline int multiprocessors() {
   return device_attribute<cudaDevAttrMultiProcessorCount>();
 }
 
-// The most blocks that a launch may have.
+// The maximum number of blocks in a launch.
 inline int64_t most_blocks() {
   return device_attribute<cudaDevAttrMaxGridDimX>();
 }
 
-// What a kernel was compiled to for the current device, where it has leave for all of the shared
-// memory from now on. Leave for what one launch needs could be taken back before that launch, by
-// another thread with a smaller one.
+// The attributes of a kernel as compiled for the current device. Also lets the kernel use all of
+// the shared memory from now on. If only the amount for one launch were allowed, another thread
+// with a smaller launch could lower the limit before that launch.
 inline const cudaFuncAttributes& prepared(const void* kernel) {
   static std::mutex mutex;
   static std::map<std::pair<int, const void*>, cudaFuncAttributes> known;
@@ -73,14 +73,14 @@ struct Grid {
   int64_t blocks;
   int threads;
   cudaStream_t stream;
-  int cluster = 1;         // blocks that share a row; more than 1 by code for 9.0 and later
-  int dynamic_shared = 0;  // bytes of a block
+  int cluster = 1;         // blocks that share a row; more than 1 requires code for 9.0 or later
+  int dynamic_shared = 0;  // bytes per block
 };
 
-constexpr int kPlainShared = 48 * 1024;  // bytes of a block that need no leave
+constexpr int kPlainShared = 48 * 1024;  // bytes per block that need no opt-in
 
-// Every kernel of the library starts here. Its name and the loss it computes are for error
-// messages.
+// Launches a kernel; every kernel of the library is launched here. The names of the kernel and of
+// the loss it computes are for error messages.
 template <class... Params, class... Args>
 void launch(const char* name, const char* loss, void (*kernel)(Params...), const Grid& grid,
             Args&&... args) {
@@ -95,7 +95,7 @@ void launch(const char* name, const char* loss, void (*kernel)(Params...), const
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   config.attrs = &cluster;
   config.numAttrs = grid.cluster > 1 ? 1 : 0;
-  // The leave is for dynamic and static memory together, so a kernel near the limit needs it too.
+  // The opt-in is for dynamic and static memory together, so a kernel near the limit needs it too.
   if (grid.dynamic_shared > kPlainShared / 2) prepared(reinterpret_cast<const void*>(kernel));
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), name, loss);
 }

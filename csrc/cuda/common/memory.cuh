@@ -1,5 +1,5 @@
-// How kernels see memory: vectors of up to 16 bytes where the element type is known at compile
-// time, single numbers where it is known at run time only.
+// How kernels access memory: vectors of up to 16 bytes if the element type is known at compile
+// time, single numbers if it is known at run time only.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,7 +13,7 @@
 
 namespace lossops::cuda {
 
-// The type to compute in for an element type.
+// The compute type for an element type.
 template <class S>
 using Compute = std::conditional_t<sizeof(S) == 8, double, float>;
 
@@ -38,7 +38,7 @@ void with_dtype(DType dtype, const F& f) {
   }
 }
 
-// Conversions by name: builds within torch disable the implicit ones of the half types.
+// Explicit conversions, because builds within torch disable the implicit ones of the half types.
 template <class T, class S>
 __device__ __forceinline__ T widen(S x) {
   if constexpr (std::is_same_v<S, __half>) {
@@ -72,7 +72,8 @@ using Word = std::conditional_t<
     std::conditional_t<bytes == 8, uint2,
                        std::conditional_t<bytes == 4, unsigned, unsigned short>>>;
 
-// N elements that move as one: held as they lie in memory, so that halves stay two to a register.
+// N elements that are loaded and stored together. They are held in their memory representation, so
+// that half types stay two to a register.
 template <class S, int N>
 struct Pack {
   Word<sizeof(S) * N> word;
@@ -95,19 +96,20 @@ struct Pack {
     return pack;
   }
 
-  // The address must be a multiple of the pack's size. A loss reads an element once, so its line is
-  // the first to leave the cache; what it writes stays for the operation that comes next.
+  // The address must be aligned to the size of the pack. A loss reads an element once, so its cache
+  // line should be the first to be evicted. What it writes stays in the cache for the next
+  // operation.
   __device__ __forceinline__ static Pack load(const S* p) {
     return {__ldcs(reinterpret_cast<const decltype(word)*>(p))};
   }
   __device__ __forceinline__ void store(S* p) const {
-    // By name: a plain assignment may become two of half the width.
+    // Explicit: a plain assignment may become two stores of half the width.
     __stwb(reinterpret_cast<decltype(word)*>(p), word);
   }
 };
 
-// A number as it lies in memory. Apart from its conversion, so that several loads can be under way
-// before the first of them is waited for.
+// A number in its memory representation. The conversion is separate, so that several loads can be
+// in flight before the first one is waited for.
 using Bits = unsigned long long;
 
 __device__ __forceinline__ Bits load_bits(const void* data, DType dtype, int64_t i) {

@@ -1,4 +1,5 @@
-// Sums over a block and over blocks. Always in the same order, so that results repeat bit for bit.
+// Sums over a block and across blocks, always in the same order, so that results are bitwise
+// reproducible.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,7 +16,7 @@ __device__ __forceinline__ double warp_sum(double x) {
   return x;
 }
 
-// Thread 0 gets the sum over the block, whose size is a multiple of a warp.
+// Thread 0 gets the sum over the block. The block size must be a multiple of the warp size.
 __device__ __forceinline__ double block_sum(double x) {
   __shared__ double sums[kWarp];
   x = warp_sum(x);
@@ -27,8 +28,8 @@ __device__ __forceinline__ double block_sum(double x) {
   return x;
 }
 
-// Thread 0 publishes `share`; the block that does so as the last of `arrivals` learns it, and may
-// then read the shares of all others. The ticket starts at 0.
+// Thread 0 publishes `share`. Returns true in the last of `arrivals` blocks to do so, which may
+// then read the shares of all others. The ticket must start at 0.
 __device__ __forceinline__ bool publish(double share, double* slot, unsigned* ticket,
                                         unsigned arrivals) {
   __shared__ bool last;

@@ -1,5 +1,5 @@
-// The threads that share a row: some lanes of a warp, a block, or a cluster of blocks. Whatever
-// they reduce, all of them get, to the same bits.
+// The threads that share a row: some lanes of a warp, a block, or a cluster of blocks. All of them
+// get the result of a reduction, bitwise identical.
 #pragma once
 
 #include "cuda/common/reduce.cuh"
@@ -18,7 +18,7 @@
 
 namespace lossops::cuda {
 
-// How numbers of two threads become one: by adding each.
+// Reduces numbers across threads by addition.
 template <class T>
 struct Sums {
   template <int n>
@@ -34,9 +34,9 @@ struct Sums {
   }
 };
 
-// Pairs of a maximum and of a sum of exp((x - that maximum) / temperature), less 1: without one of
-// those that are 1, as the maximum's is. Where a class is nearly certain, the others are all that
-// log-probabilities have digits from.
+// Reduces pairs of a maximum m and a sum of exp((x - m) / temperature), minus 1: the sum leaves out
+// one of the terms that are 1, as that of the maximum is. If a class is nearly certain,
+// log-probabilities get all their digits from the others.
 template <class T>
 struct Exponentials {
   T inverse_temperature;
@@ -59,7 +59,7 @@ struct Exponentials {
         highest = other > highest ? other : highest;
       }
       numbers[i] = highest;
-      // A thread that has seen nothing above -inf has a sum of 0, or of NaN.
+      // A thread that has seen nothing above -inf has a sum of 0, or NaN.
       const bool nothing = own == -T(kInfinity), top = own == highest && !nothing;
       T& others = numbers[i + 1];
       if (!top) {
@@ -75,7 +75,7 @@ struct Exponentials {
   }
 };
 
-// `width` neighbouring lanes of a warp, a power of 2.
+// `width` adjacent lanes of a warp; `width` is a power of 2.
 class Lanes {
  public:
   __device__ __forceinline__ explicit Lanes(int width) : width_(width) {
@@ -88,8 +88,8 @@ class Lanes {
   __device__ __forceinline__ int per_block() const { return blockDim.x / width_; }
   __device__ __forceinline__ bool in_first_block() const { return true; }
 
-  // What f returns, called by one lane only. Whoever has other work meanwhile fetches first and
-  // shares later, so that nobody waits for memory in between.
+  // The result of f, which is called by one lane only. A caller with other work in between calls
+  // fetch() first and share() later, so that no lane waits for memory meanwhile.
   template <class F>
   __device__ __forceinline__ auto once(const F& f) const {
     return share(fetch(f));
@@ -108,7 +108,7 @@ class Lanes {
   __device__ __forceinline__ void reduce(const How& how, T (&numbers)[n]) {
     how.reduce(numbers, mask_, width_);
   }
-  // Orders what was read before with what is written after.
+  // Orders earlier reads before later writes.
   __device__ __forceinline__ void sync() const {
     if (width_ > 1) __syncwarp(mask_);
   }
@@ -119,10 +119,10 @@ class Lanes {
   unsigned mask_;
 };
 
-// All threads of a block, whose warps are whole, and of the blocks of its cluster.
+// All threads of the blocks of a cluster. A block consists of whole warps.
 class Blocks {
  public:
-  static constexpr int kNumbers = 4;  // to reduce at once
+  static constexpr int kNumbers = 4;  // at most, per reduction
 
   __device__ __forceinline__ explicit Blocks(int cluster) : cluster_(cluster) {
 #if LOSSOPS_CLUSTERS
@@ -135,7 +135,7 @@ class Blocks {
   __device__ __forceinline__ int per_block() const { return 1; }
   __device__ __forceinline__ bool in_first_block() const { return rank_ == 0; }
 
-  // By a lane of each warp.
+  // Calls f in one lane per warp.
   template <class F>
   __device__ __forceinline__ auto once(const F& f) const {
     return share(fetch(f));
@@ -151,8 +151,9 @@ class Blocks {
     return __shfl_sync(0xffffffffu, fetched, 0);
   }
 
-  // The memory that numbers meet in changes from one call to the next: a thread that writes for the
-  // next but one has passed the barrier of the next, and so have all others, who read before.
+  // Consecutive calls use alternating slots. A thread that writes to a slot again has passed the
+  // barrier of the call in between. So have all other threads, which have finished reading the slot
+  // by then.
   template <class How, class T, int n>
   __device__ __forceinline__ void reduce(const How& how, T (&numbers)[n]) {
     static_assert(n <= kNumbers);
@@ -180,7 +181,7 @@ class Blocks {
 #endif
     __syncthreads();
   }
-  // Before a block ends: others may still read its memory.
+  // Required before a block exits: others may still read its shared memory.
   __device__ __forceinline__ void leave() const {
     if (cluster_ > 1) sync();
   }
@@ -207,7 +208,7 @@ class Blocks {
   int cluster_, rank_ = 0, turn_ = 0;
 };
 
-// Which of the two is known at run time.
+// Lanes or a block, selected at run time.
 class LanesOrBlock {
  public:
   __device__ __forceinline__ explicit LanesOrBlock(int width)

@@ -1,5 +1,5 @@
-// The common layout: every tensor lies in the order of the iteration, without gaps and on a 16-byte
-// boundary. Vectors of 16 bytes, several of them under way per thread.
+// The common layout: every tensor is in iteration order, without gaps and aligned to 16 bytes. Uses
+// vectors of 16 bytes, several of them in flight per thread.
 #include <algorithm>
 
 #include "cuda/elementwise/schedule.cuh"
@@ -7,9 +7,9 @@
 namespace lossops::cuda {
 namespace {
 
-// What a kernel computes. The first three are the calls that training and evaluation are made of,
-// without weights; nothing in them is decided at run time. `any` is all the rest: weights, other
-// gradients than the input's, a backward pass with one number as grad_output.
+// What a kernel computes. The first three are the calls of training and evaluation, without
+// weights; nothing in them is decided at run time. `any` is the rest: weights, gradients other than
+// the input's, a backward pass with a single number as grad_output.
 enum class Pass {
   value,     // reads input, target; writes value or reduced
   step,      // reads input, target; writes reduced, grad_input
@@ -18,7 +18,7 @@ enum class Pass {
 };
 
 // A vector holds N elements, and a thread loads `unroll` vectors of each operand before it uses the
-// first: 48 to 64 bytes under way per thread, as many as fit without spilling registers.
+// first one: 48 to 64 bytes in flight per thread, as many as fit without register spills.
 template <class X, class Y, Pass pass>
 struct Shape {
   static constexpr int widest = std::max(sizeof(X), sizeof(Y));
@@ -68,8 +68,9 @@ class Evaluator {
     return e;
   }
 
-  // Writes what is asked for and returns the sum of the values. `scale` multiplies the derivatives;
-  // grad_output does so last, as it rescales a gradient of the forward pass, to the same bits.
+  // Writes the outputs that are wanted and returns the sum of the values. `scale` multiplies the
+  // derivatives. grad_output multiplies them last, as when it rescales a gradient of the forward
+  // pass, so the results are bitwise identical.
   template <int N>
   __device__ __forceinline__ T run(const Elements<X, Y, N>& e, int64_t i, T scale,
                                    T single_grad_output) const {
@@ -107,14 +108,14 @@ class Evaluator {
   T params_[kMaxParams];
 };
 
-// grad_output where it is one number. Else 1, and the evaluator reads it element by element.
+// grad_output if it is a single number. Otherwise 1, and the evaluator reads it per element.
 __device__ __forceinline__ double single_grad_output(const ElementwiseProblem& problem) {
   const Operand& grad_output = problem.grad_output;
   if (!grad_output.defined() || grad_output.stride[0] != 0) return 1;
   return load_number<double>(grad_output.data, grad_output.dtype, 0);
 }
 
-// How many blocks a multiprocessor should hold: what their registers are for.
+// The number of blocks that a multiprocessor should hold, which limits their registers.
 template <class Loss, class X, Pass pass>
 constexpr int blocks_at_once() {
   if (kIsLong<Loss>) return sizeof(X) == 8 ? 2 : 3;
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<Loss, X, pass>())
           sum += evaluator.run(elements[u], (at + u * step) * N, factor, upstream);
       }
     }
-    if (split == 0) {  // the elements before and after them, fewer than a warp
+    if (split == 0) {  // the elements before and after whole vectors, fewer than a warp
       const int64_t head = first * N < end ? first * N : end;
       const int64_t tail = last * N > head ? last * N : head;
       int64_t i = begin + threadIdx.x;
@@ -167,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once<Loss, X, pass>())
   }
 }
 
-// Whether there is no operand, or one of this type that vectors can walk along.
+// Whether the operand is absent, or has this type and can be accessed in vectors.
 template <class S>
 bool fits(const Operand& operand) {
   return !operand.defined() ||

@@ -7,10 +7,10 @@
 namespace lossops::cuda {
 namespace {
 
-constexpr int64_t kElementsPerBlock = 2048;  // at least: fewer are not worth another block
-constexpr int64_t kSmallGroup = 1024;        // elements that one warp reduces alone
-// A multiprocessor holds 4 to 8 blocks at a time. Reductions take few, so that there are few
-// partial sums; without one, more blocks even out the end.
+constexpr int64_t kElementsPerBlock = 2048;  // at least; fewer do not justify another block
+constexpr int64_t kSmallGroup = 1024;        // elements that a single warp reduces
+// A multiprocessor holds 4 to 8 blocks at a time. Reductions use few blocks, so that there are few
+// partial sums. Without a reduction, more blocks balance the load at the end.
 constexpr int64_t kReducingBlocks = 8, kPlainBlocks = 32;  // per multiprocessor
 
 struct Plan {
@@ -19,7 +19,8 @@ struct Plan {
   int threads;
 };
 
-// Depends on the problem's size and the device alone, as results do in their last bits.
+// Depends only on the size of the problem and the device, because the last bits of the results
+// depend on the plan.
 Plan plan(const ElementwiseProblem& problem) {
   const int64_t per_multiprocessor = problem.reduced.defined() ? kReducingBlocks : kPlainBlocks;
   const int64_t blocks = multiprocessors() * per_multiprocessor;
@@ -80,7 +81,7 @@ void elementwise_forward(const ElementwiseProblem& problem, void* workspace, cud
 void elementwise_backward(const ElementwiseProblem& problem, bool skip_if_one,
                           cudaStream_t stream) {
   ElementwiseProblem whole = problem;
-  if (problem.normalizer_stride == 0) {  // groups make no difference then
+  if (problem.normalizer_stride == 0) {  // then groups make no difference
     whole.groups = 1;
     whole.group_size = problem.numel;
   }

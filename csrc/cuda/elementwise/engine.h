@@ -8,15 +8,16 @@
 
 namespace lossops::cuda {
 
-// Device memory that the forward or double backward pass of this problem needs; 0 for none.
+// Bytes of device memory that the forward or double backward pass of this problem needs; 0 for
+// none.
 int64_t elementwise_workspace_bytes(const ElementwiseProblem& problem);
 
 void elementwise_forward(const ElementwiseProblem& problem, void* workspace, cudaStream_t stream);
-// `skip_if_one`: where grad_output, a single number, is 1, the gradients are left as they are.
+// With `skip_if_one`, the gradients are left unchanged if grad_output, a single number, is 1.
 void elementwise_backward(const ElementwiseProblem& problem, bool skip_if_one, cudaStream_t stream);
 void elementwise_double_backward(const ElementwiseProblem& problem, void* workspace,
                                  cudaStream_t stream);
-// Multiplies dense memory by the number at `grad_output`; does nothing where that is 1.
+// Multiplies dense memory by the number at `grad_output`; does nothing if that is 1.
 void elementwise_rescale(void* grad, DType dtype, int64_t numel, const void* grad_output,
                          DType grad_output_dtype, cudaStream_t stream);
 

@@ -1,4 +1,4 @@
-// What the kernels of the elementwise family share.
+// Shared by the kernels of the elementwise family.
 #pragma once
 
 #include "common/elementwise_problem.h"
@@ -6,7 +6,7 @@
 
 namespace lossops::cuda {
 
-// Runs forward and backward on a problem of the common layout; false where it is none.
+// Runs the forward or backward pass of a problem in the common layout; returns false for others.
 bool elementwise_dense(const ElementwiseProblem& problem, const Schedule& schedule,
                        const Grid& grid);
 // Runs any problem. Order 1 is forward or backward, order 2 double backward.

@@ -1,15 +1,15 @@
-// Any layout: every operand has a dtype and strides of its own, known at run time.
+// Any layout: the dtype and strides of every operand are known at run time only.
 #include "cuda/elementwise/schedule.cuh"
 
 namespace lossops::cuda {
 namespace {
 
-// Where the i-th element of a problem lies in its operands.
+// The position of the i-th element of a problem in its operands.
 class Position {
  public:
   __device__ __forceinline__ Position(const ElementwiseProblem& problem, int64_t i)
       : ndim_(problem.ndim) {
-    // Unrolled, with early exits: an array that is indexed at run time would live in memory.
+    // Unrolled, with early exits: an array that is indexed at run time would be in local memory.
     unsigned long long rest = i;
 #pragma unroll
     for (int d = 0; d < kMaxDims; ++d) {
@@ -50,7 +50,7 @@ __device__ __forceinline__ void write(const Operand& operand, const Position& po
   store_number(operand.data, operand.dtype, position.in(operand), number);
 }
 
-// Forward or backward of one element; returns what is reduced.
+// Forward or backward of one element; returns what is to be reduced.
 template <class Loss, class T>
 __device__ __forceinline__ T first_order(const ElementwiseProblem& p, const T* params, T scale,
                                          const Position& at) {
@@ -67,7 +67,7 @@ __device__ __forceinline__ T first_order(const ElementwiseProblem& p, const T* p
   return w * f.value;
 }
 
-// Double backward of one element, in the direction (a, b, c); returns what is reduced.
+// Double backward of one element, in the direction (a, b, c); returns what is to be reduced.
 template <class Loss, class T>
 __device__ __forceinline__ T second_order(const ElementwiseProblem& p, const T* params, T scale,
                                           const Position& at) {
@@ -83,7 +83,7 @@ __device__ __forceinline__ T second_order(const ElementwiseProblem& p, const T* 
   const T a = number<T>(p.tangent_input, tangent_input, 0);
   const T b = number<T>(p.tangent_target, tangent_target, 0);
   const T c = number<T>(p.tangent_weight, tangent_weight, 0);
-  // A tangent that is absent makes 0 also of an infinite derivative.
+  // If the tangent of target or weight is absent, an infinite derivative by it gives 0, not NaN.
   const bool has_b = p.tangent_target.defined(), has_c = p.tangent_weight.defined();
   const T along = a * f.dx + (has_b ? b * f.dy : 0);  // the unweighted loss along (a, b)
   const T directional = w * along + (has_c ? c * f.value : 0);
@@ -95,7 +95,7 @@ __device__ __forceinline__ T second_order(const ElementwiseProblem& p, const T* 
   return directional;
 }
 
-// How many blocks a multiprocessor should hold: what their registers are for.
+// The number of blocks that a multiprocessor should hold, which limits their registers.
 template <class Loss, class T, int order>
 constexpr int blocks_at_once() {
   if (kIsLong<Loss> || order == 2) return sizeof(T) == 8 ? 2 : 3;

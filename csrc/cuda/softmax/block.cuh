@@ -1,5 +1,5 @@
-// Long rows whose classes lie side by side: a block, or a cluster of blocks, has a row in its
-// shared memory.
+// Long rows with contiguous classes: a block, or a cluster of blocks, holds a row in its shared
+// memory.
 #pragma once
 
 #include "cuda/softmax/kernels.cuh"

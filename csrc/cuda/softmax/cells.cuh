@@ -1,18 +1,18 @@
-// The numbers of a row as its threads hold them. A thread owns every width-th step along the row;
-// it reads a step from global memory once and keeps it where there is room, so that nothing but the
+// Cells: the numbers of a row as its threads hold them. A thread owns every width-th step along the
+// row. It reads a step from global memory once and keeps it if there is room, so that only the
 // thread itself ever waits for it.
 //
-// load(f), each(f): f(c, x, t) for all steps; c is the class of x[0] and t[0], of input and target.
-//     What a step has beyond the row is not there: a logit of -inf. load comes first, once.
-// write(f): f(c, x, t, dx, dt), then stores the gradients that are wanted.
-// fill(f): the same, and reads nothing; clear(): with gradients of 0.
+//   load(f), each(f): call f(c, x, t) for all steps; c is the class of x[0] and t[0], of input and
+//       target. Beyond the row, a step has a logit of -inf. load must be called first, and once.
+//   write(f): calls f(c, x, t, dx, dt), then stores the gradients that are wanted.
+//   fill(f): the same, but reads nothing; clear(): the same with gradients of 0.
 #pragma once
 
 #include "cuda/softmax/row.cuh"
 
 namespace lossops::cuda {
 
-// Any strides and dtypes, known at run time: one class a step.
+// Any strides and dtypes, known at run time only; one class per step.
 template <class T, bool has_target>
 class StridedCells {
  public:
@@ -70,7 +70,7 @@ class StridedCells {
     store(p_.grad_input, c, dx[0]);
     if constexpr (has_target) store(p_.grad_target, c, dt[0]);
   }
-  // A label is a distribution with everything on one class.
+  // A label is a distribution with everything on a single class.
   __device__ __forceinline__ T target_at(int64_t c) const {
     return p_.target.defined() ? at(p_.target, c) : T(c == row_.label ? 1 : 0);
   }

@@ -1,12 +1,13 @@
-// The divergence of a row from another, and its gradients, written once for all kernels. So is the
-// cross entropy of a soft target, which is the one without a logarithm of the target's.
+// The divergence of one row from another and its gradients, written once for all kernels. The cross
+// entropy of a soft target is included: it is the divergence that has no logarithm of the target.
 #pragma once
 
 #include "cuda/softmax/losses.cuh"
 
 namespace lossops::cuda {
 
-// The target of cross entropy: the given numbers, smoothed and weighted. Else, as it is.
+// The target of cross entropy: the given numbers, smoothed and weighted. For other losses,
+// unchanged.
 template <class T>
 struct Weighting {
   const SoftmaxProblem& p;
@@ -18,7 +19,7 @@ struct Weighting {
         does(!p.divergence && (p.class_weight.defined() || p.label_smoothing != 0)),
         on_all(static_cast<T>(p.label_smoothing / static_cast<double>(p.classes))),
         on_own(T(1) - static_cast<T>(p.label_smoothing)) {}
-  // Beyond the row there is nothing to smooth.
+  // There is nothing to smooth beyond the row.
   __device__ __forceinline__ T of(T target, int64_t c) const {
     if (!does) return target;
     return c < 0 || c >= p.classes ? T(0) : class_weight<T>(p, c) * (on_own * target + on_all);
@@ -28,7 +29,7 @@ struct Weighting {
   }
 };
 
-// The first pass: the highest score of the input, and what both softmaxes need.
+// The first pass: computes the maximum score of the input, and what both softmaxes need.
 template <class T, class Cells, class Team>
 __device__ __forceinline__ T load_pair(const Scores<T>& scores, Distribution<T>& q,
                                        Distribution<T>& p, Cells& cells, Team& team) {
@@ -113,7 +114,7 @@ __device__ __forceinline__ T divergence_row(const SoftmaxProblem& problem, const
 
   if (!problem.grad_input.defined() && !problem.grad_target.defined()) return value;
   statistics.settle(entropy);
-  if (team.width() <= kWarp) team.sync();  // the label's score has been read
+  if (team.width() <= kWarp) team.sync();  // after the label's score has been read
   if (!row.counts && !statistics.wanted) {
     cells.clear();
     return value;

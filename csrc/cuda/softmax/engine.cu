@@ -8,8 +8,8 @@ namespace lossops::cuda {
 namespace {
 
 constexpr int64_t kCountingBlocks = 8;   // per multiprocessor
-constexpr int64_t kRowsPerBlock = 2048;  // labels to count: fewer are not worth another block
-constexpr int kTile = 40 * 1024;         // bytes of shared memory to keep numbers in
+constexpr int64_t kRowsPerBlock = 2048;  // labels to count; fewer do not justify another block
+constexpr int kTile = 40 * 1024;         // bytes of shared memory for the numbers that are kept
 
 int64_t quotient(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -65,13 +65,13 @@ Plan plan_count(const SoftmaxProblem& problem) {
 struct RowPlan : Plan {
   enum { thread, warp, block } kernel = thread;
   RowSchedule schedule;
-  int vectors = 0;  // of a lane
+  int vectors = 0;  // per lane
   int dynamic_shared = 0;
 };
 
-// Spreads rows over blocks, which hold `rows_at_once` each, `resident` of them on a multiprocessor
-// at a time. A reduction takes no more than those, so that there are few partial sums; without one,
-// more blocks even out the end.
+// Distributes rows over blocks. A block handles `rows_at_once` rows, and a multiprocessor holds
+// `resident` blocks at a time. A reduction uses no more blocks than that, so that there are few
+// partial sums. Without a reduction, more blocks balance the load at the end.
 void spread(const SoftmaxProblem& problem, RowPlan& plan, int64_t rows_at_once, int64_t resident) {
   const int64_t cluster = plan.schedule.cluster;
   const int64_t rounds = problem.reduced.defined() ? 1 : 4;
@@ -83,7 +83,7 @@ void spread(const SoftmaxProblem& problem, RowPlan& plan, int64_t rows_at_once, 
   plan.schedule.splits = static_cast<int>(plan.splits);
 }
 
-// Threads that share a row of a layout that only the general kernel takes.
+// The number of threads that share a row, for layouts that only the general kernel supports.
 int general_width(const SoftmaxProblem& problem) {
   const bool beside = problem.inner > 1 && problem.input.inner_stride == 1;
   const bool many = problem.rows() >= int64_t(multiprocessors()) * kThreads;
@@ -94,7 +94,7 @@ int general_width(const SoftmaxProblem& problem) {
   return width;
 }
 
-// Blocks of a warp where groups are too small for more.
+// Blocks of a single warp if groups are too small for more.
 int threads_for(const SoftmaxProblem& problem, int width) {
   const bool small = problem.groups > 1 && problem.group_size * width <= kThreads;
   return small && width <= kWarp ? kWarp : kThreads;
@@ -120,9 +120,9 @@ void plan_warp(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
   spread(problem, plan, plan.threads / width, kThreads * 4 / plan.threads);
 }
 
-// Whether this library's kernels have the code of LOSSOPS_CLUSTERS. The device does not tell: one
-// of capability 9.0 also runs what was compiled for an older one, of which the binary version
-// says 9.0 again, where the driver made it from PTX.
+// Whether the kernels of this library were compiled with LOSSOPS_CLUSTERS. The device does not
+// tell: one of capability 9.0 also runs code that was compiled for an older one. If the driver
+// compiled that code from PTX, its binary version is 9.0 as well.
 bool clusters_exist() {
   return prepared(reinterpret_cast<const void*>(count_labels)).ptxVersion >= 90;
 }
@@ -133,8 +133,8 @@ void plan_block(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
   const Operands operands = operands_of(problem);
   const int64_t tensors = has_label(operands) ? 1 : 2;
   const int64_t capacity = device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>() - own;
-  // Two blocks on a multiprocessor, so that one reads while the other writes; and every
-  // multiprocessor with something to do, where rows are few and long.
+  // Aim for two blocks per multiprocessor, so that one reads while the other writes, and for work
+  // on every multiprocessor if rows are few and long.
   int& cluster = plan.schedule.cluster;
   const int most = clusters_exist() ? 8 : 1;
   const auto share = [&] { return quotient(packs, cluster); };
@@ -158,7 +158,8 @@ void plan_block(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
          std::clamp<int64_t>(fitting, 1, most_threads / plan.threads * (alone ? 1 : 2)));
 }
 
-// Depends on the problem and the device alone, as results do in their last bits.
+// Depends only on the problem and the device, because the last bits of the results depend on the
+// plan.
 RowPlan plan_rows(const SoftmaxProblem& problem) {
   RowPlan plan;
   const Operands operands = operands_of(problem);
@@ -175,7 +176,7 @@ RowPlan plan_rows(const SoftmaxProblem& problem) {
   return plan;
 }
 
-// Groups make no difference where nothing is reduced.
+// Without a reduction, groups make no difference.
 SoftmaxProblem with_few_groups(const SoftmaxProblem& problem) {
   SoftmaxProblem whole = problem;
   if (!problem.reduced.defined()) {
@@ -190,7 +191,7 @@ int64_t count_bytes(const SoftmaxProblem& problem) {
   return quotient(schedule_bytes(problem.groups, plan_count(problem).splits), 16) * 16;
 }
 
-// Counts where that is asked for; returns the workspace that is left.
+// Counts labels if that is asked for; returns the remaining workspace.
 void* count(const SoftmaxProblem& problem, void* workspace, cudaStream_t stream) {
   if (!problem.count) return workspace;
   const Plan plan = plan_count(problem);

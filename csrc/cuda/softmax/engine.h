@@ -8,14 +8,14 @@
 
 namespace lossops::cuda {
 
-// Device memory that the forward pass of this problem needs; 0 for none.
+// Bytes of device memory that the forward pass of this problem needs; 0 for none.
 int64_t softmax_workspace_bytes(const SoftmaxProblem& problem);
 
-// Counts what `normalizer` is to hold where that is asked for, then computes everything that the
-// problem defines, with gradients for grad_output == 1.
+// Computes `normalizer` if that is asked for, then everything that the problem defines, with
+// gradients for grad_output == 1.
 void softmax_forward(const SoftmaxProblem& problem, void* workspace, cudaStream_t stream);
-// Gradients from grad_output, grad_lse and grad_entropy. `skip_if_one`: where grad_output, a single
-// number, is 1, they are left as they are.
+// Computes gradients from grad_output, grad_lse and grad_entropy. With `skip_if_one`, they are left
+// unchanged if grad_output, a single number, is 1.
 void softmax_backward(const SoftmaxProblem& problem, bool skip_if_one, cudaStream_t stream);
 
 }  // namespace lossops::cuda

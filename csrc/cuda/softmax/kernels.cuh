@@ -1,5 +1,5 @@
-// The kernels of the softmax family, as the plan sees them, and the problems that have kernels of
-// their own.
+// The interface of the softmax kernels to the planning code, and the problems that have specialized
+// kernels.
 #pragma once
 
 #include "cuda/softmax/divergences.cuh"
@@ -14,11 +14,11 @@ constexpr int position(LossList<Losses...>) {
   return found;
 }
 
-// What a row consists of, where its classes lie side by side and all tensors are of one type.
+// What a row consists of, if its classes are contiguous and all tensors have the same type.
 enum class Operands {
-  none,    // none of these: the general kernel's
-  labels,  // logits and a label, and none of what makes a row less than plain
-  others,  // the same, with some of that
+  none,    // anything else, for the general kernel
+  labels,  // logits and a label, with plain rows (see Forms)
+  others,  // logits and a label, otherwise
   logits,  // two rows of logits
   probs,   // log-probabilities and probabilities
   soft     // logits and probabilities
@@ -36,32 +36,33 @@ inline bool has_label(Operands operands) {
   return operands == Operands::labels || operands == Operands::others;
 }
 
-// Any problem: threads share rows as the schedule says.
+// Any problem. Threads share rows as the schedule says.
 void softmax_thread(const SoftmaxProblem& problem, const RowSchedule& schedule, const Grid& grid);
 void softmax_thread_double(const SoftmaxProblem& problem, const RowSchedule& schedule,
                            const Grid& grid);
-// Short rows: up to `vectors` of 16 bytes of each tensor in the registers of a lane, 1, 2, 4 or 8.
+// Short rows: up to `vectors` vectors of 16 bytes of each tensor in the registers of a lane;
+// `vectors` is 1, 2, 4 or 8.
 void softmax_warp_labels(const SoftmaxProblem& problem, const RowSchedule& schedule, int vectors,
                          const Grid& grid);
 void softmax_warp_pairs(const SoftmaxProblem& problem, const RowSchedule& schedule, int vectors,
                         const Grid& grid);
 constexpr int kMostVectors = 8, kMostPairs = 4;
-// Long rows, of up to `kMostClasses`.
+// Long rows, of up to `kMostClasses` classes.
 void softmax_block_labels(const SoftmaxProblem& problem, const RowSchedule& schedule,
                           const Grid& grid);
 void softmax_block_pairs(const SoftmaxProblem& problem, const RowSchedule& schedule,
                          const Grid& grid);
 constexpr int64_t kMostClasses = int64_t(1) << 30;
-// Threads of a block, at most: as many as have the registers that they need. The first are those of
+// The maximum number of threads per block for which there are enough registers. The first is for
 // Operands::labels.
 constexpr int kLabelThreads = 768, kOtherThreads = 512;
 
-// Calls f.operator()<Loss, S>() for the loss and the type of a problem of some operands.
+// Calls f.operator()<Loss, S>() for the loss and the element type of a problem with these operands.
 template <Operands operands, class F>
 void visit_type(const SoftmaxProblem& problem, const F& f) {
   const auto loss = [&]<class S>() {
     if constexpr (of_label<operands>) {
-      f.template operator()<CrossEntropy, S>();  // and the others, which differ by row only
+      f.template operator()<CrossEntropy, S>();  // for all label losses: they differ per row only
     } else if constexpr (operands == Operands::soft) {
       f.template operator()<SoftCrossEntropy, S>();
     } else if constexpr (operands == Operands::probs) {

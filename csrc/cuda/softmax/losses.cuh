@@ -1,12 +1,12 @@
-// The loss and the gradient of a row, written once for all kernels: they differ in who shares the
-// row (Team) and where its numbers are (Cells).
+// The loss and the gradient of a row, written once for all kernels. These differ in the threads
+// that share a row (Team) and in where its numbers are held (Cells).
 #pragma once
 
 #include "cuda/softmax/row.cuh"
 
 namespace lossops::cuda {
 
-// The derivatives by lse and entropy, in a row's probability p.
+// The derivatives by lse and entropy, given a probability p of the row.
 template <class T>
 struct Statistics {
   T grad_lse, grad_entropy, entropy;
@@ -19,7 +19,7 @@ struct Statistics {
         entropy(1),
         wanted(!plain && (row.grad_lse != T(0) || row.grad_entropy != T(0))),
         form(form) {}
-  // Only a softmax keeps the sum of the probabilities, which is what the entropy is there for.
+  // Only a softmax preserves the sum of the probabilities, which is what the entropy term is for.
   __device__ __forceinline__ void settle(T of_row) {
     if (form == Form::logits) entropy = of_row;
   }
@@ -37,14 +37,14 @@ __device__ __forceinline__ T class_weight(const SoftmaxProblem& p, int64_t c) {
   return load_number<T>(weight.data, weight.dtype, c * weight.stride[0]);
 }
 
-// Whether there is nothing to read a row for that does not count.
+// Whether a row that does not count need not be read at all.
 template <class T>
 __device__ __forceinline__ bool skips(const SoftmaxProblem& p, const Row<T>& row) {
   return !row.counts && !p.lse.defined() && !p.entropy.defined() && row.grad_lse == T(0) &&
          row.grad_entropy == T(0);
 }
 
-// One number per row: which loss it is may be found out then.
+// Called once per row, so the loss can be selected at run time.
 template <class T, class... Losses>
 __device__ __forceinline__ LabelJet<T> label_loss(LossList<Losses...>, const SoftmaxProblem& p,
                                                   T u) {
@@ -69,7 +69,8 @@ __device__ __forceinline__ T finish_row(const SoftmaxProblem& p, const Row<T>& r
   return value;
 }
 
-// The first pass over a row of logits: the scores' maximum and the sum of their exponentials.
+// The first pass over a row of logits: computes the maximum of the scores and the sum of their
+// exponentials.
 template <class T, class Cells, class Team>
 __device__ __forceinline__ T load_logits(const Scores<T>& scores, Distribution<T>& q, Cells& cells,
                                          Team& team) {
@@ -93,8 +94,8 @@ __device__ __forceinline__ T load_logits(const Scores<T>& scores, Distribution<T
   return numbers[0];
 }
 
-// Forms that are known at compile time, for the layouts that must be fast; -1: not known.
-// Rows that are `plain` have no softcap, no smoothing, no entropy and no derivatives by lse.
+// Forms that are known at compile time, for the layouts that must be fast; -1 if not known. `plain`
+// rows have no softcap, no smoothing, no entropy and no derivatives by lse.
 template <int input, int target, bool plain = false>
 struct Forms {
   static constexpr bool kPlain = plain;
@@ -108,7 +109,7 @@ struct Forms {
   }
 };
 
-// A loss of a label. Of a row that gives nothing but its label's log-probability, it reads that.
+// A label loss. If only the label's log-probability is needed, nothing else of the row is read.
 template <class Forms, class T, class Cells, class Team>
 __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& row, Cells& cells,
                                        Team& team) {
@@ -162,13 +163,14 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
 
   if (!p.grad_input.defined()) return value;
   statistics.settle(entropy);
-  if (!reads || team.width() <= kWarp) team.sync();  // the label's score has been read
+  if (!reads || team.width() <= kWarp) team.sync();  // after the label's score has been read
   if (!row.counts && !statistics.wanted) {
     cells.clear();
     return value;
   }
   const T factor = row.counts ? row.factor * scores.inverse_temperature : T(0);
-  // The derivative is share * exp(d), at the label `own_slope`, less `missed` times the weights.
+  // The derivative is share * exp(d), or `own_slope` at the label, minus `missed` times the
+  // weights.
   const T hit = factor * f.first * weight, missed = factor * f.first * on_all;
   T share = 0, own_slope = -hit;
   if (form == Form::logits) {

@@ -1,7 +1,6 @@
-// The numbers of a row in vectors of 16 bytes, for rows whose classes lie side by side. The vectors
-// stand on boundaries of 16 bytes wherever the row begins: its first and last vector may be there
-// in part, and are then read and written number by number. Cells as softmax_cells.cuh describes
-// them.
+// The numbers of a row in vectors of 16 bytes, for rows with contiguous classes. The vectors are
+// aligned to 16 bytes wherever the row begins. The first and last vector may be partial; they are
+// then accessed one number at a time. The classes here are Cells as described in cells.cuh.
 #pragma once
 
 #include "cuda/softmax/row.cuh"
@@ -15,15 +14,15 @@ class PackRow {
   static constexpr int N = 16 / sizeof(S);
   using Numbers = Pack<S, N>;
 
-  // `shift`: how far behind a boundary the input's row begins. A tensor whose row begins elsewhere
-  // has no vectors.
+  // `shift`: how far the input's row begins behind a 16-byte boundary, in elements. If the row of a
+  // tensor has another shift, it is not accessed in vectors.
   __device__ __forceinline__ PackRow(S* first, int classes, int shift)
       : first_(first), classes_(classes), vectors_(shift_of(first) == shift) {}
   __device__ __forceinline__ static int shift_of(const S* p) {
     return static_cast<int>(reinterpret_cast<uintptr_t>(p) % 16 / sizeof(S));
   }
 
-  // The vector of the classes from c on.
+  // The vector of the classes starting at c.
   __device__ __forceinline__ Numbers load(int c, S beyond) const {
     if (vectors_ && c >= 0 && c + N <= classes_) return Numbers::load(first_ + c);
     S numbers[N];
@@ -53,7 +52,7 @@ class PackRow {
   bool vectors_;
 };
 
-// A row of the input and, where it has a distribution for a target, one of that.
+// A row of the input and, if the target is a distribution, a row of the target.
 template <class S, bool has_target>
 class PackCells {
  public:
@@ -134,7 +133,7 @@ class PackCells {
   const S beyond_target_;
 };
 
-// Kept in registers: at most K vectors a thread.
+// Held in registers: at most K vectors per thread.
 template <class S, bool has_target, int K>
 class RegisterCells : public PackCells<S, has_target> {
   using Base = PackCells<S, has_target>;
@@ -180,7 +179,7 @@ class RegisterCells : public PackCells<S, has_target> {
   Numbers x_[K], t_[has_target ? K : 1];
 };
 
-// Kept in shared memory, as many as there is room for; the rest is read again.
+// Held in shared memory, as many as there is room for; the rest is read again.
 template <class S, bool has_target>
 class SharedCells : public PackCells<S, has_target> {
   using Base = PackCells<S, has_target>;
@@ -227,7 +226,7 @@ class SharedCells : public PackCells<S, has_target> {
   }
 
  private:
-  static constexpr int kUnder = has_target ? 2 : 4;  // vectors of each under way per thread
+  static constexpr int kUnder = has_target ? 2 : 4;  // vectors of each tensor in flight per thread
 
   __device__ __forceinline__ void keep(int i, const Numbers& x, const Numbers& t) {
     x_[i * blockDim.x] = x;

@@ -1,4 +1,4 @@
-// What is known of a row, and the loop over rows: shared by the kernels of the softmax family.
+// Per-row state and the loop over rows, shared by the kernels of the softmax family.
 #pragma once
 
 #include "common/softmax_problem.h"
@@ -8,21 +8,21 @@
 
 namespace lossops::cuda {
 
-// How rows are spread over threads; `splits` counts clusters where there are any.
+// How rows are distributed over threads. If there are clusters, `splits` counts clusters.
 struct RowSchedule : Schedule {
-  int64_t rows_per_scale = 1;  // that one number normalizes
-  bool forward = false;        // gradients are those for grad_output == 1
+  int64_t rows_per_scale = 1;  // rows that share one normalizer
+  bool forward = false;        // gradients are for grad_output == 1
   int width = 1;               // threads that share a row
-  int cluster = 1;             // blocks that do
+  int cluster = 1;             // blocks that share a row
   int kept = 0;                // steps of a thread along its row that fit into shared memory
 };
 
-// A row, with what is multiplied to its derivatives.
+// A row, with the factors on its derivatives.
 template <class T>
 struct Row {
   int64_t outer, inner;
   int64_t label = 0;
-  bool counts = true, outside = false;  // a label to be ignored does not count, nor one outside
+  bool counts = true, outside = false;  // a label that is ignored or outside does not count
   T factor, upstream;                   // scale over normalizer; grad_output
   T grad_lse = 0, grad_entropy = 0;
 
@@ -68,7 +68,7 @@ __device__ __forceinline__ Row<T> read_row(const SoftmaxProblem& p, const RowSch
   return row;
 }
 
-// Calls f(row), which returns the row's loss, for all rows of this team, and adds up the losses.
+// Calls f(row), which returns the row's loss, for all rows of this team, and sums the losses.
 template <class T, class Team, class F>
 __device__ __forceinline__ void for_rows(const SoftmaxProblem& problem, const RowSchedule& schedule,
                                          const Team& team, const F& f) {
@@ -91,8 +91,9 @@ __device__ __forceinline__ void for_rows(const SoftmaxProblem& problem, const Ro
   team.leave();
 }
 
-// The scores y = cap tanh(x / cap) of logits; the softmax is of y / temperature. The temperature
-// divides differences of scores only: where all are large, a quotient would have lost its digits.
+// The scores y = cap tanh(x / cap) of logits; the softmax is that of y / temperature. Only
+// differences of scores are divided by the temperature: if all scores are large, a quotient would
+// have lost its digits.
 template <class T>
 struct Scores {
   bool capped;
@@ -113,11 +114,11 @@ struct Scores {
     if (!capped) return;
 #pragma unroll
     for (int v = 0; v < N; ++v) {
-      const bool there = c + v >= 0 && c + v < classes;  // a cap would make numbers of what is not
+      const bool there = c + v >= 0 && c + v < classes;  // a cap would make padding finite
       y[v] = there ? cap * tanh(x[v] * inverse_cap) : -T(kInfinity);
     }
   }
-  // dy/dx: 1 - tanh², without its cancellation.
+  // dy/dx = 1 - tanh², without its cancellation.
   __device__ __forceinline__ T slope(T x) const {
     if (!capped) return 1;
     const T e = exp(T(-2) * abs(x * inverse_cap)), sum = T(1) + e;
@@ -125,8 +126,8 @@ struct Scores {
   }
 };
 
-// Log-probabilities and probabilities of a row. Of logits, it needs the maximum and the sum of
-// exponentials first; log-probabilities are taken as they are, which is with 0 and 1.
+// The log-probabilities and probabilities of a row. Logits need the maximum and the sum of
+// exponentials first. Log-probabilities are used as they are, with a maximum of 0 and a sum of 1.
 template <class T>
 struct Distribution {
   Form form;
@@ -134,24 +135,24 @@ struct Distribution {
 
   __device__ __forceinline__ explicit Distribution(Form form, T inverse_temperature)
       : form(form), inverse_temperature(inverse_temperature) {}
-  // `others`: the sum of exponentials, less that of the maximum, which is 1.
+  // `others`: the sum of exponentials, minus that of the maximum, which is 1.
   __device__ __forceinline__ void settle(T highest, T others, int64_t classes) {
     maximum = highest;
-    if (level() && others == others) others = static_cast<T>(classes - 1);  // a NaN stays one
+    if (level() && others == others) others = static_cast<T>(classes - 1);  // preserves NaN
     log_sum = log1p(others);
     inverse_sum = T(1) / (T(1) + others);
   }
-  // Scores that are all -infinity are equal, and so is then what is beyond the row.
+  // Scores that are all -infinity are equal. The padding beyond the row then equals them, too.
   __device__ __forceinline__ bool level() const { return maximum == -T(kInfinity); }
   __device__ __forceinline__ T log_sum_exp() const {
     return maximum * inverse_temperature + log_sum;
   }
-  // Whether a score is the highest of the row, where there is such a thing: not beside NaN.
+  // Whether a score is the highest of the row. If the row has a NaN, no score is.
   __device__ __forceinline__ bool reached(T score, T highest) const {
     return score >= highest && (inverse_sum == inverse_sum || highest == T(kInfinity));
   }
-  // The logarithm relative to the maximum; of what is a probability already, as it is. Of infinite
-  // scores the limit: they are equal, and nothing else is possible.
+  // The logarithm relative to the maximum; for probabilities, the logarithm itself. For infinite
+  // scores, the limit: they are equal, and no other class is possible.
   __device__ __forceinline__ T above(T y) const {
     if (form == Form::probs) return y > T(0) ? log(y) : -T(kInfinity);
     return y == maximum ? T(0) : (y - maximum) * inverse_temperature;
@@ -163,8 +164,8 @@ struct Distribution {
   }
 };
 
-// What a thread has seen of a row's scores: the highest, and the sum of exponentials relative to
-// it, apart from those that are 1, of which it knows how many there are, less one.
+// What a thread has seen of a row's scores: the highest, the sum of exponentials relative to it
+// without those that are 1, and the number of the latter, minus 1.
 template <class T>
 struct Seen {
   T highest = -T(kInfinity), lower = 0, equal = -1;

@@ -1,7 +1,7 @@
-// Any layout and dtype: every operand has strides of its own, known at run time. Where rows lie
-// side by side, a thread has one to itself and its neighbours read the numbers beside its own; else
-// some lanes of a warp or a block share it. What was read is kept in shared memory, as far as that
-// goes.
+// Any layout and dtype: the strides of every operand are known at run time only. If adjacent rows
+// are contiguous, a thread has a row to itself, and adjacent threads read adjacent numbers.
+// Otherwise some lanes of a warp or a block share a row. What was read is kept in shared memory, as
+// far as there is room.
 #pragma once
 
 #include "cuda/softmax/cells.cuh"
@@ -10,7 +10,7 @@
 namespace lossops::cuda {
 namespace {
 
-// How many blocks a multiprocessor should hold: what their registers are for.
+// The number of blocks that a multiprocessor should hold, which limits their registers.
 template <class Loss, class T>
 constexpr int kBlocksAtOnce = std::is_same_v<Loss, JensenShannon> && sizeof(T) == 8 ? 1 : 2;
 
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Loss, T>)
                 const __grid_constant__ RowSchedule schedule) {
   LOSSOPS_DYNAMIC_SHARED(memory);
   if (nothing_to_do(problem, schedule)) return;
-  // CrossEntropy stands for all losses of a label.
+  // CrossEntropy stands for all label losses.
   using Cells = StridedCells<T, !std::is_same_v<Loss, CrossEntropy>>;
   LanesOrBlock team(schedule.width);
   for_rows<T>(problem, schedule, team, [&](const Row<T>& row) {

@@ -1,4 +1,4 @@
-// Short rows whose classes lie side by side: a warp, or a part of one, has a row in its registers.
+// Short rows with contiguous classes: a warp, or part of one, holds a row in its registers.
 #pragma once
 
 #include "cuda/softmax/kernels.cuh"

@@ -12,10 +12,10 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBlocks = 8;     // per multiprocessor
-constexpr int kMostPacks = 8;  // of a lane: a longer row has a block to itself
+constexpr int kMostPacks = 8;  // per lane; a longer row gets a whole block
 
-// A row of one tensor, in vectors of 16 bytes on their boundaries; the first and last of a row may
-// be there in part, and are then read and written number by number.
+// A row of one tensor, in vectors of 16 bytes, aligned to 16 bytes. The first and last vector of a
+// row may be partial; they are then accessed one number at a time.
 template <class S>
 class PackedRow {
  public:
@@ -28,17 +28,17 @@ class PackedRow {
         length_(length) {}
 
   __device__ __forceinline__ bool defined() const { return first_ != nullptr; }
-  // How far behind a boundary the row begins.
+  // How far the row begins behind a 16-byte boundary, in elements.
   __device__ __forceinline__ int shift() const {
     return static_cast<int>(reinterpret_cast<uintptr_t>(first_) % 16 / sizeof(S));
   }
   __device__ __forceinline__ T at(int64_t i) const { return widen<T>(first_[i]); }
 
-  // The N numbers from i on, of which those outside of the row are 0.
+  // The N numbers starting at i; those outside the row are 0.
   __device__ __forceinline__ void load(int64_t i, T (&numbers)[N]) const {
     if (whole(i)) {
       Pack<S, N> pack;
-      // By a plain load: unlike other losses', a row is read again, and should stay in the cache.
+      // A plain load: unlike with other losses, a row is read again and should stay in the cache.
       pack.word = *reinterpret_cast<const decltype(pack.word)*>(first_ + i);
       return pack.unpack(numbers);
     }

@@ -8,10 +8,10 @@
 
 namespace lossops::cuda {
 
-// Computes everything that the problem defines. A label that is no index of its row makes the row's
-// loss NaN and its gradients 0.
+// Computes everything that the problem defines. A label that is not an index of its row makes the
+// row's loss NaN and its gradients 0.
 void vectors_run(const VectorsProblem& problem, cudaStream_t stream);
-// The same for the losses that have a list of labels per row, which vectors_run calls.
+// The same for losses with a list of labels per row; called by vectors_run.
 void label_lists_run(const VectorsProblem& problem, cudaStream_t stream);
 
 }  // namespace lossops::cuda

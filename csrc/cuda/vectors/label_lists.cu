@@ -13,10 +13,10 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBlocks = 8;             // per multiprocessor
-constexpr int64_t kMostOfWarp = 1024;  // classes: a longer row has a block to itself
-constexpr int64_t kBits = 32;          // of a word of marks
+constexpr int64_t kMostOfWarp = 1024;  // classes; a longer row gets a whole block
+constexpr int64_t kBits = 32;          // marks per word
 
-// The least of the numbers of all threads, which are not negative.
+// Reduces nonnegative numbers to their minimum across threads.
 struct Least {
   template <int n>
   __device__ __forceinline__ static void clear(int (&numbers)[n]) {
@@ -33,7 +33,7 @@ struct Least {
   }
 };
 
-// A row, of which the team's shared memory has a mark for every class that is a label.
+// A row. The team's shared memory has a mark for every class that is a label.
 template <class Loss, class S>
 class LabelList {
  public:
@@ -84,7 +84,7 @@ class LabelList {
   }
   __device__ __forceinline__ T lead(int64_t label) const { return Loss::lead(widen<T>(x_[label])); }
 
-  // Counts and marks the labels. Whether all of them are classes.
+  // Counts and marks the labels. Returns whether all of them are classes.
   __device__ __forceinline__ bool read_labels() {
     const int width = team_.width(), index = team_.index();
     team_.sync();  // with those who still read what is of the row before
@@ -94,7 +94,7 @@ class LabelList {
     for (bool ended = false; !ended && count_ < problem_.length;) {
       const int64_t i = count_ + index;
       const int64_t own = i < problem_.length ? label(i) : -1;
-      int listed[1] = {own < 0 ? index : width};  // before the first that is none
+      int listed[1] = {own < 0 ? index : width};  // before the first negative label
       team_.reduce(Least{}, listed);
       if (index < listed[0]) {
         if (own >= problem_.length) {
@@ -120,8 +120,8 @@ class LabelList {
     }
   }
 
-  // The hinges of the classes that are no labels, of every width-th from one on, and the
-  // derivatives by their scores.
+  // Computes the hinges of every width-th class from `first` on that is not a label, and writes the
+  // derivatives by the scores of these classes. Returns the sum of the hinges.
   __device__ __forceinline__ double add_classes(int64_t first, T factor) const {
     const int width = team_.width();
     T x[kKept], open[kKept] = {};
@@ -157,12 +157,12 @@ class LabelList {
     return sum;
   }
 
-  // Each label by a warp, and by one only, however often it is listed.
+  // Each label is handled by a single warp, and only once, however often it is listed.
   __device__ __forceinline__ void differentiate_by_labels(T factor) const {
     const int lane = team_.index() % kWarp, warps = team_.width() / kWarp;
     for (int64_t l = team_.index() / kWarp; l < count_; l += warps) {
       const int64_t own = label(l);
-      int times[2] = {0, 0};  // that it is listed; of these, before
+      int times[2] = {0, 0};  // how often it is listed, in total and before l
       for (int64_t i = lane; i < count_; i += kWarp) {
         const bool same = label(i) == own;
         times[0] += same;
@@ -212,7 +212,7 @@ void run(const VectorsProblem& problem, cudaStream_t stream) {
   const int64_t blocks = std::min<int64_t>((problem.rows + per_block - 1) / per_block,
                                            int64_t(multiprocessors()) * kBlocks);
   const int64_t marks = (problem.length + kBits - 1) / kBits * int64_t(sizeof(unsigned));
-  // Less what is declared: leads, and what teams reduce in.
+  // Minus the memory that is declared statically: leads, and what teams reduce in.
   const int64_t most = device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>() - 8192;
   if (marks > most) {
     throw std::runtime_error("lossops: CUDA: lists of labels are for at most " +

@@ -126,20 +126,21 @@ bool Layout::inner_to(int64_t a, int64_t b) const {
 }
 
 void Layout::settle() {
-  // Innermost first; dimensions of size 1 do not count.
+  // Innermost dimension first; dimensions of size 1 are left out.
   c10::SmallVector<int64_t, 8> order;
   for (int64_t d = static_cast<int64_t>(sizes_.size()) - 1; d >= 0; --d) {
     if (sizes_[d] != 1) order.push_back(d);
   }
-  // Within what is reduced the order is free, and follows memory. An insertion sort, because
-  // inner_to() is no strict weak ordering: broadcast dimensions compare with nothing.
+  // The dimensions inside a group may be in any order, so they follow memory. This is an insertion
+  // sort because inner_to() is not a strict weak ordering: broadcast dimensions compare with
+  // nothing.
   const int64_t kept = static_cast<int64_t>(call_.group_shape().size());
   for (size_t i = 1; i < order.size() && order[i] >= kept; ++i) {
     for (size_t j = i; j > 0 && inner_to(order[j], order[j - 1]); --j) {
       std::swap(order[j], order[j - 1]);
     }
   }
-  // Merge a dimension into the one before wherever every operand steps on evenly.
+  // Merge a dimension into the one before if it continues that one's stride in every operand.
   int ndim = 0;
   for (const int64_t d : order) {
     const bool merges =
@@ -155,7 +156,7 @@ void Layout::settle() {
     for (Entry& entry : entries_) entry.operand->stride[ndim] = entry.strides[d];
     ++ndim;
   }
-  if (ndim == 0) {  // one element
+  if (ndim == 0) {  // a single element
     problem_.size[0] = 1;
     for (Entry& entry : entries_) entry.operand->stride[0] = 1;
     ndim = 1;

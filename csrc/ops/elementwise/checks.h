@@ -1,5 +1,5 @@
 // The raw elementwise ops, for any device: checks, allocation, and the translation of tensors into
-// an ElementwiseProblem. An Engine says how a problem is run.
+// an ElementwiseProblem. The Engine defines how a problem is run.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,7 +16,7 @@
 
 namespace lossops::ops {
 
-// The arguments that every elementwise op has.
+// The arguments common to all elementwise ops.
 struct ElementwiseCall {
   const Tensor& input;
   const Tensor& target;
@@ -32,11 +32,11 @@ struct ElementwiseCall {
   c10::IntArrayRef group_shape() const { return input.sizes().slice(0, reduces() ? keep_dims : 0); }
 };
 
-// Checks the call and settles everything in a problem but its operands.
+// Checks the call and fills in everything in a problem except its operands.
 ElementwiseProblem start_problem(const ElementwiseCall& call);
 
-// Collects the operands of a problem, then orders and merges the dimensions. Of more dimensions
-// than a problem can hold, operands that are not contiguous are copies.
+// Collects the operands of a problem, then orders and merges the dimensions. If there are more
+// dimensions than a problem can hold, operands that are not contiguous are copied.
 class Layout {
  public:
   Layout(ElementwiseProblem& problem, const ElementwiseCall& call)
@@ -45,27 +45,27 @@ class Layout {
         sizes_(call.input.sizes()),
         operands_(call.input.device()) {}
 
-  // A tensor of the input's shape.
+  // Adds an input of the same shape as `input`.
   void read(Operand& operand, const Tensor& tensor, const char* name);
   void read(Operand& operand, const OptionalTensor& tensor, const char* name) {
     if (tensor.has_value() && tensor->defined()) read(operand, *tensor, name);
   }
-  // A tensor of the loss's shape, broadcast over what is reduced.
+  // Adds an input of the loss's shape, broadcast over the reduced dimensions.
   void read_broadcast(Operand& operand, const Tensor& tensor, const char* name);
   void read_normalizer();
-  // A result of the input's shape, or of the loss's.
+  // Adds a result of the shape of `input`, or of the loss.
   void write(Operand& operand, const Tensor& result);
   void write_broadcast(Operand& operand, const Tensor& result);
-  // A tensor of the caller's and of the input's shape, which may be left as it is.
+  // Adds a tensor of the caller with the shape of `input`, which is overwritten or left as it is.
   void overwrite(Operand& operand, const Tensor& tensor, const char* name);
 
-  // Settles the order of dimensions, when all operands are there.
+  // Fixes the order of the dimensions once all operands have been added.
   void settle();
-  // Copies the results that were not written in place to where they belong.
+  // Copies results that could not be written in place to their destination.
   void finish();
 
  private:
-  using Strides = c10::SmallVector<int64_t, 8>;  // of the logical dimensions, outermost first
+  using Strides = c10::SmallVector<int64_t, 8>;  // per logical dimension, outermost first
   struct Entry {
     Operand* operand;
     Strides strides;
@@ -75,7 +75,7 @@ class Layout {
   Strides broadcast_strides(const Tensor& tensor) const;
   void add(Operand& operand, Tensor tensor, Strides strides);
   void add(Operand& operand, Tensor tensor);
-  bool inner_to(int64_t a, int64_t b) const;  // should dimension a lie inside of b?
+  bool inner_to(int64_t a, int64_t b) const;  // whether dimension a should be inside b
 
   ElementwiseProblem& problem_;
   const ElementwiseCall& call_;
@@ -88,23 +88,23 @@ class Layout {
 // Adds the operands that every op reads.
 void read_inputs(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call);
 
-// The gradients of input, target and weight; undefined where not wanted.
+// The gradients of input, target and weight; undefined if not wanted.
 using Gradients = std::array<Tensor, 3>;
 
-// Allocates the wanted gradients, and adds them.
+// Allocates and adds the gradients that are wanted.
 Gradients add_gradients(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call,
                         const bool* mask);
 
-// Adds the gradients to be overwritten: as many as the mask asks for.
+// Adds the gradients to be overwritten, as many as the mask asks for.
 void overwrite_gradients(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call,
                          at::TensorList grads, const std::array<bool, 3>& mask);
 
-// Allocates the loss and adds it. An empty reduction is filled in here: 0, NaN for a mean,
-// 0 by the normalizer where there is one.
+// Allocates and adds the loss. The result of an empty reduction is filled in here: 0, NaN for a
+// mean, or 0 divided by the normalizer if there is one.
 Tensor add_loss(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call,
                 at::ScalarType dtype);
 
-// Runs what is to be done once all operands are there.
+// Runs f once all operands have been added, unless the problem is empty.
 template <class F>
 void run(Layout& layout, const ElementwiseProblem& problem, const F& f) {
   if (problem.numel == 0) return;
@@ -200,7 +200,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_double_backward(
   const bool wants_gradients = output_mask[1] || output_mask[2] || output_mask[3];
   TORCH_CHECK(!wants_gradients || grad_output.has_value(),
               "elementwise_double_backward needs grad_output to give gradients");
-  Operand unused;  // where only the derivative along the tangents is wanted
+  Operand unused;  // if only the derivative along the tangents is wanted
   if (grad_output.has_value()) {
     layout.read_broadcast(wants_gradients ? problem.grad_output : unused, *grad_output,
                           "grad_output");
@@ -212,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_double_backward(
   return {derivative, grads[0], grads[1], grads[2]};
 }
 
-// Registers the ops for a device: TORCH_LIBRARY_IMPL(lossops, CPU, m) { register_ops<…>(m); }
+// Registers the ops for a device: TORCH_LIBRARY_IMPL(lossops, CPU, m) { register_…_ops<…>(m); }
 template <class Engine, class Library>
 void register_elementwise_ops(Library& library) {
   library.impl("elementwise_forward", &elementwise_forward<Engine>);

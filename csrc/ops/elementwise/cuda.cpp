@@ -11,8 +11,8 @@ namespace {
 
 // Runs a problem on the current stream of the tensors' device.
 struct CudaEngine {
-  // The caching allocator hands memory out per stream, so a workspace may be freed as soon as the
-  // kernel is launched.
+  // The caching allocator reuses memory within a stream only, so a workspace may be freed as soon
+  // as the kernel is launched.
   static Tensor workspace(const ElementwiseProblem& problem, const Tensor& input) {
     const int64_t bytes = cuda::elementwise_workspace_bytes(problem);
     return bytes > 0 ? at::empty({bytes}, input.options().dtype(at::kByte)) : Tensor();

@@ -28,7 +28,7 @@ using BackwardInPlace = void(at::TensorList, const Tensor&, const Tensor&, const
                              const OptionalTensor&, const OptionalTensor&, c10::string_view, Params,
                              c10::string_view, int64_t, std::array<bool, 3>);
 
-// What a node remembers besides its inputs.
+// What an autograd node stores besides its inputs.
 struct State : torch::CustomClassHolder {
   std::string loss, reduction;
   std::vector<double> params;
@@ -39,7 +39,7 @@ struct State : torch::CustomClassHolder {
 };
 
 // The differentiable backward of lossops/elementwise/autograd.py. Never freed: the interpreter may
-// be gone by then.
+// already be gone by then.
 pybind11::handle differentiable_backward;
 
 variable_list place(const std::array<Tensor, 3>& grads) {

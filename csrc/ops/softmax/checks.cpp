@@ -22,7 +22,7 @@ Form form_of(std::string_view name, const char* what, bool of_target) {
               of_target ? ", probs or labels" : " or probs", ", got '", std::string(name), "'");
 }
 
-// The one stride that walks through these dimensions, if there is one.
+// The single stride that walks through these dimensions, if there is one.
 std::optional<int64_t> merged_stride(c10::IntArrayRef sizes, c10::IntArrayRef strides) {
   std::optional<int64_t> inner;
   int64_t count = 1;
@@ -252,8 +252,9 @@ std::pair<Tensor, Tensor> SoftmaxTask::add_loss(at::ScalarType dtype) {
   return {value, denominator};
 }
 
-// Without rows or classes there is nothing to add up: 0, divided by what there is to divide by. A
-// label can be no class then; the mean cross entropy of distributions is one over the classes, too.
+// Without rows or classes there is nothing to sum: the result is 0, divided by the denominator.
+// Without classes, no label is valid. The mean cross entropy of distributions is also taken over
+// the classes, so its denominator is 0.
 Tensor SoftmaxTask::losses_of_nothing() const {
   const auto options = call_.input.options().dtype(at::kDouble);
   Tensor rows = at::zeros(call_.rows_shape(), options);
@@ -326,7 +327,7 @@ void SoftmaxTask::overwrite_gradient(RowsOperand& operand, const Tensor& like, c
   TORCH_CHECK(grad.sizes() == like.sizes(), name, " should have the shape ", like.sizes(), ", got ",
               grad.sizes());
   const bool walks = collapses(grad, call_.dim, 1);
-  const Tensor walked = walks ? grad : grad.contiguous();  // as it is where grad_output is 1
+  const Tensor walked = walks ? grad : grad.contiguous();  // kept as it is if grad_output is 1
   operand = matrix(walked);
   if (!walks) late_.emplace_back(walked, grad);
 }

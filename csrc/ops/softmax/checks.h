@@ -1,5 +1,5 @@
 // The raw softmax ops, for any device: checks, allocation, and the translation of tensors into a
-// SoftmaxProblem. An Engine says how a problem is run.
+// SoftmaxProblem. The Engine defines how a problem is run.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,7 +15,7 @@
 
 namespace lossops::ops {
 
-// The arguments that every softmax op has.
+// The arguments common to all softmax ops.
 struct SoftmaxCall {
   const Tensor& input;
   const Tensor& target;
@@ -36,30 +36,30 @@ struct SoftmaxCall {
   c10::SmallVector<int64_t, 8> loss_shape() const;
 };
 
-// A problem and the tensors that its operands point into.
+// A problem and the tensors that its operands point to.
 class SoftmaxTask {
  public:
-  // Checks the call, settles the problem and adds what every op reads. The gradient may be written
-  // over the input.
+  // Checks the call, fills in the problem and adds the operands that every op reads. With
+  // `overwrites_input`, the gradient is written over the input.
   explicit SoftmaxTask(const SoftmaxCall& call, bool overwrites_input = false);
 
-  // The loss and, where it is a mean over labels, its denominator.
+  // Adds the loss and, if it is a mean over labels, its denominator.
   std::pair<Tensor, Tensor> add_loss(at::ScalarType dtype);
-  // Of other targets there is no accuracy.
+  // Only label targets have an accuracy.
   void require_labels(bool wanted) const;
-  // A number per row, undefined where it is not wanted.
+  // Adds one number per row; returns an undefined tensor if it is not wanted.
   Tensor add_row_output(RowNumbers& numbers, bool wanted);
-  // For the backward passes, which do not count labels.
+  // For the backward passes, which do not count labels themselves.
   void require_denominator() const;
-  // What the backward pass is given; one number per row, per group, or for all.
+  // Adds an input of the backward pass: one number per row, per group, or for all rows.
   void add_row_input(RowNumbers& numbers, const OptionalTensor& tensor, const char* name);
-  // A gradient of this tensor's shape, newly made or the caller's.
+  // Adds a gradient of this tensor's shape: a new tensor, or one of the caller's.
   Tensor add_gradient(RowsOperand& operand, const Tensor& like);
   void overwrite_gradient(RowsOperand& operand, const Tensor& like, const Tensor& grad,
                           const char* name);
-  // Whether there is anything to compute. What has no classes was settled by add_loss.
+  // Whether there is nothing to compute. If there are no classes, add_loss has set the results.
   bool empty() const { return problem.rows() == 0 || problem.classes == 0; }
-  // Copies the gradients that could not be written in place to where they belong.
+  // Copies gradients that could not be written in place to their destination.
   void finish();
 
   SoftmaxProblem problem;
@@ -80,10 +80,11 @@ class SoftmaxTask {
   const SoftmaxCall& call_;
   Operands operands_;
   c10::SmallVector<std::pair<Tensor, Tensor>, 2> late_;  // from, to
-  bool rows_inside_ = false;  // the rows lie side by side: they are the inner dimension
+  bool rows_inside_ = false;  // adjacent rows are contiguous, so they are the inner dimension
 };
 
-// The loss; lse, entropy, accuracy and the denominator; the gradients by input and target.
+// In order: the loss; lse, entropy, accuracy and the denominator; the gradients by input and
+// target.
 using RowResults =
     std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 using RowResultsAndGradients = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor,

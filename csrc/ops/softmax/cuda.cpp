@@ -12,12 +12,12 @@ namespace {
 // Runs a problem on the current stream of the tensors' device.
 struct CudaEngine {
   static void check(const SoftmaxProblem&) {
-  }  // would wait for the device: such a row's loss is NaN
+  }  // would wait for the device; such a row's loss is NaN
   static void forward(const SoftmaxProblem& problem, const Tensor& input) {
     const c10::cuda::CUDAGuard guard(input.device());
     const int64_t bytes = cuda::softmax_workspace_bytes(problem);
-    // The caching allocator hands memory out per stream, so the workspace may be freed as soon as
-    // the kernels are launched.
+    // The caching allocator reuses memory within a stream only, so the workspace may be freed as
+    // soon as the kernels are launched.
     Tensor memory;
     if (bytes > 0) memory = at::empty({bytes}, input.options().dtype(at::kByte));
     cuda::softmax_forward(problem, bytes > 0 ? memory.data_ptr() : nullptr,

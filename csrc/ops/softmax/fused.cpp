@@ -1,5 +1,5 @@
-// The losses over rows in eager training, as far as nothing but the loss is wanted of a row; and
-// plain calls of them, with a gradient or without.
+// The losses over rows in eager training, if nothing but the loss of a row is wanted, and plain
+// calls of them, with or without a gradient.
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/custom_class.h>
@@ -35,7 +35,7 @@ using BackwardInPlace = void(at::TensorList, const Tensor&, const Tensor&, const
                              int64_t, c10::string_view, c10::string_view, Params, int64_t, bool,
                              c10::string_view, int64_t, std::array<bool, 2>);
 
-// What a node remembers besides its inputs.
+// What an autograd node stores besides its inputs.
 struct State : torch::CustomClassHolder {
   std::string loss, form, target_form, reduction;
   std::vector<double> params;
@@ -46,7 +46,8 @@ struct State : torch::CustomClassHolder {
   ReadyGradients<2> grads;
 };
 
-// lossops.softmax_autograd's differentiable backward. Never freed: see elementwise_fused.cpp.
+// The differentiable backward of lossops/softmax/autograd.py. Never freed: see
+// ops/elementwise/fused.cpp.
 pybind11::handle differentiable_backward;
 
 variable_list place(const std::array<Tensor, 2>& grads) {
@@ -137,7 +138,7 @@ Tensor fused_softmax(const Tensor& input, const Tensor& target, const OptionalTe
   return FusedSoftmax::apply(input, target, class_weight, normalizer, state);
 }
 
-// Whether there is a label for every row: the scores' shape without its classes.
+// Whether there is one label per row: the shape of the scores without the class dimension.
 bool has_label_per_row(const Tensor& scores, int64_t dim, const Tensor& labels) {
   const auto type = labels.scalar_type();
   if (type != at::kLong && type != at::kInt && type != at::kByte) return false;
@@ -152,7 +153,7 @@ bool has_number_per_class(const Tensor& scores, int64_t dim, const Tensor& weigh
          !(at::GradMode::is_enabled() && weight.requires_grad());
 }
 
-// cross_entropy, or nll_loss of log-probabilities; None where the call is not a plain one.
+// cross_entropy, or nll_loss of log-probabilities; returns None if the call is not plain.
 pybind11::object plain_cross_entropy(pybind11::handle input, pybind11::handle target,
                                      pybind11::handle weight, pybind11::handle ignore_index,
                                      pybind11::handle reduction, pybind11::handle label_smoothing,

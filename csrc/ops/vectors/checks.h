@@ -1,5 +1,5 @@
 // The raw vector ops, for any device: checks, allocation, and the translation of tensors into a
-// VectorsProblem. An Engine says how a problem is run.
+// VectorsProblem. The Engine defines how a problem is run.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,7 +14,7 @@
 
 namespace lossops::ops {
 
-// The arguments that both vector ops have.
+// The arguments common to both vector ops.
 struct VectorsCall {
   at::TensorList vectors;
   const OptionalTensor& label;
@@ -26,16 +26,16 @@ struct VectorsCall {
   bool reduces() const { return reduction != "none"; }
 };
 
-// A problem and the tensors that its operands point into.
+// A problem and the tensors that its operands point to.
 class VectorsTask {
  public:
-  // Checks the call, settles the problem and adds what both ops read.
+  // Checks the call, fills in the problem and adds the operands that both ops read.
   explicit VectorsTask(const VectorsCall& call);
 
   bool empty() const { return problem.rows == 0; }
   const Tensor& first() const { return call_.vectors[0]; }
 
-  // The rows' values, in the dtype that sums have.
+  // Adds the values of the rows, in the dtype used for sums.
   Tensor add_values();
   void add_grad_output(const Tensor& grad_output);
   std::array<Tensor, kMaxVectors> add_gradients(const std::array<bool, kMaxVectors>& mask);

@@ -9,7 +9,7 @@ namespace {
 
 struct CpuEngine {
   static void run(const VectorsProblem& problem, const Tensor&, bool check_labels) {
-    if (check_labels) {  // an error of torch's type for these losses
+    if (check_labels) {  // the same type of error as torch raises for these losses
       const auto bad = cpu::bad_index(problem);
       TORCH_CHECK(!bad, "target out of range: ", *bad, " of ", problem.length, " classes");
     }

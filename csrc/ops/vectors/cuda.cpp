@@ -8,8 +8,8 @@
 namespace lossops::ops {
 namespace {
 
-// Runs a problem on the current stream of the tensors' device. A label that is no index is not
-// looked for: the row's loss is NaN.
+// Runs a problem on the current stream of the tensors' device. Labels are not checked for invalid
+// indices: the loss of such a row is NaN.
 struct CudaEngine {
   static void run(const VectorsProblem& problem, const Tensor& first, bool /*check_labels*/) {
     const c10::cuda::CUDAGuard guard(first.device());

@@ -1,4 +1,4 @@
-// The losses over rows of vectors in eager training, and plain calls of one.
+// The losses over rows of vectors in eager training, and plain calls of one of them.
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/custom_class.h>
@@ -27,7 +27,7 @@ using Forward = Four(at::TensorList, const OptionalTensor&, const OptionalTensor
 using Backward = Three(const Tensor&, at::TensorList, const OptionalTensor&, const OptionalTensor&,
                        c10::string_view, Params, c10::string_view, Mask);
 
-// What a node remembers besides its inputs.
+// What an autograd node stores besides its inputs.
 struct State : torch::CustomClassHolder {
   std::string loss, reduction;
   std::vector<double> params;
@@ -37,7 +37,8 @@ struct State : torch::CustomClassHolder {
   ReadyGradients<kMaxVectors> grads;
 };
 
-// lossops.vectors' differentiable backward. Never freed: see elementwise_fused.cpp.
+// The differentiable backward of lossops/vectors/autograd.py. Never freed: see
+// ops/elementwise/fused.cpp.
 pybind11::handle differentiable_backward;
 
 variable_list place(const std::array<Tensor, kMaxVectors>& grads) {
@@ -67,7 +68,7 @@ struct FusedVectors : torch::autograd::Function<FusedVectors> {
       state->mask[i] = inputs[i].requires_grad();
     }
     state->vectors = vectors.size();
-    // Gradients of float16 would lose digits by scaling: they are computed by the backward pass.
+    // float16 gradients would lose digits when scaled, so the backward pass computes them.
     const bool ready = state->reduction != "none" && x.scalar_type() != at::kHalf;
     Tensor value;
     {
@@ -100,7 +101,7 @@ struct FusedVectors : torch::autograd::Function<FusedVectors> {
                            optional(inputs[kMaxVectors]), optional(inputs[kMaxVectors + 1]),
                            state.loss, state.params, state.reduction, state.mask)));
     }
-    scale(*grads, grad_output, [](at::TensorList) {});  // float16 is not kept
+    scale(*grads, grad_output, [](at::TensorList) {});  // float16 gradients are not kept
     return place(*grads);
   }
 };
@@ -119,7 +120,7 @@ Tensor fused_vectors(const std::vector<Tensor>& vectors, const OptionalTensor& l
   return FusedVectors::apply(vectors.at(0), given(1), given(2), label, row_weight, state);
 }
 
-// multi_margin_loss; None where the call is not a plain one.
+// multi_margin_loss; returns None if the call is not plain.
 pybind11::object plain_multi_margin(pybind11::handle input, pybind11::handle target,
                                     pybind11::handle p, pybind11::handle margin,
                                     pybind11::handle reduction) {
