@@ -10,6 +10,7 @@ from conftest import NAMESPACE as OPS
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import lossops
 from lossops import functional
 from lossops.vectors.ops import VECTOR_SIGNATURES
 
@@ -298,3 +299,19 @@ def test_opcheck(name):
     torch.library.opcheck(ops.vectors_forward.default, (*call, torch.float64, mask))
     one = torch.ones((), dtype=torch.float64, device=DEVICE)
     torch.library.opcheck(ops.vectors_backward.default, (one, *call, mask))
+
+
+@pytest.mark.parametrize("name", ["multi_margin_loss", "multilabel_margin_loss"])
+def test_label_checks_hold_where_values_need_a_sync(name, monkeypatch):
+    """As on a GPU, which this test only pretends."""
+    x, label, bad = make.randn(2, 3), make.tensor([0, 1]), make.tensor([0, 3])
+    if name == "multilabel_margin_loss":
+        label, bad = (make.tensor([[0, -1, -1], [last, -1, -1]]) for last in (1, 3))
+    monkeypatch.setattr("lossops.vectors.call.can_look", lambda tensor: False)
+    function = getattr(functional, name)
+    with lossops.backend("reference"):
+        assert function(x, bad).isnan()
+        with lossops.label_checks():
+            assert function(x, label).isfinite()
+            with pytest.raises(RuntimeError, match="target out of range, of 3 classes"):
+                function(x, bad)

@@ -34,7 +34,8 @@ def label_checks() -> Iterator[None]:
     Nothing is checked under ``torch.compile`` and ``torch.func`` transforms.
 
     Raises:
-        IndexError: from a loss in the block, with the row and its label.
+        IndexError: from a loss in the block, with the row and its label. The margin losses
+            of several classes raise RuntimeError instead, as they do on the CPU.
 
     Example:
         >>> import torch, lossops
@@ -75,11 +76,15 @@ def _is_traced() -> bool:
     )
 
 
+def are_checked(labels: Tensor) -> bool:
+    """True if label checks are requested and these labels have values."""
+    return labels_are_checked() and labels.device.type != "meta" and not _is_traced()
+
+
 def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
     """Raises for a label that is neither a class nor ignored, if label checks are requested."""
-    if not labels_are_checked() or labels.device.type == "meta" or _is_traced():
-        return
-    require_classes(labels, classes, ignore_index)
+    if are_checked(labels):
+        require_classes(labels, classes, ignore_index)
 
 
 def require_classes(labels: Tensor, classes: int, ignore_index: int) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lossops.core import backends
 from lossops.core.arguments import HALF_DTYPES, KERNEL_DTYPES, autocasts, check_reduction, savable
 from lossops.core.backends import native_extension
-from lossops.core.labels import can_look
+from lossops.core.labels import are_checked, can_look, labels_are_checked
 from lossops.core.library import accumulator
 from lossops.core.spread import gathered
 from lossops.core.transforms import distinct, transforms_active
@@ -71,9 +71,10 @@ def _as_rows(loss: str, vectors, label, row_weight, dtype: torch.dtype) -> tuple
 
 
 def _check_labels(function: str, loss: str, label: Tensor | None, classes: int) -> None:
-    """Rejects labels out of range, on the CPU only: elsewhere this would need a device sync."""
+    """Rejects labels out of range, on the CPU and where label checks are requested: it needs their
+    values."""
     takes = VECTOR_SIGNATURES[loss].label
-    if takes not in ("index", "list") or not can_look(label):
+    if takes not in ("index", "list") or not (can_look(label) or are_checked(label)):
         return
     if gathered(((label < (-1 if takes == "list" else 0)) | (label >= classes)).any()):
         raise RuntimeError(f"{function}(): target out of range, of {classes} classes")
@@ -101,7 +102,8 @@ def vectors_loss(
     moves = row_weight is not None and row_weight.requires_grad and graph
     plain = not one_length or dtype not in KERNEL_DTYPES or moves or transforms_active()
     plain = plain or backend == "reference"
-    if plain or backend == "triton":  # the native kernels check labels themselves
+    # On the CPU the native kernels check labels themselves.
+    if plain or backend == "triton" or labels_are_checked():
         _check_labels(function, loss, label, vectors[0].shape[-1])
     if plain:
         return composed(function, formula_of(loss, params, label, row_weight), vectors, reduction)
