@@ -150,7 +150,7 @@ def _wanted(outputs, mask) -> tuple:
 class Elementwise(Function):
     """A loss that any transform of ``torch.func`` may be applied to."""
 
-    generate_vmap_rule = True  # from the rules of the raw ops, in lossops.batching
+    generate_vmap_rule = True  # from the rules of the raw ops, in the module batching
 
     @staticmethod
     def forward(input, target, weight, normalizer, call):
