@@ -106,7 +106,9 @@ def test_instruction_set(name):
     out = python(
         """
         import torch, lossops
-        from lossops import backends, specs, reference
+        from lossops.core import backends
+        from lossops.elementwise import reference
+        from lossops.specs import elementwise as specs
         torch.manual_seed(0)
         print(backends.native_extension.instruction_set())
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):

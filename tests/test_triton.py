@@ -126,9 +126,9 @@ def test_compiling_leaves_this_process_alone():
     """This process may be using a GPU, through the driver that compilation replaces."""
     code = (
         "import triton, torch\n"
-        "from lossops.triton import elementwise\n"
-        "from benchmarks.kernels import cache as kernel_cache, kernels_triton\n"
-        "from lossops.specs import spec\n"
+        "from lossops.elementwise.triton import ops as elementwise\n"
+        "from benchmarks.kernels import cache as kernel_cache, triton as kernels_triton\n"
+        "from lossops.specs.elementwise import spec\n"
         "if __name__ == '__main__':\n"
         "    before = triton.runtime.driver._active, elementwise.elementwise_kernel\n"
         "    kernel_cache.Cache._load = lambda self, name, task: None\n"
@@ -159,7 +159,7 @@ def test_the_oldest_has_the_same_kernels(every):
     """All kernels of one architecture, except some dtypes of elementwise losses."""
     code = (
         "import json\n"
-        "from benchmarks.kernels import triton as kernels_triton as k\n"
+        "from benchmarks.kernels import triton as k\n"
         "if __name__ == '__main__':\n"
         "    print(json.dumps([k.compiler(), k.survey(['90'], pairs=k.FEW_PAIRS)]))\n"
     )

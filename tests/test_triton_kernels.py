@@ -29,7 +29,7 @@ import lossops  # noqa: E402
 import lossops.core.triton  # noqa: E402
 from lossops.elementwise import reference  # noqa: E402
 
-lossops.triton.load()
+lossops.core.triton.load()
 from lossops.core.triton import launch  # noqa: E402
 from lossops.elementwise.triton import ops as elementwise  # noqa: E402
 from lossops.elementwise.triton.kernels import LOSSES, Loss  # noqa: E402

@@ -12,8 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lossops.core.arguments import HALF_DTYPES, REDUCTIONS, autocasts, promoted
-from lossops.core.contract import check_reduction
+from lossops.core.arguments import HALF_DTYPES, REDUCTIONS, autocasts, check_reduction, promoted
 from lossops.core.formulas import reduce
 
 

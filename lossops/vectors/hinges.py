@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from lossops.core import plain
-from lossops.core.arguments import defined, legacy_reduction, require_tensors
-from lossops.core.contract import check_reduction
+from lossops.core.arguments import check_reduction, defined, legacy_reduction, require_tensors
 from lossops.core.overrides import handle, overridden
 from lossops.vectors.call import vectors_loss
 
