@@ -68,7 +68,7 @@ test-torch:
 	for version in $(TORCH_VERSIONS); do \
 	  clone=build/torch-$$version; test -d $$clone || git clone --quiet . $$clone; \
 	  git -C $$clone fetch --quiet origin HEAD && git -C $$clone checkout --quiet FETCH_HEAD && \
-	  LOSSOPS_CUDA=0 $(MAKE) -C $$clone test TORCH=$$version \
+	  LOSSOPS_CUDA=0 LOSSOPS_ISA=native $(MAKE) -C $$clone test TORCH=$$version \
 	    PYTEST_ARGS="$(PYTEST_ARGS) $(addprefix --ignore=tests/test_,$(OF_KERNELS:=.py))" || exit 1; \
 	done
 

@@ -7,6 +7,9 @@
 #include "losses/elementwise.h"
 #include "ops/fused.h"
 
+#define LOSSOPS_STRING_(...) #__VA_ARGS__
+#define LOSSOPS_STRING(...) LOSSOPS_STRING_(__VA_ARGS__)
+
 namespace {
 
 template <class... Losses>
@@ -20,6 +23,7 @@ pybind11::dict build_info() {
   pybind11::dict info;
   info["compiler"] = LOSSOPS_COMPILER;
   info["torch"] = LOSSOPS_TORCH_VERSION;
+  info["instruction_sets"] = LOSSOPS_STRING(LOSSOPS_INSTRUCTION_SETS);
 #if defined(LOSSOPS_WITH_CUDA)
   info["cuda"] = LOSSOPS_CUDA_VERSION;
   info["cuda_arch"] = LOSSOPS_CUDA_ARCH;
