@@ -1,6 +1,7 @@
 # make report   trains on real data, verifies, measures, draws: report/index.html
 # make test     all checks and tests, as the continuous integration runs them
 # make test-all with nothing sampled or kept, and a million calls of the fuzzer under sanitizers
+# make fuzz     those calls alone
 # make test-torch the same as test with other torch releases, each in a clone: build/torch-…
 # make build    the environment in .venv and the compiled kernels
 # make gpu      builds, tests, checks and measures on this machine's GPU: build/gpu
@@ -9,7 +10,8 @@
 #
 # Variables: PYTHON (to make .venv with; for make gpu: one that has torch with CUDA, which is used as
 # it is), MAX_JOBS, LOSSOPS_CUDA, PYTEST_ARGS, GPU_OUT (a folder), GPU_ARGS (such as --dry), TORCH (a
-# release in place of the pinned one), TORCH_VERSIONS (several, for make test-torch).
+# release in place of the pinned one), TORCH_VERSIONS (several, for make test-torch), FUZZ_CALLS (of
+# each of two processes).
 
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2 --dist worksteal --timeout 1200
@@ -42,7 +44,7 @@ export REQUIREMENTS
 export TORCH
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: report test test-all test-torch gpu build format clean
+.PHONY: report test test-all fuzz test-torch gpu build format clean
 
 report: build
 	$(BIN)/python -m benchmarks report --out report
@@ -53,13 +55,17 @@ test: build
 	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# In a build of its own, whose runtime has to be there before Python.
 test-all: export LOSSOPS_TEST_ALL := 1
-test-all: test
+test-all: test fuzz
+
+# In a build of its own. Its runtime, and the C++ library that it wraps, have to be there before Python.
+# Tensors too large to allocate are part of what is tried.
+fuzz: $(INSTALLED)
 	LOSSOPS_CUDA=0 LOSSOPS_ISA=native LOSSOPS_SANITIZE=1 $(BIN)/python setup.py --quiet build \
 	  --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
-	seq 2 | LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 xargs -P 2 -I {} \
+	seq 2 | LD_PRELOAD="$$(echo $$(for name in asan stdc++; do \
+	    $${CXX:-g++} -print-file-name=lib$$name.so; done))" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 xargs -P 2 -I {} \
 	  $(BIN)/python -m tests.fuzz --path $(SANITIZED) --calls $(FUZZ_CALLS)
 
 # An extension fits the torch that it was built with: each has a clone. What tests of kernels alone
