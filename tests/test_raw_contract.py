@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import cpu_only
 from fuzz.call import FLOATS, Draw, tensors_of
+from fuzz.hostile import off_by_a_byte
 from fuzz.judge import all_of, on_meta, steps
 from fuzz.raw import arguments_of
 from raw_ops import FLOAT32, Case
@@ -139,6 +140,16 @@ def test_lists_and_masks_of_other_lengths_are_refused(backend, op):
             for other in others:
                 with pytest.raises(REFUSALS):
                     valid(**{name: other})
+
+
+@each_op
+def test_misaligned_tensors_are_refused(backend, op):
+    if backend.device != "cpu":
+        pytest.skip("the tensors of this test are on the CPU")
+    for _, tensor, call in Valid(backend, op).each_tensor():
+        if tensor.numel() and tensor.itemsize > 1:
+            with pytest.raises(RuntimeError, match="multiple of its element size"):
+                call(off_by_a_byte(tensor))
 
 
 @each_in_place

@@ -107,6 +107,11 @@ void Operands::check(const Tensor& tensor, const char* name) const {
       tensor.sizes(), tensor.strides(), tensor.itemsize(), tensor.storage_offset());
   TORCH_CHECK(needed <= tensor.storage().nbytes(), name, " should lie within its memory: it needs ",
               needed, " bytes, and its storage has ", tensor.storage().nbytes());
+  // A GPU ends its context at a misaligned access, and compilers may vectorize for alignment.
+  const size_t aligned = std::min<size_t>(tensor.itemsize(), alignof(int64_t));
+  TORCH_CHECK(
+      reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % aligned == 0, name,
+      " should lie in memory at a multiple of its element size. Please clone() the tensor.");
 }
 
 void Operands::add(const Tensor& tensor, const char* name, bool written) {

@@ -172,8 +172,8 @@ def _may_overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def check_memory(arguments: Sequence[tuple[str, object, bool]]) -> None:
-    """Checks (name, argument, is_written) triples. Each tensor must lie within its storage. A
-    tensor that is written must not overlap itself or any other tensor."""
+    """Checks (name, argument, is_written) triples. Each tensor must lie within its storage, with
+    aligned elements. A tensor that is written must not overlap itself or any other tensor."""
     tensors = [
         (name, tensor, written)
         for name, value, written in arguments
@@ -189,6 +189,11 @@ def check_memory(arguments: Sequence[tuple[str, object, bool]]) -> None:
             raise RuntimeError(
                 f"{name} should lie within its memory: it needs {needed} bytes, and its storage "
                 f"has {tensor.untyped_storage().nbytes()}"
+            )
+        if tensor.data_ptr() % min(tensor.itemsize, 8):  # a misaligned access ends a CUDA context
+            raise RuntimeError(
+                f"{name} should lie in memory at a multiple of its element size. Please clone() "
+                "the tensor."
             )
         if written and overlaps_itself(tensor):
             raise RuntimeError(

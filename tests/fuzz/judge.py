@@ -91,14 +91,14 @@ def uninitialized_memory_is_nan() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def copied(value, place=Tensor.clone):
+def copied(value, place=lambda memory, itemsize: memory.clone()):
     """A copy in separate memory with the same layout."""
     if isinstance(value, (list, tuple)):
         return [copied(element, place) for element in value]
     if not isinstance(value, Tensor) or not in_memory(value):
         return value
     with torch.no_grad():
-        storage = place(Memory.bytes_of(value)).untyped_storage()
+        storage = place(Memory.bytes_of(value), value.itemsize).untyped_storage()
         copy = torch.empty(0, dtype=value.dtype).set_(
             storage, value.storage_offset(), value.shape, value.stride()
         )
@@ -107,9 +107,9 @@ def copied(value, place=Tensor.clone):
     return copy.requires_grad_(value.requires_grad)
 
 
-def before_a_fence(bytes: Tensor) -> Tensor:
+def before_a_fence(bytes: Tensor, itemsize: int) -> Tensor:
     """A copy that ends at the end of mapped memory, so that a read beyond it is a segmentation
-    fault."""
+    fault. It begins at a multiple of the element size, and so may end a few bytes earlier."""
     count = bytes.numel()
     if count == 0 or sys.platform != "linux":
         return bytes.clone()
@@ -118,7 +118,8 @@ def before_a_fence(bytes: Tensor) -> Tensor:
     fence = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + room
     if libc.mprotect(ctypes.c_void_p(fence), mmap.PAGESIZE, 0):
         raise OSError("mprotect failed")
-    return torch.frombuffer(pages, dtype=torch.uint8, offset=room - count, count=count).copy_(bytes)
+    offset = (room - count) // itemsize * itemsize
+    return torch.frombuffer(pages, dtype=torch.uint8, offset=offset, count=count).copy_(bytes)
 
 
 class Memory:
