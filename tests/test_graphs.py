@@ -166,3 +166,15 @@ def test_what_inference_mode_gives_is_taken(name):
             (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=differentiable)
             gradients.append(gradient.detach())
         torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("lazy", ["negated", "conjugated"])
+def test_inference_tensors_keep_lazy_operations(lazy):
+    with torch.inference_mode():
+        complexes = torch.complex(*make.randn(2, 6, 5)).conj()
+        taught = complexes if lazy == "conjugated" else complexes.imag
+    assert taught.is_neg() or taught.is_conj()
+    x = make.randn(6, 5).requires_grad_()
+    loss = functional.l1_loss if lazy == "conjugated" else functional.mse_loss
+    expected = loss(x, taught.resolve_conj().resolve_neg().clone())
+    torch.testing.assert_close(loss(x, taught), expected)

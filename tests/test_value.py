@@ -141,6 +141,10 @@ def test_weight(spec, kwargs, reduction, dtype, shape):
     assert value.shape == true.shape
     size = size_of_terms(spec, kwargs, input, target, reduction, weight)
     assert ulps(value, true, size=size) <= 16
+    weight.requires_grad_()  # the mean's denominator then needs a gradient as well
+    value = spec.function(input, target, reduction=reduction, weight=weight, **kwargs)
+    assert ulps(value.detach(), true, size=size) <= 16
+    weight = weight.detach()
     torchs_own = (
         spec.torch_function and "weight" in inspect.signature(spec.torch_function).parameters
     )

@@ -59,11 +59,14 @@ def defined(function: str, name: str, value) -> float:
 
 def savable(tensor: Tensor | None) -> Tensor | None:
     """Returns a tensor that autograd can save. An inference tensor, such as the output of a teacher
-    model, is replaced by a normal tensor that shares its memory."""
+    model, is replaced by a normal tensor that shares its memory, or holds what a lazy negation or
+    conjugation makes of it."""
     if type(tensor) is not Tensor or torch.compiler.is_compiling():
         return tensor
     if not tensor.is_inference() or torch.is_inference_mode_enabled():
         return tensor
+    if tensor.is_neg() or tensor.is_conj():
+        return tensor.resolve_neg().resolve_conj()
     fresh = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     place = tensor.storage_offset(), tensor.shape, tensor.stride()
     return fresh.set_(tensor.untyped_storage(), *place)
