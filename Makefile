@@ -44,7 +44,7 @@ export REQUIREMENTS
 export TORCH
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: report test test-all fuzz test-torch gpu build format clean
+.PHONY: report test test-all nothing-kept fuzz test-torch gpu build format clean
 
 report: build
 	$(BIN)/python -m benchmarks report --out report
@@ -56,7 +56,10 @@ test: build
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-all: export LOSSOPS_TEST_ALL := 1
-test-all: test fuzz
+test-all: nothing-kept test fuzz
+
+nothing-kept:
+	rm -rf build/kernels
 
 # In a build of its own. Its runtime, and the C++ library that it wraps, have to be there before Python.
 # Tensors too large to allocate are part of what is tried.

@@ -72,6 +72,9 @@ def _state(csrc: Path, others, module: str, texts: list[str]) -> str:
     tests = Path(__file__).parent
     files += [*tests.glob("raw_*.py"), tests / "test_raw_vectors.py", tests / "interpreter.py"]
     files += [p for p in Path(build.__file__).parent.iterdir() if p.suffix in (".cpp", ".h", ".py")]
+    library = ROOT / "lossops"  # the expected results
+    files += [*library.rglob("reference.py"), library / "core" / "formulas.py"]
+    files += [*library.glob("*/ops.py"), library / "core" / "library.py"]
     text = (tests / f"{module}.py").read_text()
     own = [
         python_code(node)

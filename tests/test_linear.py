@@ -449,3 +449,29 @@ def test_compile_of_a_tensor_in_two_roles(walk, monkeypatch):
         torch.testing.assert_close(found, expected)
         grads = [torch.autograd.grad(value, a) for value in (found, expected)]
         torch.testing.assert_close(*grads, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_float16_gradients_of_the_input_are_scaled_before_they_are_rounded(reduction):
+    """The gradient of the sum may overflow or underflow where the result does not."""
+    labels, options = make.arange(64) * 7, {}
+    if reduction == "mean":
+        weight, x, factor = (make.randn(512, 16) * 4).half(), make.randn(64, 16).half(), 1.0
+        options["weight"] = make.full((512,), 1e4).half()
+    else:  # nearly certain rows, with loss scaling
+        weight, factor = make.randn(512, 16).half(), 2.0**15
+        x = (weight[labels] * 2).half()
+    x.requires_grad_()
+    chunks = SimpleNamespace(batch_chunk_size=4)
+    loss = functional.linear_cross_entropy(
+        x, weight, labels, reduction=reduction, options=chunks, **options
+    )
+    (found,) = torch.autograd.grad(loss.float() * factor, x)
+    double = x.detach().double().requires_grad_()
+    wide = {name: tensor.double() for name, tensor in options.items()}
+    loss = functional.cross_entropy(double @ weight.double().T, labels, reduction=reduction, **wide)
+    (expected,) = torch.autograd.grad(loss * factor, double)
+    in_range = expected.abs() < 6e4
+    assert found[in_range].isfinite().all()
+    assert (found[expected.abs() > 2e-4] != 0).all()
+    torch.testing.assert_close(found.double()[in_range], expected[in_range], rtol=2e-2, atol=2e-4)

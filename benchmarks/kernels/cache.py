@@ -78,8 +78,8 @@ def python_code(tree: ast.AST) -> str:
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
             node
         ):
-            node.body = node.body[1:]
-    return ast.dump(tree)
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)  # whatever the version of Python
 
 
 def digest(texts: Iterable[str], files: Iterable[Path]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+import lossops
 from benchmarks.kernels import machine_code
 from benchmarks.kernels import softmax as kernels_softmax
 from benchmarks.kernels import vectors as kernels_vectors
@@ -83,7 +84,9 @@ def _files(loss: str | None) -> list[Path]:
     elif loss in kernels_vectors.LOSSES:
         family, launched = "vectors", Path(kernels_vectors.__file__)
     kernels = imported(f"lossops.{family}.triton.ops", ".triton")
-    return [*kernels, *READERS, Path(__file__), launched]
+    library = Path(lossops.__file__).parent
+    kernels |= {library / family / "ops.py", library / "core" / "library.py"}
+    return [*kernels, *READERS, Path(__file__), launched, library / "specs" / "elementwise.py"]
 
 
 @contextlib.contextmanager

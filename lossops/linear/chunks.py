@@ -64,7 +64,7 @@ class _Chunks:
         self.rows = _rows_at_once(rows, input.shape[0], classes, dtype)
         whole = self.matrix.dtype == self.wide
         self.step = max(_FEWEST_CLASSES, classes if whole else math.ceil(classes / _PIECES))
-        self.by_input = torch.empty_like(input) if mask[0] else None
+        self.by_input = torch.empty_like(input, dtype=self.wide) if mask[0] else None
         self.by_weight = torch.zeros_like(linear_weight, dtype=self.wide) if mask[1] else None
         self.by_bias = torch.zeros_like(linear_bias, dtype=self.wide) if mask[2] else None
 
@@ -193,7 +193,7 @@ def _losses_backward(
 def _fake_gradients(input, linear_weight, linear_bias, dtype, mask):
     wide = accumulator(dtype)
     return (
-        torch.empty_like(input) if mask[0] else None,
+        torch.empty_like(input, dtype=wide) if mask[0] else None,
         torch.empty_like(linear_weight, dtype=wide) if mask[1] else None,
         torch.empty_like(linear_bias, dtype=wide) if mask[2] else None,
     )

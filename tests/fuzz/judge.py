@@ -241,6 +241,8 @@ def takes_any_numbers(call: Call) -> bool:
         return False
     given = call.arguments
     if "form" in given:
+        if given["loss"] == "focal" and not given["params"][4:5] >= [0]:  # gamma
+            return False
         return given["form"] == "logits" and given["target_form"] in ("labels", "logits")
     loss = given.get("loss", "mse" if "rescale" in call.name else "")
     return loss in EVERYWHERE
