@@ -32,6 +32,8 @@ FUNCTIONS = {
     "MarginRankingLoss": "margin_ranking_loss", "CTCLoss": "ctc_loss",
     "CrossEntropyLoss": "cross_entropy", "LinearCrossEntropyLoss": "linear_cross_entropy",
 }  # fmt: skip
+if not hasattr(torch.nn, "LinearCrossEntropyLoss"):  # before torch 2.13
+    del FUNCTIONS["LinearCrossEntropyLoss"]
 # This option of kl_div, which is in the samples below, has a reference of its own.
 OTHERS = {"KLDivLoss_log_target"}
 

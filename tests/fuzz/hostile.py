@@ -220,7 +220,7 @@ def inference(draw, call, tensor):
 
 
 def misaligned(draw, call, tensor):
-    if tensor.itemsize == 1 or not tensor.numel() or not tensor.is_cpu:
+    if tensor.itemsize == 1 or not tensor.numel() or not in_memory(tensor):
         return None
     return off_by_a_byte(tensor)
 
