@@ -401,7 +401,10 @@ def test_few_logits_are_made_at_once_when_compiled():
     torch._dynamo.reset()
     loss = functional.linear_cross_entropy
     torch.compile(loss, fullgraph=True, backend=keep)(x, a, target)
-    assert "linear_cross_entropy_sum" not in graphs[0]
+    # torch 2.10 takes every compiled function for one to be exported.
+    exporting = torch.compile(lambda t: t + torch.compiler.is_exporting(), backend="eager")
+    as_exported = exporting(make.zeros(1)).item() == 1
+    assert ("linear_cross_entropy_sum" in graphs[0]) == (as_exported and BACKEND != "reference")
 
     class Loss(torch.nn.Module):
         def forward(self, x, target):
