@@ -11,7 +11,6 @@ import pytest
 import torch
 from conftest import cpu_only
 from fuzz.call import FLOATS, Draw, tensors_of
-from fuzz.hostile import off_by_a_byte
 from fuzz.judge import all_of, on_meta, steps
 from fuzz.raw import arguments_of
 from raw_ops import FLOAT32, Case
@@ -140,6 +139,15 @@ def test_lists_and_masks_of_other_lengths_are_refused(backend, op):
             for other in others:
                 with pytest.raises(REFUSALS):
                     valid(**{name: other})
+
+
+def off_by_a_byte(tensor: Tensor) -> Tensor:
+    """A contiguous copy whose elements are not aligned in memory. Copied byte by byte: torch's own
+    operations may crash on such a tensor."""
+    room = torch.empty(tensor.numel() * tensor.itemsize + 1, dtype=torch.uint8)
+    room[1:] = tensor.contiguous().reshape(-1).view(torch.uint8)
+    memory = torch.frombuffer(room.numpy(), dtype=tensor.dtype, offset=1, count=tensor.numel())
+    return memory.view(tensor.shape)
 
 
 @each_op

@@ -219,19 +219,6 @@ def inference(draw, call, tensor):
         return tensor.clone()
 
 
-def misaligned(draw, call, tensor):
-    if tensor.itemsize == 1 or not tensor.numel() or not in_memory(tensor):
-        return None
-    return off_by_a_byte(tensor)
-
-
-def off_by_a_byte(tensor: Tensor) -> Tensor:
-    """A contiguous copy whose elements are not aligned in memory."""
-    room = torch.empty(tensor.numel() * tensor.itemsize + 1, dtype=torch.uint8)
-    memory = torch.frombuffer(room.numpy(), dtype=tensor.dtype, offset=1, count=tensor.numel())
-    return memory.view(tensor.shape).copy_(tensor)
-
-
 def nine_dimensions(draw, call, tensor):
     return tensor.reshape(*[1] * 9, *tensor.shape)
 
@@ -251,6 +238,6 @@ TENSOR_CHANGES = (
     dtype, dtype, random_dtype_and_contents, meta, sparse, flattened, without_a_dimension,
     with_a_dimension, transposed, shorter, longer, empty, a_number, resized_storage, requires_grad,
     expanded, overlapping, odd_strides, other_layout, another, part_of_another, negative,
-    conjugate, wild_numbers, other_labels, subclass, inference, misaligned,
-    nine_dimensions, many_rows_and_none,
+    conjugate, wild_numbers, other_labels, subclass, inference, nine_dimensions,
+    many_rows_and_none,
 )  # fmt: skip
