@@ -145,7 +145,7 @@ def off_by_a_byte(tensor: Tensor) -> Tensor:
     """A contiguous copy whose elements are not aligned in memory. Copied byte by byte: torch's own
     operations may crash on such a tensor."""
     room = torch.empty(tensor.numel() * tensor.itemsize + 1, dtype=torch.uint8)
-    room[1:] = tensor.contiguous().reshape(-1).view(torch.uint8)
+    room[1:] = tensor.new_empty(tensor.numel()).copy_(tensor.reshape(-1)).view(torch.uint8)
     memory = torch.frombuffer(room.numpy(), dtype=tensor.dtype, offset=1, count=tensor.numel())
     return memory.view(tensor.shape)
 
