@@ -12,8 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lossops.core import backends
-from lossops.core import labels as checking
+from lossops.core import backends, labels
 from lossops.core.backends import native_extension
 
 
@@ -22,7 +21,7 @@ def _may_be_plain() -> bool:
     return (
         not torch.compiler.is_compiling()
         and backends.chosen() in (None, "native")
-        and not checking.labels_are_checked()
+        and not labels.labels_are_checked()
         and native_extension is not None
     )
 
