@@ -19,89 +19,21 @@ All functions but :func:`log_prob_of` take a ``reduction``:
 :func:`kl_div` also takes "batchmean".
 """
 
+# ruff: noqa: F403
 from __future__ import annotations
 
-from lossops.elementwise.likelihoods import gaussian_nll_loss, poisson_nll_loss
-from lossops.elementwise.margins import (
-    hinge_embedding_loss,
-    margin_ranking_loss,
-    multilabel_soft_margin_loss,
-    soft_margin_loss,
-)
-from lossops.elementwise.probabilities import (
-    binary_cross_entropy,
-    binary_cross_entropy_with_logits,
-    kl_div,
-    sigmoid_focal_loss,
-)
-from lossops.elementwise.regression import (
-    charbonnier_loss,
-    huber_loss,
-    l1_loss,
-    log_cosh_loss,
-    mse_loss,
-    quantile_loss,
-    smooth_l1_loss,
-)
-from lossops.linear.cross_entropy import linear_cross_entropy
-from lossops.sequences import ctc_loss
-from lossops.softmax.classification import (
-    cross_entropy,
-    focal_loss,
-    log_prob_of,
-    nll_loss,
-    poly_loss,
-)
-from lossops.softmax.divergences import (
-    js_divergence,
-    kl_divergence,
-    l1_distribution_loss,
-    soft_cross_entropy,
-    total_variation,
-)
-from lossops.vectors.hinges import multi_margin_loss, multilabel_margin_loss
-from lossops.vectors.pairs import (
-    cosine_embedding_loss,
-    triplet_margin_loss,
-    triplet_margin_with_distance_loss,
-)
-from lossops.vectors.regions import dice_loss, tversky_loss
+from lossops.elementwise.likelihoods import *
+from lossops.elementwise.logits import *
+from lossops.elementwise.margins import *
+from lossops.elementwise.probabilities import *
+from lossops.elementwise.regression import *
+from lossops.linear.cross_entropy import *
+from lossops.sequences import *
+from lossops.softmax.classification import *
+from lossops.softmax.divergences import *
+from lossops.softmax.log_probs import *
+from lossops.vectors.hinges import *
+from lossops.vectors.pairs import *
+from lossops.vectors.regions import *
 
-__all__ = [
-    "binary_cross_entropy",
-    "binary_cross_entropy_with_logits",
-    "charbonnier_loss",
-    "cosine_embedding_loss",
-    "cross_entropy",
-    "ctc_loss",
-    "dice_loss",
-    "focal_loss",
-    "gaussian_nll_loss",
-    "hinge_embedding_loss",
-    "huber_loss",
-    "js_divergence",
-    "kl_div",
-    "kl_divergence",
-    "l1_distribution_loss",
-    "l1_loss",
-    "linear_cross_entropy",
-    "log_cosh_loss",
-    "log_prob_of",
-    "margin_ranking_loss",
-    "mse_loss",
-    "multi_margin_loss",
-    "multilabel_margin_loss",
-    "multilabel_soft_margin_loss",
-    "nll_loss",
-    "poisson_nll_loss",
-    "poly_loss",
-    "quantile_loss",
-    "sigmoid_focal_loss",
-    "smooth_l1_loss",
-    "soft_cross_entropy",
-    "soft_margin_loss",
-    "total_variation",
-    "triplet_margin_loss",
-    "triplet_margin_with_distance_loss",
-    "tversky_loss",
-]
+__all__ = sorted(name for name, value in list(globals().items()) if hasattr(value, "ranges"))

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lossops.core.arguments import check_reduction
-from lossops.core.overrides import TORCHS, handle, overridden
+from lossops.core.declaration import LossModule, public
+from lossops.core.overrides import TORCHS
 
-__all__ = ["ctc_loss"]
+__all__ = [
+    "CTCLoss",
+    "ctc_loss",
+]
 
 
+@public()
 def ctc_loss(
     log_probs: Tensor,
     targets: Tensor,
@@ -52,14 +58,12 @@ def ctc_loss(
         >>> F.ctc_loss(log_probs, torch.tensor([[1, 2]]), [4], [2], reduction="sum")
         tensor(1.6864)
     """
-    if overridden(log_probs, targets, input_lengths, target_lengths):
-        return handle(
-            ctc_loss, (log_probs, targets, input_lengths, target_lengths), log_probs, targets,
-            input_lengths, target_lengths, blank=blank, reduction=reduction,
-            zero_infinity=zero_infinity,
-        )  # fmt: skip
     check_reduction(reduction)
     reduction = "none" if reduction == "sample" else reduction
     return TORCHS["ctc_loss"](
         log_probs, targets, input_lengths, target_lengths, blank, reduction, zero_infinity
     )
+
+
+class CTCLoss(LossModule, torch.nn.CTCLoss, function=ctc_loss):
+    """Connectionist temporal classification; see :func:`lossops.functional.ctc_loss`."""

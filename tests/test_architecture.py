@@ -79,9 +79,7 @@ MAY_IMPORT = {
     "linear": {"core", "softmax"},
     "sequences": {"core"},
     "functional": {"elementwise", "softmax", "vectors", "linear", "sequences"},
-    "nn_composed": {"functional"},
-    "nn_divergences": {"functional"},
-    "nn": {"functional", "nn_composed", "nn_divergences"},
+    "nn": {"elementwise", "softmax", "vectors", "linear", "sequences"},
     "patching": {"functional"},
     "scripting": {"core", "functional", "nn"},
     "info": {"core"},
@@ -103,7 +101,7 @@ EXCEPTIONS = {("core", "families"), ("info", "__version__")}
 LAYERS = {
     "core": [
         "contract", "library", "spread", "overrides", "transforms", "formulas", "backends",
-        "labels", "arguments", "unfused", "plain",
+        "labels", "arguments", "declaration", "unfused", "plain",
     ],
     "family": ["reference", "ops", "batching", "autograd", "call"],
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import warnings
@@ -13,13 +14,30 @@ from conftest import each_spec, make, needs_kernels, pair, raw_ops
 import lossops
 from lossops import functional
 from lossops.core import backends
-from lossops.specs import elementwise as specs
 
-REFUSED = [
-    pytest.param(row, bad, error, message, id=f"{row.name}-{bad}")
-    for row in specs.SPECS
-    for bad, error, message in row.refused
+RANGES = [
+    pytest.param(name, hyperparameter, id=f"{name}-{hyperparameter}")
+    for name in functional.__all__
+    for hyperparameter in getattr(functional, name).ranges
 ]
+
+
+def valid_call(name: str) -> dict:
+    """The required arguments of a loss, in their order."""
+    names = [
+        p.name
+        for p in inspect.signature(getattr(functional, name)).parameters.values()
+        if p.default is p.empty
+    ]
+    found = {name: make.rand(4, 5) for name in names}
+    if {"index", "target"} & found.keys():
+        last = names[-1] if "index" in found else "target"
+        takes_labels = ("cross_entropy", "focal_loss", "poly_loss", "multi_margin_loss")
+        if name in takes_labels or "index" in found or "linear_weight" in found:
+            found[last] = make.arange(4)
+        elif name == "cosine_embedding_loss":
+            found[last] = make.ones(4)
+    return found
 
 
 def refuses(function, error, message, *tensors):
@@ -34,23 +52,53 @@ def refuses(function, error, message, *tensors):
     assert torch.equal(ones.grad, make.full((3,), 2 / 3))
 
 
-@pytest.mark.parametrize(("spec", "bad", "error", "message"), REFUSED)
-def test_hyperparameter(spec, bad, error, message):
-    x, y = pair(spec, 4)
-    refuses(lambda: spec.function(x, y, **bad), error, message, x, y)
-    name = next(iter(bad))
-    wanted = make.tensor(0.5, requires_grad=True)
-    refuses(
-        lambda: spec.function(x, y, **{name: wanted}), TypeError, "not differentiable by it", x, y
-    )
-    for other in ("1.0", make.tensor([0.5]), None, [0.5]):
-        refuses(
-            lambda other=other: spec.function(x, y, **{name: other}),
-            TypeError,
-            f"{name} should be a number",
-            x,
-            y,
+@pytest.mark.parametrize(("name", "hyperparameter"), RANGES)
+def test_hyperparameter(name, hyperparameter):
+    """Values outside the declared range, by keyword and by position, and what is no number."""
+    function, given = getattr(functional, name), valid_call(name)
+    held = function.ranges[hyperparameter]
+    tensors = [value for value in given.values() if isinstance(value, torch.Tensor)]
+    function(*given.values())
+
+    def calls(value):
+        yield lambda: function(*given.values(), **{hyperparameter: value})
+        parameters = inspect.signature(function).parameters
+        if parameters[hyperparameter].kind is inspect.Parameter.KEYWORD_ONLY:
+            return
+        before = list(parameters)[: list(parameters).index(hyperparameter)]
+        positional = [given[n] if n in given else parameters[n].default for n in before]
+        rest = {n: given[n] for n in given if n not in before}
+        yield lambda: function(*positional, value, **rest)
+
+    for value in (*held.outside, float("nan")):
+        message = held.message.format(
+            function=name, name=hyperparameter, wanted=held.wanted, value=value
         )
+        for call in calls(value):
+            refuses(call, held.error, re.escape(message), *tensors)
+    for call in calls(make.tensor(0.5, requires_grad=True)):
+        refuses(call, TypeError, "not differentiable by it", *tensors)
+    for other in ("1.0", make.tensor([0.5]), [0.5], *(() if held.optional else (None,))):
+        for call in calls(other):
+            refuses(call, TypeError, f"{hyperparameter} should be a number", *tensors)
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "cross_entropy", "linear_cross_entropy"])
+def test_wrong_numbers_of_arguments(name):
+    """As Python itself, also where a mode overrides the call."""
+    function = getattr(functional, name)
+    given = list(valid_call(name).values())
+    for mode in (contextlib.nullcontext(), torch.overrides.BaseTorchFunctionMode()):
+        with mode:
+            function(*given)
+            for call in (
+                lambda: function(*given[:-1]),
+                lambda: function(*given, reduction="mean", no_such_option=1),
+                lambda: function(*given, input=given[0]),
+                lambda: function(*given, *[None] * 20),
+            ):
+                with pytest.raises(TypeError, match=rf"{name}\(\)"):
+                    call()
 
 
 @each_spec

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,14 +49,6 @@ def number_on(device: torch.device, value: float, dtype: torch.dtype = torch.flo
     if torch.compiler.is_compiling():  # torch.full would specialise the graph on a symbolic value
         return torch.ones((), dtype=dtype, device=device) * value
     return torch.full((), value, dtype=dtype, device=device)
-
-
-def defined(function: str, name: str, value) -> float:
-    """Converts a hyperparameter to a float; rejects NaN."""
-    value = number(function, name, value)
-    if value != value:
-        raise ValueError(f"{function}(): {name} should be a number, got nan")
-    return value
 
 
 def savable(tensor: Tensor | None) -> Tensor | None:
@@ -113,15 +107,30 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"{reduction} is not a valid value for reduction")
 
 
-def positive(function: str, name: str, value) -> float:
-    value = number(function, name, value)
-    if not 0 < value < math.inf:
-        raise ValueError(f"{function}(): {name} should be positive and finite, got {value}")
-    return value
+@dataclass(frozen=True)
+class Range:
+    """The values that a hyperparameter may have. A call validates one, and returns it as a
+    float."""
+
+    wanted: str  # completes "should be"
+    holds: Callable[[float], bool]
+    outside: tuple[float, ...]  # values that are rejected, for the tests; NaN always is
+    error: type[Exception] = ValueError
+    message: str = "{function}(): {name} should be {wanted}, got {value}"
+    optional: bool = False  # None is a value, too
+
+    def __call__(self, function: str, name: str, value) -> float | None:
+        if value is None and self.optional:
+            return None
+        value = number(function, name, value)
+        if not self.holds(value):
+            raise self.error(
+                self.message.format(function=function, name=name, wanted=self.wanted, value=value)
+            )
+        return value
 
 
-def finite(function: str, name: str, value) -> float:
-    value = number(function, name, value)
-    if not -math.inf < value < math.inf:
-        raise ValueError(f"{function}(): {name} should be finite, got {value}")
-    return value
+defined = Range("a number", lambda value: value == value, ())
+finite = Range("finite", lambda value: -math.inf < value < math.inf, (-math.inf, math.inf))
+positive = Range("positive and finite", lambda value: 0 < value < math.inf, (-1.0, 0.0, math.inf))
+not_negative = Range("at least 0 and finite", lambda value: 0 <= value < math.inf, (-0.1, math.inf))

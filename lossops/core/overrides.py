@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
 from torch.overrides import (
     TorchFunctionMode,
     _pop_mode,
     _pop_mode_temporarily,
     _push_mode,
     handle_torch_function,
-    has_torch_function_variadic,
 )
 
 # Captured at import time, because lossops.use_in_torch() may replace these functions later.
@@ -30,16 +28,23 @@ TORCHS: dict[str, Callable] = {
 }
 
 
-def overridden(*tensors) -> bool:
-    """Whether a mode or the class of one of the tensors overrides the call."""
-    if not has_torch_function_variadic(*tensors):
-        return False
-    # Under torch.compile, has_torch_function_variadic ignores that overrides may be disabled.
+def overrides_are_enabled() -> bool:
+    """Under torch.compile, has_torch_function_variadic ignores that overrides may be disabled."""
     return not torch.compiler.is_compiling() or torch._C._is_torch_function_enabled()
 
 
-def handle(ours: Callable, tensors: tuple, *required, **options) -> Tensor | tuple[Tensor, ...]:
+def handle(ours: Callable, parameters: Mapping[str, inspect.Parameter], args, kwargs):
     """Passes a call to the mode, or the class of one of the tensors, that overrides it."""
+    positional = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
+    given = dict(zip(positional, args, strict=False))
+    required = [name for name, p in parameters.items() if p.default is p.empty]
+    options = {name: p.default for name, p in parameters.items()} | given | kwargs
+    fits = len(args) <= len(positional) and not given.keys() & kwargs.keys()
+    missing = [name for name in required if options[name] is inspect.Parameter.empty]
+    if not fits or missing or len(options) > len(parameters):
+        return ours.__wrapped__(*args, **kwargs)  # raises Python's TypeError
+    tensors = tuple(options.values())
+    required = [options.pop(name) for name in required]
     torchs, shown = ours, options
     if not torch.compiler.is_compiling() and getattr(torch.nn.functional, ours.__name__, 0) is ours:
         torchs, shown = _as_torchs(ours, options)

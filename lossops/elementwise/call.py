@@ -98,7 +98,7 @@ def _warn_of_broadcast(input: Tensor, target: Tensor) -> None:
         f"Using a target size ({target.size()}) that is different to the input size "
         f"({input.size()}). This will likely lead to incorrect results due to broadcasting. "
         "Please ensure they have the same size.",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

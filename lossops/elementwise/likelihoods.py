@@ -16,15 +16,21 @@ from lossops.core.arguments import (
     promoted,
     require_tensors,
 )
+from lossops.core.declaration import LossModule, public
 from lossops.core.labels import can_look
-from lossops.core.overrides import handle, overridden
 from lossops.core.spread import beside, gathered
 from lossops.core.unfused import difference, floating
 from lossops.elementwise.call import broadcast_loss
 
-__all__ = ["gaussian_nll_loss", "poisson_nll_loss"]
+__all__ = [
+    "GaussianNLLLoss",
+    "PoissonNLLLoss",
+    "gaussian_nll_loss",
+    "poisson_nll_loss",
+]
 
 
+@public(eps=defined)
 def poisson_nll_loss(
     input: Tensor,
     target: Tensor,
@@ -70,20 +76,19 @@ def poisson_nll_loss(
         >>> F.poisson_nll_loss(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]), reduction="none")
         tensor([1.0000, 0.7183])
     """
-    if overridden(input, target, weight):
-        return handle(
-            poisson_nll_loss, (input, target, weight), input, target, log_input=log_input,
-            full=full, size_average=size_average, eps=eps, reduce=reduce, reduction=reduction,
-            weight=weight,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("poisson_nll_loss", input=input, target=target)
-    eps = defined("poisson_nll_loss", "eps", eps)
     loss, params = ("poisson_log", ()) if log_input else ("poisson", (eps,))
     input = floating(input, target)
     return broadcast_loss(loss, input, target, weight, reduction, *params, float(bool(full)))
 
 
+class PoissonNLLLoss(LossModule, torch.nn.PoissonNLLLoss, function=poisson_nll_loss):
+    """Negative log-likelihood of a Poisson distribution; see
+    :func:`lossops.functional.poisson_nll_loss`."""
+
+
+@public(eps=defined)
 def gaussian_nll_loss(
     input: Tensor,
     target: Tensor,
@@ -131,11 +136,6 @@ def gaussian_nll_loss(
         >>> F.gaussian_nll_loss(torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([2.0]))
         tensor(1.3466)
     """
-    if overridden(input, target, var, weight):
-        return handle(
-            gaussian_nll_loss, (input, target, var, weight), input, target, var, full=full, eps=eps,
-            reduction=reduction, weight=weight,
-        )  # fmt: skip
     require_tensors("gaussian_nll_loss", input=input, target=target)
     if not isinstance(var, Tensor):
         var = number("gaussian_nll_loss", "var", var)
@@ -152,7 +152,6 @@ def gaussian_nll_loss(
             or sum(v for x, v in zip(input.shape, var.shape, strict=True) if x != v) != 1
         ):
             raise ValueError("var is of incorrect size")
-    eps = defined("gaussian_nll_loss", "eps", eps)
     check_reduction(reduction)
     input = floating(input, target)
     off, dtype = difference(input, target)
@@ -162,3 +161,8 @@ def gaussian_nll_loss(
         dtype = torch.promote_types(dtype, var.dtype)
     params = (eps, 0.5 * math.log(2 * math.pi) if full else 0.0)
     return broadcast_loss("gaussian", off, var, weight, reduction, *params).to(dtype)
+
+
+class GaussianNLLLoss(LossModule, torch.nn.GaussianNLLLoss, function=gaussian_nll_loss):
+    """Negative log-likelihood of a normal distribution; see
+    :func:`lossops.functional.gaussian_nll_loss`."""

@@ -12,13 +12,17 @@ from lossops.core.arguments import (
     legacy_reduction,
     require_tensors,
 )
-from lossops.core.overrides import handle, overridden
+from lossops.core.declaration import LossModule, public
 from lossops.core.unfused import composed, difference, floating, has_kernels, mean_of_samples
 from lossops.elementwise import reference
 from lossops.elementwise.call import broadcast_loss
-from lossops.elementwise.probabilities import binary_cross_entropy_with_logits
+from lossops.elementwise.logits import binary_cross_entropy_with_logits
 
 __all__ = [
+    "HingeEmbeddingLoss",
+    "MarginRankingLoss",
+    "MultiLabelSoftMarginLoss",
+    "SoftMarginLoss",
     "hinge_embedding_loss",
     "margin_ranking_loss",
     "multilabel_soft_margin_loss",
@@ -26,6 +30,7 @@ __all__ = [
 ]
 
 
+@public()
 def soft_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -64,17 +69,17 @@ def soft_margin_loss(
         >>> F.soft_margin_loss(x, y, reduction="none")
         tensor([0.6931, 3.0486])
     """
-    if overridden(input, target, weight):
-        return handle(
-            soft_margin_loss, (input, target, weight), input, target, size_average=size_average,
-            reduce=reduce, reduction=reduction, weight=weight,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("soft_margin_loss", input=input, target=target)
     target = _label_like(input, target)
     return broadcast_loss("soft_margin", input, target, weight, reduction)
 
 
+class SoftMarginLoss(LossModule, torch.nn.SoftMarginLoss, function=soft_margin_loss):
+    """Logistic loss of labels 1 and -1; see :func:`lossops.functional.soft_margin_loss`."""
+
+
+@public(margin=defined)
 def hinge_embedding_loss(
     input: Tensor,
     target: Tensor,
@@ -117,15 +122,9 @@ def hinge_embedding_loss(
         ...     torch.tensor([0.3, 0.3]), torch.tensor([1, -1]), reduction="none")
         tensor([0.3000, 0.7000])
     """
-    if overridden(input, target, weight):
-        return handle(
-            hinge_embedding_loss, (input, target, weight), input, target, margin=margin,
-            size_average=size_average, reduce=reduce, reduction=reduction, weight=weight,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     require_tensors("hinge_embedding_loss", input=input, target=target)
     target = _label_like(input, target)
-    margin = defined("hinge_embedding_loss", "margin", margin)
     if weight is not None:
         input = floating(input)
     if not has_kernels(input):
@@ -138,6 +137,11 @@ def hinge_embedding_loss(
     return broadcast_loss("hinge_embedding", input, target, weight, reduction, margin)
 
 
+class HingeEmbeddingLoss(LossModule, torch.nn.HingeEmbeddingLoss, function=hinge_embedding_loss):
+    """Hinge loss of a distance; see :func:`lossops.functional.hinge_embedding_loss`."""
+
+
+@public(margin=defined)
 def margin_ranking_loss(
     input1: Tensor,
     input2: Tensor,
@@ -181,12 +185,6 @@ def margin_ranking_loss(
         >>> F.margin_ranking_loss(x1, x2, torch.tensor([1.0, 1.0]), reduction="none")
         tensor([0., 1.])
     """
-    if overridden(input1, input2, target, weight):
-        return handle(
-            margin_ranking_loss, (input1, input2, target, weight), input1, input2, target,
-            margin=margin, size_average=size_average, reduce=reduce, reduction=reduction,
-            weight=weight,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
     require_tensors("margin_ranking_loss", input1=input1, input2=input2, target=target)
@@ -195,7 +193,6 @@ def margin_ranking_loss(
             "margin_ranking_loss : All input tensors should have same dimension but got sizes: "
             f"input1: {input1.size()}, input2: {input2.size()}, target: {target.size()} "
         )
-    margin = defined("margin_ranking_loss", "margin", margin)
     if weight is not None:
         input1 = floating(input1, input2)
     if has_kernels(input1, input2):
@@ -210,6 +207,11 @@ def margin_ranking_loss(
     )
 
 
+class MarginRankingLoss(LossModule, torch.nn.MarginRankingLoss, function=margin_ranking_loss):
+    """Ranking loss of two scores; see :func:`lossops.functional.margin_ranking_loss`."""
+
+
+@public()
 def multilabel_soft_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -244,11 +246,6 @@ def multilabel_soft_margin_loss(
         >>> F.multilabel_soft_margin_loss(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 1.0]]))
         tensor(0.4100)
     """
-    if overridden(input, target, weight):
-        return handle(
-            multilabel_soft_margin_loss, (input, target, weight), input, target, weight=weight,
-            size_average=size_average, reduce=reduce, reduction=reduction,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
     require_tensors("multilabel_soft_margin_loss", input=input, target=target)
@@ -272,6 +269,13 @@ def multilabel_soft_margin_loss(
     if input.device.type == "cpu" and autocasts("cpu"):  # CPU autocast does not widen torch's loss
         loss = loss.to(torch.promote_types(input.dtype, target.dtype))
     return loss
+
+
+class MultiLabelSoftMarginLoss(
+    LossModule, torch.nn.MultiLabelSoftMarginLoss, function=multilabel_soft_margin_loss
+):
+    """Binary cross entropy over the classes; see
+    :func:`lossops.functional.multilabel_soft_margin_loss`."""
 
 
 def _label_like(input: Tensor, target: Tensor) -> Tensor:

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
-import math
-
+import torch
 from torch import Tensor
+from torch.nn.modules.loss import _Loss
 
-from lossops.core.arguments import integer_or_complex, legacy_reduction, number
-from lossops.core.overrides import handle, overridden
+from lossops.core.arguments import Range, integer_or_complex, legacy_reduction, positive
+from lossops.core.declaration import LossModule, public
 from lossops.elementwise.call import elementwise_loss, l1_in_torch
 
+__all__ = [
+    "CharbonnierLoss",
+    "HuberLoss",
+    "L1Loss",
+    "LogCoshLoss",
+    "MSELoss",
+    "QuantileLoss",
+    "SmoothL1Loss",
+    "charbonnier_loss",
+    "huber_loss",
+    "l1_loss",
+    "log_cosh_loss",
+    "mse_loss",
+    "quantile_loss",
+    "smooth_l1_loss",
+]
 
+# With torch's messages.
+_BETA = Range(
+    "at least 0", lambda beta: beta >= 0, (-1.0,), RuntimeError,
+    "{function} does not support negative values for {name}. Got: {value}",
+)  # fmt: skip
+_DELTA = Range(
+    "positive", lambda delta: delta > 0, (-1.0, 0.0), RuntimeError,
+    "{function} does not support non-positive values for {name}. Got: {value}",
+)  # fmt: skip
+_QUANTILE = Range("between 0 and 1", lambda quantile: 0 < quantile < 1, (-0.5, 0.0, 1.0, 1.5))
+
+
+@public()
 def mse_loss(
     input: Tensor,
     target: Tensor,
@@ -48,15 +77,15 @@ def mse_loss(
         >>> F.mse_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
         tensor(5.)
     """
-    if overridden(input, target, weight):
-        return handle(
-            mse_loss, (input, target, weight), input, target, size_average=size_average,
-            reduce=reduce, reduction=reduction, weight=weight,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     return elementwise_loss("mse", input, target, weight, reduction)
 
 
+class MSELoss(LossModule, torch.nn.MSELoss, function=mse_loss):
+    """Squared error loss; see :func:`lossops.functional.mse_loss`."""
+
+
+@public()
 def l1_loss(
     input: Tensor,
     target: Tensor,
@@ -95,17 +124,17 @@ def l1_loss(
         >>> F.l1_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
         tensor(2.)
     """
-    if overridden(input, target, weight):
-        return handle(
-            l1_loss, (input, target, weight), input, target, size_average=size_average,
-            reduce=reduce, reduction=reduction, weight=weight,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     if integer_or_complex(input, target):
         return l1_in_torch(input, target, weight, reduction)
     return elementwise_loss("l1", input, target, weight, reduction)
 
 
+class L1Loss(LossModule, torch.nn.L1Loss, function=l1_loss):
+    """Absolute error loss; see :func:`lossops.functional.l1_loss`."""
+
+
+@public(beta=_BETA)
 def smooth_l1_loss(
     input: Tensor,
     target: Tensor,
@@ -148,20 +177,17 @@ def smooth_l1_loss(
         >>> F.smooth_l1_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
         tensor([0.1250, 2.5000])
     """
-    if overridden(input, target, weight):
-        return handle(
-            smooth_l1_loss, (input, target, weight), input, target, size_average=size_average,
-            reduce=reduce, reduction=reduction, beta=beta, weight=weight,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
-    beta = number("smooth_l1_loss", "beta", beta)
-    if not beta >= 0:
-        raise RuntimeError(f"smooth_l1_loss does not support negative values for beta. Got: {beta}")
     if beta == 0:
         return elementwise_loss("l1", input, target, weight, reduction)
     return elementwise_loss("smooth_l1", input, target, weight, reduction, (beta,))
 
 
+class SmoothL1Loss(LossModule, torch.nn.SmoothL1Loss, function=smooth_l1_loss):
+    """Smooth L1 loss; see :func:`lossops.functional.smooth_l1_loss`."""
+
+
+@public(delta=_DELTA)
 def huber_loss(
     input: Tensor,
     target: Tensor,
@@ -203,21 +229,16 @@ def huber_loss(
         >>> F.huber_loss(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]), reduction="none")
         tensor([0.1250, 2.5000])
     """
-    if overridden(input, target, weight):
-        return handle(
-            huber_loss, (input, target, weight), input, target, reduction=reduction, delta=delta,
-            weight=weight,
-        )  # fmt: skip
-    delta = number("huber_loss", "delta", delta)
-    if not delta > 0:
-        raise RuntimeError(
-            f"huber_loss does not support non-positive values for delta. Got: {delta}"
-        )
     return elementwise_loss(
         "huber", input, target, weight, reduction, (delta,), divides_by_weight=False
     )
 
 
+class HuberLoss(LossModule, torch.nn.HuberLoss, function=huber_loss):
+    """Huber loss; see :func:`lossops.functional.huber_loss`."""
+
+
+@public()
 def log_cosh_loss(
     input: Tensor,
     target: Tensor,
@@ -256,14 +277,21 @@ def log_cosh_loss(
         >>> F.log_cosh_loss(torch.tensor([0.0, 100.0]), torch.tensor([0.0, 0.0]), reduction="none")
         tensor([ 0.0000, 99.3069])
     """
-    if overridden(input, target, weight):
-        return handle(
-            log_cosh_loss, (input, target, weight), input, target, reduction=reduction,
-            weight=weight,
-        )  # fmt: skip
     return elementwise_loss("log_cosh", input, target, weight, reduction)
 
 
+class LogCoshLoss(LossModule, _Loss, function=log_cosh_loss):
+    """Log-cosh loss; see :func:`lossops.functional.log_cosh_loss`.
+
+    Args:
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+
+
+@public(quantile=_QUANTILE)
 def quantile_loss(
     input: Tensor,
     target: Tensor,
@@ -304,19 +332,25 @@ def quantile_loss(
         >>> F.quantile_loss(torch.zeros(2), torch.tensor([1.0, -1.0]), 0.9, reduction="none")
         tensor([0.9000, 0.1000])
     """
-    if overridden(input, target, weight):
-        return handle(
-            quantile_loss, (input, target, weight), input, target, quantile=quantile,
-            reduction=reduction, weight=weight,
-        )  # fmt: skip
-    quantile = number("quantile_loss", "quantile", quantile)
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile_loss(): quantile should be between 0 and 1, got {quantile}")
     return elementwise_loss(
         "quantile", input, target, weight, reduction, (1.0 - quantile, quantile)
     )
 
 
+class QuantileLoss(LossModule, _Loss, function=quantile_loss):
+    """Quantile (pinball) loss; see :func:`lossops.functional.quantile_loss`.
+
+    Args:
+        quantile: q, 0 < q < 1.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    def __init__(self, quantile: float = 0.5, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+        self.quantile = quantile
+
+
+@public(epsilon=positive)
 def charbonnier_loss(
     input: Tensor,
     target: Tensor,
@@ -358,15 +392,18 @@ def charbonnier_loss(
         >>> F.charbonnier_loss(torch.tensor([0.0, 4.0]), torch.zeros(2), 3.0, reduction="none")
         tensor([3., 5.])
     """
-    if overridden(input, target, weight):
-        return handle(
-            charbonnier_loss, (input, target, weight), input, target, epsilon=epsilon,
-            reduction=reduction, weight=weight,
-        )  # fmt: skip
-    epsilon = number("charbonnier_loss", "epsilon", epsilon)
-    if not 0 < epsilon < math.inf:
-        raise ValueError(
-            f"charbonnier_loss(): epsilon should be positive and finite, got {epsilon}"
-        )
     params = (max(epsilon, 2.0**-126),)
     return elementwise_loss("charbonnier", input, target, weight, reduction, params)
+
+
+class CharbonnierLoss(LossModule, _Loss, function=charbonnier_loss):
+    """Charbonnier loss; see :func:`lossops.functional.charbonnier_loss`.
+
+    Args:
+        epsilon: ε > 0.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    def __init__(self, epsilon: float = 1e-3, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+        self.epsilon = epsilon

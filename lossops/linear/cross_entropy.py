@@ -12,29 +12,42 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.modules.loss import _WeightedLoss
 
 from lossops.core import backends
-from lossops.core.arguments import HALF_DTYPES, autocasts, require_tensors, savable
+from lossops.core.arguments import (
+    HALF_DTYPES,
+    autocasts,
+    finite,
+    positive,
+    require_tensors,
+    savable,
+)
+from lossops.core.declaration import public
 from lossops.core.library import accumulator
-from lossops.core.overrides import handle, overridden
 from lossops.core.transforms import transforms_active
 from lossops.linear.chunks import Walk, chunked_cross_entropy, without_autocast
 from lossops.softmax.autograd import SoftmaxCall
 from lossops.softmax.call import (
     check_class_weight,
     check_labels,
-    check_smoothing,
     check_target,
+    smoothing,
+    softcaps,
     softmax_call,
 )
 from lossops.softmax.classification import cross_entropy
 
-__all__ = ["linear_cross_entropy"]
+__all__ = [
+    "LinearCrossEntropyLoss",
+    "linear_cross_entropy",
+]
 
 # Logits of up to this size are computed at once: they fit in a cache, and a walk is slower.
 _FEW_BYTES = 1 << 18
 
 
+@public(label_smoothing=smoothing, z_loss=finite, softcap=softcaps, temperature=positive)
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -93,13 +106,6 @@ def linear_cross_entropy(
         >>> F.linear_cross_entropy(x, a, torch.tensor([1]))
         tensor(0.3133)
     """
-    if overridden(input, linear_weight, target, linear_bias, weight):
-        return handle(
-            linear_cross_entropy, (input, linear_weight, target, linear_bias, weight), input,
-            linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction,
-            ignore_index=ignore_index, label_smoothing=label_smoothing, options=options,
-            z_loss=z_loss, softcap=softcap, temperature=temperature, normalizer=normalizer,
-        )  # fmt: skip
     require_tensors("linear_cross_entropy", input=input, linear_weight=linear_weight, target=target)
     given = (input, linear_weight, target, linear_bias, weight)
     input, linear_weight, target, linear_bias, weight = map(savable, given)
@@ -108,7 +114,7 @@ def linear_cross_entropy(
         raise RuntimeError("ignore_index cannot be specified when target contains probabilities")
     extras = {
         "ignore_index": -100 if ignore_index is None else ignore_index,
-        "label_smoothing": check_smoothing(label_smoothing),
+        "label_smoothing": label_smoothing,
         "z_loss": z_loss, "softcap": softcap, "temperature": temperature, "normalizer": normalizer,
     }  # fmt: skip
     moving = torch.is_grad_enabled() and any(
@@ -146,6 +152,84 @@ def linear_cross_entropy(
     if input.dim() == 1 and reduction == "none":
         return torch.ops.aten._unsafe_view(loss, ())  # not a view, like any other loss
     return loss
+
+
+# The oldest torch that lossops supports does not have this class.
+class LinearCrossEntropyLoss(getattr(torch.nn, "LinearCrossEntropyLoss", _WeightedLoss)):
+    """A linear layer and its cross entropy; see :func:`lossops.functional.linear_cross_entropy`.
+
+    Args:
+        in_features: H.
+        num_classes: C.
+        out_features: d1, …, dK.
+        bias: whether the layer has a bias.
+        device, dtype: those of the layer's parameters.
+        weight, reduction, ignore_index, label_smoothing, options, z_loss, softcap, temperature: as
+            for the function.
+
+    Raises:
+        RuntimeError: if ``weight`` is not of shape (C), or ``label_smoothing`` is outside [0, 1].
+
+    Follows :class:`torch.nn.LinearCrossEntropyLoss`, and has the same parameters.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: object | None = None,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        if weight is not None and weight.shape != (num_classes,):
+            raise RuntimeError(
+                f"expected weight shape to be {(num_classes,)}, got {tuple(weight.shape)}"
+            )
+        if not 0 <= label_smoothing <= 1:
+            raise RuntimeError(
+                f"expected label_smoothing to be in range [0, 1], got {label_smoothing}"
+            )
+        _WeightedLoss.__init__(self, weight=weight, reduction=reduction)
+        self.num_classes = num_classes
+        self.out_features = out_features
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        outputs = math.prod(out_features, start=num_classes)
+        self.linear = torch.nn.Linear(in_features, outputs, bias=bias, device=device, dtype=dtype)
+        self.options = options
+        self.z_loss = z_loss
+        self.softcap = softcap
+        self.temperature = temperature
+
+    def forward(
+        self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None
+    ) -> Tensor:
+        shape = (self.num_classes, *self.out_features)
+        bias = self.linear.bias
+        return linear_cross_entropy(
+            input, self.linear.weight.reshape(*shape, self.linear.in_features), target,
+            linear_bias=None if bias is None else bias.reshape(shape), weight=self.weight,
+            reduction=self.reduction, ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing, options=self.options, z_loss=self.z_loss,
+            softcap=self.softcap, temperature=self.temperature, normalizer=normalizer,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        linear, names = self.linear, ("out_features", "reduction", "ignore_index")
+        names += ("label_smoothing", "options", "z_loss", "softcap", "temperature")
+        rest = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        layer = f"in_features={linear.in_features}, num_classes={self.num_classes}"
+        return f"{layer}, bias={linear.bias is not None}, {rest}"
 
 
 def _dtype_of_products(*tensors: Tensor | None) -> torch.dtype:

@@ -18,8 +18,8 @@ from lossops.core.arguments import (
     HALF_DTYPES,
     KERNEL_DTYPES,
     REDUCTIONS,
+    Range,
     autocasts,
-    finite,
     number,
     number_on,
     positive,
@@ -33,6 +33,11 @@ from lossops.core.transforms import transforms_active
 from lossops.softmax.autograd import Outputs, SoftmaxCall, softmax
 
 FORMS = ("logits", "log_probs", "probs")
+smoothing = Range(
+    "between 0 and 1", lambda value: 0 <= value <= 1, (-0.1, 1.5), RuntimeError,
+    "{name} must be between 0.0 and 1.0. Got: {value}",  # torch's message
+)  # fmt: skip
+softcaps = replace(positive, optional=True)
 _LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
 
 
@@ -103,10 +108,10 @@ def softmax_call(
             f"an input of shape {tuple(input.shape)} with its classes in dimension {dim}"
         )
     params = (
-        positive(function, "temperature", temperature),
-        0.0 if softcap is None else positive(function, "softcap", softcap),
-        float(label_smoothing),
-        finite(function, "z_loss", z_loss),
+        temperature,
+        0.0 if softcap is None else softcap,
+        label_smoothing,
+        z_loss,
         *(*own_params, 0.0, 0.0)[:2],
     )
     dtype = input.dtype
@@ -257,13 +262,6 @@ def check_form(function: str, name: str, form: str) -> str:
     if form not in FORMS:
         raise ValueError(f"{function}(): {name} should be one of {', '.join(FORMS)}, got {form!r}")
     return form
-
-
-def check_smoothing(label_smoothing) -> float:
-    label_smoothing = number("cross_entropy", "label_smoothing", label_smoothing)
-    if not 0 <= label_smoothing <= 1:
-        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
-    return label_smoothing
 
 
 def any_dimension(function: str, input: Tensor, dim: int | None) -> int:

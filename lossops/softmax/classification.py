@@ -7,30 +7,44 @@ one number per row, "sample" the mean over the rows of each sample of the batch.
 
 from __future__ import annotations
 
-import math
-
+import torch
 from torch import Tensor
+from torch.nn.modules.loss import _WeightedLoss
 
 from lossops.core import plain
-from lossops.core.arguments import defined, finite, legacy_reduction, number, number_on
+from lossops.core.arguments import (
+    defined,
+    finite,
+    legacy_reduction,
+    not_negative,
+    number_on,
+    positive,
+)
+from lossops.core.declaration import LossModule, public
 from lossops.core.library import accumulator
-from lossops.core.overrides import handle, overridden
 from lossops.core.spread import whole_along
 from lossops.softmax.call import (
-    any_dimension,
     check_class_weight,
     check_labels,
     check_scores,
-    check_smoothing,
     check_target,
     class_dimension,
-    labels_along,
+    smoothing,
+    softcaps,
     softmax_loss,
 )
 
-__all__ = ["cross_entropy", "focal_loss", "log_prob_of", "nll_loss", "poly_loss"]
+__all__ = [
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "PolyLoss",
+    "cross_entropy",
+    "focal_loss",
+    "poly_loss",
+]
 
 
+@public(label_smoothing=smoothing, z_loss=finite, softcap=softcaps, temperature=positive)
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -131,16 +145,7 @@ def cross_entropy(
         )
         if loss is not None:
             return loss
-    if overridden(input, target, weight):
-        return handle(
-            cross_entropy, (input, target, weight), input, target, weight=weight,
-            size_average=size_average, ignore_index=ignore_index, reduce=reduce,
-            reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss, softcap=softcap,
-            temperature=temperature, normalizer=normalizer, empty=empty, return_lse=return_lse,
-            return_entropy=return_entropy, return_accuracy=return_accuracy, inplace=inplace,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
-    label_smoothing = check_smoothing(label_smoothing)
     check_scores("cross_entropy", input)
     check_target("cross_entropy", input, target)
     dim = class_dimension(input)
@@ -174,126 +179,46 @@ def cross_entropy(
     return found if len(found) > 1 else found[0]
 
 
-def nll_loss(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    size_average: bool | None = None,
-    ignore_index: int = -100,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    *,
-    normalizer: float | Tensor | None = None,
-    empty: str = "nan",
-) -> Tensor:
-    r"""Negative log-likelihood: ``-w_y x_y``, for log-probabilities x and labels y.
-
-    Use it when the model already returns log-probabilities; for logits, use :func:`cross_entropy`.
+class CrossEntropyLoss(LossModule, torch.nn.CrossEntropyLoss, function=cross_entropy):
+    """Cross entropy; see :func:`lossops.functional.cross_entropy`.
 
     Args:
-        input: log-probabilities, of shape (C), (N, C) or (N, C, d1, …, dK).
-        target: class indices (int64, int32 or uint8) of shape (), (N) or (N, d1, …, dK).
-        weight: w, a weight per class, of shape (C).
-        size_average, reduce: deprecated, see ``reduction``.
-        ignore_index: a label to ignore. Its rows have loss and gradient 0 and do not count.
-        reduction: "none", "mean", "sum" or "sample". A mean divides by the sum of the weights w_y.
-        normalizer: a number, or a one-element tensor, that replaces the denominator of the mean.
-        empty: the value of a mean over no labels: "nan", as in torch, or "zero".
-
-    Returns:
-        The loss, of input's dtype.
-
-    Raises:
-        The same exceptions as :func:`cross_entropy`.
-
-    Follows :func:`torch.nn.functional.nll_loss`.
-
-    Example:
-        >>> import torch, lossops.functional as F
-        >>> F.nll_loss(torch.tensor([[-0.5, -0.9], [-2.0, -0.1]]), torch.tensor([0, 1]))
-        tensor(0.3000)
+        weight, size_average, ignore_index, reduce, reduction, label_smoothing: as in torch.
+        z_loss, softcap, temperature, empty, inplace: as for the function.
+        return_lse, return_entropy, return_accuracy: as for the function. With any of these, the
+            module returns a tuple.
     """
-    if size_average is reduce is normalizer is None and empty == "nan":
-        loss = plain.cross_entropy(input, target, weight, ignore_index, reduction, form="log_probs")
-        if loss is not None:
-            return loss
-    if overridden(input, target, weight):
-        return handle(
-            nll_loss, (input, target, weight), input, target, weight=weight,
-            size_average=size_average, ignore_index=ignore_index, reduce=reduce,
-            reduction=reduction, normalizer=normalizer, empty=empty,
-        )  # fmt: skip
-    reduction = legacy_reduction(size_average, reduce, reduction)
-    check_scores("nll_loss", input)
-    check_target("nll_loss", input, target)
-    if input.dim() == 0:
-        raise ValueError("nll_loss(): expected 1 or more dimensions (got 0)")
-    dim = class_dimension(input)
-    target = check_labels(input, target, dim)
-    check_class_weight("nll_loss", input, dim, weight)
-    return softmax_loss(
-        "nll_loss", "cross_entropy", input, target, dim=dim, reduction=reduction, form="log_probs",
-        class_weight=weight, ignore_index=ignore_index, normalizer=normalizer, empty=empty,
-    )[0]  # fmt: skip
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        temperature: float = 1.0,
+        empty: str = "nan",
+        inplace: bool = False,
+        return_lse: bool = False,
+        return_entropy: bool = False,
+        return_accuracy: bool = False,
+    ) -> None:
+        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        self.z_loss = z_loss
+        self.softcap = softcap
+        self.temperature = temperature
+        self.empty = empty
+        self.inplace = inplace
+        self.return_lse = return_lse
+        self.return_entropy = return_entropy
+        self.return_accuracy = return_accuracy
 
 
-def log_prob_of(
-    logits: Tensor,
-    index: Tensor,
-    *,
-    dim: int = -1,
-    temperature: float = 1.0,
-    return_entropy: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    r"""The log-probability of one class per row: ``log softmax(logits / T)[index]``.
-
-    Use it for policy gradients, which need the log-probability of each sampled token.
-
-    It does not materialise the tensor of all log-probabilities.
-
-    Args:
-        logits: a tensor of any shape, with the classes in dimension ``dim``.
-        index: class indices (int64, int32 or uint8), of the shape of logits without ``dim``.
-        dim: the class dimension.
-        temperature: T > 0.
-        return_entropy: also return the entropy of the distribution per row, differentiable.
-
-    Returns:
-        The log-probabilities, with the dtype of logits and the shape of index; or a tuple of them
-        and the entropies, in float32 for half precision.
-
-    Raises:
-        ValueError: for mismatched shapes.
-        RuntimeError: if index does not have one of these integer dtypes.
-        IndexError: for an index out of range, on the CPU. On a GPU its result is NaN.
-
-    Source: Williams, Simple Statistical Gradient-Following Algorithms, 1992. torch has no such
-    function.
-
-    Example:
-        >>> import torch, lossops.functional as F
-        >>> F.log_prob_of(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
-        tensor([-0.1269, -0.6931])
-    """
-    if overridden(logits, index):
-        return handle(
-            log_prob_of, (logits, index), logits, index, dim=dim, temperature=temperature,
-            return_entropy=return_entropy,
-        )  # fmt: skip
-    check_scores("log_prob_of", logits)
-    check_target("log_prob_of", logits, index)
-    dim = any_dimension("log_prob_of", logits, dim)
-    index = labels_along("log_prob_of", logits, index, dim)
-    found = softmax_loss(
-        "log_prob_of", "cross_entropy", logits, index, dim=dim, reduction="none",
-        ignore_index=_NO_CLASS, temperature=temperature, per_row=(False, return_entropy, False),
-    )  # fmt: skip
-    return (-found[0], found[1]) if return_entropy else -found[0]
-
-
-_NO_CLASS = -(2**63)  # an ignore_index that no label has, so that every label counts
-
-
+@public(gamma=not_negative)
 def focal_loss(
     input: Tensor,
     target: Tensor,
@@ -334,16 +259,6 @@ def focal_loss(
         >>> F.focal_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
         tensor(0.0018)
     """
-    if overridden(input, target, alpha):
-        return handle(
-            focal_loss, (input, target, alpha), input, target, alpha=alpha, gamma=gamma,
-            ignore_index=ignore_index, reduction=reduction, normalizer=normalizer,
-        )  # fmt: skip
-    gamma = number("focal_loss", "gamma", gamma)
-    if not gamma >= 0:
-        raise ValueError(f"focal_loss(): gamma should not be negative, got {gamma}")
-    if gamma == math.inf:
-        raise ValueError("focal_loss(): gamma should be finite, got inf")
     check_scores("focal_loss", input)
     weight = alpha
     if alpha is not None and not isinstance(alpha, Tensor):
@@ -354,6 +269,41 @@ def focal_loss(
     )
 
 
+class FocalLoss(_WeightedLoss):
+    """Focal loss of a softmax; see :func:`lossops.functional.focal_loss`.
+
+    Args:
+        alpha: one number for all classes or a tensor of shape (C).
+        gamma: γ ≥ 0.
+        ignore_index: a label to ignore.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    __constants__ = ["gamma", "ignore_index", "reduction"]
+
+    def __init__(
+        self,
+        alpha: float | Tensor | None = None,
+        gamma: float = 2.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(alpha if isinstance(alpha, Tensor) else None, reduction=reduction)
+        self.alpha = None if isinstance(alpha, Tensor) else alpha
+        self.gamma = gamma
+        self.ignore_index = ignore_index
+
+    def forward(
+        self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None
+    ) -> Tensor:
+        alpha = self.alpha if self.weight is None else self.weight
+        return focal_loss(
+            input, target, alpha, self.gamma, self.ignore_index, self.reduction,
+            normalizer=normalizer,
+        )  # fmt: skip
+
+
+@public(epsilon=finite)
 def poly_loss(
     input: Tensor,
     target: Tensor,
@@ -390,15 +340,33 @@ def poly_loss(
         >>> F.poly_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
         tensor(0.2461)
     """
-    if overridden(input, target, weight):
-        return handle(
-            poly_loss, (input, target, weight), input, target, epsilon=epsilon, weight=weight,
-            ignore_index=ignore_index, reduction=reduction, normalizer=normalizer,
-        )  # fmt: skip
-    epsilon = finite("poly_loss", "epsilon", epsilon)
     return _of_labels(
         "poly_loss", "poly", input, target, weight, (epsilon,), ignore_index, reduction, normalizer
     )
+
+
+class PolyLoss(LossModule, _WeightedLoss, function=poly_loss):
+    """Poly-1 loss; see :func:`lossops.functional.poly_loss`.
+
+    Args:
+        epsilon: ε.
+        weight: a weight per class.
+        ignore_index: a label to ignore.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    __constants__ = ["epsilon", "ignore_index", "reduction"]
+
+    def __init__(
+        self,
+        epsilon: float = 1.0,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(weight, reduction=reduction)
+        self.epsilon = epsilon
+        self.ignore_index = ignore_index
 
 
 def _of_labels(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.modules.loss import _Loss
 
-from lossops.core.overrides import handle, overridden
+from lossops.core.arguments import positive
+from lossops.core.declaration import LossModule, public
 from lossops.softmax.call import (
     any_dimension,
     check_form,
@@ -15,6 +17,11 @@ from lossops.softmax.call import (
 )
 
 __all__ = [
+    "JSDivergenceLoss",
+    "KLDivergenceLoss",
+    "L1DistributionLoss",
+    "SoftCrossEntropyLoss",
+    "TotalVariationLoss",
     "js_divergence",
     "kl_divergence",
     "l1_distribution_loss",
@@ -58,6 +65,32 @@ def _divergence(
         target_form=target_form, ignore_index=ignore_index, temperature=temperature,
         normalizer=normalizer,
     )[0]  # fmt: skip
+
+
+class _DivergenceLoss(_Loss):
+    """Base class of the modules of this file; see their functions.
+
+    Args:
+        input_form, target_form, dim, temperature, ignore_index: as for the function.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    def __init__(
+        self,
+        *,
+        input_form: str = "logits",
+        target_form: str | None = None,
+        dim: int | None = None,
+        temperature: float = 1.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction=reduction)
+        self.input_form = input_form
+        self.target_form = target_form
+        self.dim = dim
+        self.temperature = temperature
+        self.ignore_index = ignore_index
 
 
 _DIVERGENCE = """{line}
@@ -104,6 +137,7 @@ def _documented(line: str, more: str, source: str, example: str, own: str = ""):
     return decorate
 
 
+@public(temperature=positive)
 @_documented(
     "Kullback-Leibler divergence: ``KL(P ‖ Q) = Σ_c p_c (log p_c - log q_c)``.",
     "Use it to distil a teacher's distribution P into a student Q. It sums :func:`kl_div` over\n"
@@ -125,18 +159,40 @@ def kl_divergence(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    if overridden(input, target):
-        return handle(
-            kl_divergence, (input, target), input, target, input_form=input_form,
-            target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
-            reverse=reverse, reduction=reduction, normalizer=normalizer,
-        )  # fmt: skip
     return _divergence(
         "kl_divergence", "reverse_kl" if reverse else "kl", input, target, input_form, target_form,
         dim, temperature, ignore_index, reduction, normalizer,
     )  # fmt: skip
 
 
+class KLDivergenceLoss(LossModule, _DivergenceLoss, function=kl_divergence):
+    """Kullback-Leibler divergence; see :func:`lossops.functional.kl_divergence`.
+
+    Args:
+        reverse: compute KL(Q ‖ P), where Q is the input, instead of KL(P ‖ Q).
+        input_form, target_form, dim, temperature, ignore_index: as for the function.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    def __init__(
+        self,
+        *,
+        reverse: bool = False,
+        input_form: str = "logits",
+        target_form: str | None = None,
+        dim: int | None = None,
+        temperature: float = 1.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            input_form=input_form, target_form=target_form, dim=dim, temperature=temperature,
+            ignore_index=ignore_index, reduction=reduction,
+        )  # fmt: skip
+        self.reverse = reverse
+
+
+@public(temperature=positive)
 @_documented(
     "Jensen-Shannon divergence: ``½ KL(P ‖ M) + ½ KL(Q ‖ M)``, M = ½ (P + Q).",
     "Use it for a symmetric, bounded distance of two predictions: it is at most log 2. It is\n"
@@ -156,18 +212,17 @@ def js_divergence(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    if overridden(input, target):
-        return handle(
-            js_divergence, (input, target), input, target, input_form=input_form,
-            target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
-            reduction=reduction, normalizer=normalizer,
-        )  # fmt: skip
     return _divergence(
         "js_divergence", "jensen_shannon", input, target, input_form, target_form, dim,
         temperature, ignore_index, reduction, normalizer,
     )  # fmt: skip
 
 
+class JSDivergenceLoss(LossModule, _DivergenceLoss, function=js_divergence):
+    """Jensen-Shannon divergence; see :func:`lossops.functional.js_divergence`."""
+
+
+@public(temperature=positive)
 @_documented(
     "Total variation distance: ``½ Σ_c |p_c - q_c|``.",
     "Use it to bound how often two distributions disagree: it is at most 1. The derivative where\n"
@@ -187,18 +242,17 @@ def total_variation(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    if overridden(input, target):
-        return handle(
-            total_variation, (input, target), input, target, input_form=input_form,
-            target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
-            reduction=reduction, normalizer=normalizer,
-        )  # fmt: skip
     return _divergence(
         "total_variation", "total_variation", input, target, input_form, target_form, dim,
         temperature, ignore_index, reduction, normalizer,
     )  # fmt: skip
 
 
+class TotalVariationLoss(LossModule, _DivergenceLoss, function=total_variation):
+    """Total variation distance; see :func:`lossops.functional.total_variation`."""
+
+
+@public(temperature=positive)
 @_documented(
     "L1 distance (MAE) of two distributions: ``Σ_c |p_c - q_c|``.",
     "Use it where labels are often wrong. It is robust to them, and trains more slowly than cross\n"
@@ -218,18 +272,17 @@ def l1_distribution_loss(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    if overridden(input, target):
-        return handle(
-            l1_distribution_loss, (input, target), input, target, input_form=input_form,
-            target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
-            reduction=reduction, normalizer=normalizer,
-        )  # fmt: skip
     return _divergence(
         "l1_distribution_loss", "l1_distribution", input, target, input_form, target_form, dim,
         temperature, ignore_index, reduction, normalizer,
     )  # fmt: skip
 
 
+class L1DistributionLoss(LossModule, _DivergenceLoss, function=l1_distribution_loss):
+    """L1 distance of two distributions; see :func:`lossops.functional.l1_distribution_loss`."""
+
+
+@public(temperature=positive)
 @_documented(
     "Cross entropy of two distributions: ``-Σ_c p_c log q_c``.",
     "Use it for soft targets of any form. With labels and logits it equals :func:`cross_entropy`,\n"
@@ -249,13 +302,11 @@ def soft_cross_entropy(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    if overridden(input, target):
-        return handle(
-            soft_cross_entropy, (input, target), input, target, input_form=input_form,
-            target_form=target_form, dim=dim, temperature=temperature, ignore_index=ignore_index,
-            reduction=reduction, normalizer=normalizer,
-        )  # fmt: skip
     return _divergence(
         "soft_cross_entropy", "soft_cross_entropy", input, target, input_form, target_form, dim,
         temperature, ignore_index, reduction, normalizer,
     )  # fmt: skip
+
+
+class SoftCrossEntropyLoss(LossModule, _DivergenceLoss, function=soft_cross_entropy):
+    """Cross entropy of two distributions; see :func:`lossops.functional.soft_cross_entropy`."""

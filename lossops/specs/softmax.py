@@ -104,7 +104,6 @@ class RowSpec:
     parameter: tuple[str, float] | None = None  # keyword and default
     symmetric: bool = False  # with respect to input and target
     source: str = ""
-    refused: tuple[tuple[dict[str, Any], type[Exception], str], ...] = ()
 
     @property
     def function(self) -> Loss:
@@ -164,7 +163,6 @@ class RowSpec:
 
 _COOL = {"temperature": 2.0}
 _WRONG_FORM = ({"input_form": "odds"}, ValueError, "input_form should be one of")
-_COLD = (({"temperature": 0.0}, ValueError, "temperature should be positive"), _WRONG_FORM)
 
 
 def _pairs(*more: Sample) -> tuple[Sample, ...]:
@@ -198,13 +196,6 @@ ROW_SPECS: tuple[RowSpec, ...] = (
         in_torch=in_torch.cross_entropy,
         torchs_own=True,
         source="Good, Rational Decisions, 1952",
-        refused=(
-            ({"label_smoothing": -0.1}, RuntimeError, "between 0.0 and 1.0"),
-            ({"label_smoothing": float("nan")}, RuntimeError, "between 0.0 and 1.0"),
-            ({"temperature": 0.0}, ValueError, "temperature should be positive"),
-            ({"softcap": -1.0}, ValueError, "softcap should be positive"),
-            ({"z_loss": float("inf")}, ValueError, "z_loss should be finite"),
-        ),
     ),
     RowSpec(
         name="nll_loss",
@@ -227,7 +218,6 @@ ROW_SPECS: tuple[RowSpec, ...] = (
         in_torch=in_torch.log_prob_of,
         sign=-1.0,
         source="Williams, Simple Statistical Gradient-Following Algorithms, 1992",
-        refused=(({"temperature": -1.0}, ValueError, "temperature should be positive"),),
     ),
     RowSpec(
         name="focal_loss",
@@ -243,7 +233,6 @@ ROW_SPECS: tuple[RowSpec, ...] = (
         in_torch=in_torch.focal_loss,
         parameter=("gamma", 2.0),
         source="Lin et al., Focal Loss for Dense Object Detection, 2017",
-        refused=(({"gamma": -1.0}, ValueError, "gamma should not be negative"),),
     ),
     RowSpec(
         name="poly_loss",
@@ -258,7 +247,6 @@ ROW_SPECS: tuple[RowSpec, ...] = (
         in_torch=in_torch.poly_loss,
         parameter=("epsilon", 1.0),
         source="Leng et al., PolyLoss, 2022",
-        refused=(({"epsilon": "much"}, TypeError, "epsilon should be a number"),),
     ),
     RowSpec(
         name="kl_divergence",
@@ -271,7 +259,6 @@ ROW_SPECS: tuple[RowSpec, ...] = (
         ),
         in_torch=in_torch.by_distributions(in_torch.kl_divergence),
         source="Kullback and Leibler, On Information and Sufficiency, 1951",
-        refused=_COLD,
     ),
     RowSpec(
         name="js_divergence",
@@ -282,7 +269,6 @@ ROW_SPECS: tuple[RowSpec, ...] = (
         in_torch=in_torch.by_distributions(in_torch.js_divergence),
         symmetric=True,
         source="Lin, Divergence Measures Based on the Shannon Entropy, 1991",
-        refused=_COLD,
     ),
     RowSpec(
         name="total_variation",
@@ -293,7 +279,6 @@ ROW_SPECS: tuple[RowSpec, ...] = (
         in_torch=in_torch.by_distributions(in_torch.total_variation),
         symmetric=True,
         source="Levin and Peres, Markov Chains and Mixing Times, 2017",
-        refused=_COLD,
     ),
     RowSpec(
         name="l1_distribution_loss",
@@ -304,7 +289,6 @@ ROW_SPECS: tuple[RowSpec, ...] = (
         in_torch=in_torch.by_distributions(in_torch.l1_distribution),
         symmetric=True,
         source="Ghosh, Kumar and Sastry, Robust Loss Functions under Label Noise, 2017",
-        refused=_COLD,
     ),
     RowSpec(
         name="soft_cross_entropy",
@@ -314,7 +298,6 @@ ROW_SPECS: tuple[RowSpec, ...] = (
         samples=_pairs(),
         in_torch=in_torch.by_distributions(in_torch.soft_cross_entropy),
         source="Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015",
-        refused=_COLD,
     ),
 )
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,7 +36,6 @@ class Spec:
     torch_module: type[torch.nn.Module] | None = None
     divides_by_weight: bool = True  # a weighted mean divides by the sum of weights
     source: str = ""
-    refused: tuple[tuple[dict[str, Any], type[Exception], str], ...] = field(default=())
 
     # Its name in lossops.functional, if several rows share a function.
     called: str = ""

@@ -7,12 +7,18 @@ from torch import Tensor
 
 from lossops.core import plain
 from lossops.core.arguments import check_reduction, defined, legacy_reduction, require_tensors
-from lossops.core.overrides import handle, overridden
+from lossops.core.declaration import LossModule, public
 from lossops.vectors.call import vectors_loss
 
-__all__ = ["multi_margin_loss", "multilabel_margin_loss"]
+__all__ = [
+    "MultiLabelMarginLoss",
+    "MultiMarginLoss",
+    "multi_margin_loss",
+    "multilabel_margin_loss",
+]
 
 
+@public(margin=defined)
 def multi_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -57,18 +63,12 @@ def multi_margin_loss(
         loss = plain.multi_margin_loss(input, target, p, margin, reduction)
         if loss is not None:
             return loss
-    if overridden(input, target, weight):
-        return handle(
-            multi_margin_loss, (input, target, weight), input, target, p=p, margin=margin,
-            weight=weight, size_average=size_average, reduce=reduce, reduction=reduction,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
     if p not in (1, 2):
         raise ValueError("only p == 1 and p == 2 supported")
     if weight is not None and weight.dim() != 1:
         raise ValueError("weight must be one-dimensional")
-    margin = defined("multi_margin_loss", "margin", margin)
     _check_rows("multi_margin_loss", input, target)
     rows = 1 if input.dim() < 2 else input.shape[0]
     if target.dim() > 1 or target.numel() != rows:
@@ -93,6 +93,11 @@ def multi_margin_loss(
     )  # fmt: skip
 
 
+class MultiMarginLoss(LossModule, torch.nn.MultiMarginLoss, function=multi_margin_loss):
+    """Multi-class hinge loss; see :func:`lossops.functional.multi_margin_loss`."""
+
+
+@public()
 def multilabel_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -131,11 +136,6 @@ def multilabel_margin_loss(
         >>> F.multilabel_margin_loss(x, torch.tensor([[3, 0, -1, 1]]))
         tensor(0.8500)
     """
-    if overridden(input, target):
-        return handle(
-            multilabel_margin_loss, (input, target), input, target, size_average=size_average,
-            reduce=reduce, reduction=reduction,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
     _check_rows("multilabel_margin_loss", input, target)
@@ -151,6 +151,12 @@ def multilabel_margin_loss(
     return vectors_loss(
         "multilabel_margin_loss", "multilabel_margin", (input,), reduction, label=target
     )
+
+
+class MultiLabelMarginLoss(
+    LossModule, torch.nn.MultiLabelMarginLoss, function=multilabel_margin_loss
+):
+    """Multi-label hinge loss; see :func:`lossops.functional.multilabel_margin_loss`."""
 
 
 def _check_rows(function: str, input: Tensor, target: Tensor) -> None:

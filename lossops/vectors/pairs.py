@@ -8,22 +8,34 @@ import torch
 from torch import Tensor
 
 from lossops.core.arguments import (
+    Range,
     check_reduction,
     defined,
     legacy_reduction,
-    number,
     require_tensors,
 )
-from lossops.core.overrides import handle, overridden
+from lossops.core.declaration import LossModule, public
 from lossops.core.unfused import composed
 from lossops.vectors import reference
 from lossops.vectors.call import vectors_loss
 
 KERNELS = {2.0: "triplet_margin", 1.0: "triplet_margin_l1"}  # keyed by the p of the norm
+_MARGIN = Range(
+    "greater than 0", lambda margin: margin > 0, (-1.0, 0.0),
+    message="{name} must be {wanted}, got {value}",  # torch's message
+)  # fmt: skip
 
-__all__ = ["cosine_embedding_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss"]
+__all__ = [
+    "CosineEmbeddingLoss",
+    "TripletMarginLoss",
+    "TripletMarginWithDistanceLoss",
+    "cosine_embedding_loss",
+    "triplet_margin_loss",
+    "triplet_margin_with_distance_loss",
+]
 
 
+@public(margin=defined)
 def cosine_embedding_loss(
     input1: Tensor,
     input2: Tensor,
@@ -61,15 +73,9 @@ def cosine_embedding_loss(
         >>> F.cosine_embedding_loss(torch.eye(2), torch.ones(2, 2), torch.tensor([1, -1]))
         tensor(0.5000)
     """
-    if overridden(input1, input2, target):
-        return handle(
-            cosine_embedding_loss, (input1, input2, target), input1, input2, target, margin=margin,
-            size_average=size_average, reduce=reduce, reduction=reduction,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
     require_tensors("cosine_embedding_loss", input1=input1, input2=input2, target=target)
-    margin = defined("cosine_embedding_loss", "margin", margin)
     if target.dim() not in (0, 1):
         raise RuntimeError(
             "0D or 1D target tensor expected, multi-target not supported, got target of shape "
@@ -86,6 +92,11 @@ def cosine_embedding_loss(
     )
 
 
+class CosineEmbeddingLoss(LossModule, torch.nn.CosineEmbeddingLoss, function=cosine_embedding_loss):
+    """Loss of the cosine of two vectors; see :func:`lossops.functional.cosine_embedding_loss`."""
+
+
+@public(margin=_MARGIN, p=defined, eps=defined)
 def triplet_margin_loss(
     anchor: Tensor,
     positive: Tensor,
@@ -130,17 +141,9 @@ def triplet_margin_loss(
         >>> F.triplet_margin_loss(a, p, n)
         tensor(5.0000)
     """
-    if overridden(anchor, positive, negative):
-        return handle(
-            triplet_margin_loss, (anchor, positive, negative), anchor, positive, negative,
-            margin=margin, p=p, eps=eps, swap=swap, size_average=size_average, reduce=reduce,
-            reduction=reduction,
-        )  # fmt: skip
     reduction = legacy_reduction(size_average, reduce, reduction)
     check_reduction(reduction)
-    p = defined("triplet_margin_loss", "p", p)
-    eps = defined("triplet_margin_loss", "eps", eps)
-    margin = _check_triplet("triplet_margin_loss", anchor, positive, negative, margin)
+    _check_triplet("triplet_margin_loss", anchor, positive, negative)
     vectors, params = (anchor, positive, negative), (margin, float(bool(swap)), eps)
     if p in KERNELS and anchor.dim():
         return vectors_loss("triplet_margin_loss", KERNELS[p], vectors, reduction, params)
@@ -151,6 +154,11 @@ def triplet_margin_loss(
     return composed("triplet_margin_loss", formula, vectors, reduction)
 
 
+class TripletMarginLoss(LossModule, torch.nn.TripletMarginLoss, function=triplet_margin_loss):
+    """Triplet margin loss of a p-norm; see :func:`lossops.functional.triplet_margin_loss`."""
+
+
+@public(margin=_MARGIN)
 def triplet_margin_with_distance_loss(
     anchor: Tensor,
     positive: Tensor,
@@ -193,14 +201,8 @@ def triplet_margin_with_distance_loss(
         >>> F.triplet_margin_with_distance_loss(a, p, n, distance_function=distance)
         tensor(0.2000)
     """
-    if overridden(anchor, positive, negative):
-        return handle(
-            triplet_margin_with_distance_loss, (anchor, positive, negative), anchor, positive,
-            negative, distance_function=distance_function, margin=margin, swap=swap,
-            reduction=reduction,
-        )  # fmt: skip
     check_reduction(reduction)
-    margin = _check_triplet("triplet_margin_with_distance_loss", anchor, positive, negative, margin)
+    _check_triplet("triplet_margin_with_distance_loss", anchor, positive, negative)
     if distance_function is None and anchor.dim():
         return vectors_loss(
             "triplet_margin_with_distance_loss", KERNELS[2.0], (anchor, positive, negative),
@@ -217,15 +219,18 @@ def triplet_margin_with_distance_loss(
     )
 
 
-def _check_triplet(function, anchor, positive, negative, margin) -> float:
+class TripletMarginWithDistanceLoss(
+    LossModule, torch.nn.TripletMarginWithDistanceLoss, function=triplet_margin_with_distance_loss
+):
+    """Triplet margin loss of any distance; see
+    :func:`lossops.functional.triplet_margin_with_distance_loss`."""
+
+
+def _check_triplet(function, anchor, positive, negative) -> None:
     require_tensors(function, anchor=anchor, positive=positive, negative=negative)
-    margin = number(function, "margin", margin)
-    if not margin > 0:
-        raise ValueError(f"margin must be greater than 0, got {margin}")
     if not anchor.dim() == positive.dim() == negative.dim():
         raise RuntimeError(
             "The anchor, positive, and negative tensors are expected to have the same number of "
             f"dimensions, but got: anchor {anchor.dim()}D, positive {positive.dim()}D, and "
             f"negative {negative.dim()}D inputs"
         )
-    return margin

@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
+from torch.nn.modules.loss import _Loss
 
-from lossops.core.arguments import number, require_tensors
-from lossops.core.overrides import handle, overridden
+from lossops.core.arguments import not_negative, positive, require_tensors
+from lossops.core.declaration import LossModule, public
 from lossops.core.unfused import composed
 from lossops.vectors.call import vectors_loss
 from lossops.vectors.reference import tversky
 
-__all__ = ["dice_loss", "tversky_loss"]
+__all__ = [
+    "DiceLoss",
+    "TverskyLoss",
+    "dice_loss",
+    "tversky_loss",
+]
 
 
+@public(smooth=positive)
 def dice_loss(
     input: Tensor,
     target: Tensor,
@@ -55,15 +62,29 @@ def dice_loss(
         >>> F.dice_loss(p, y, input_form="probs")
         tensor(0.2500)
     """
-    if overridden(input, target, weight):
-        return handle(
-            dice_loss, (input, target, weight), input, target, input_form=input_form, smooth=smooth,
-            reduction=reduction, weight=weight,
-        )  # fmt: skip
-    smooth = 0.5 * _above_0("dice_loss", smooth)
-    return _overlap("dice_loss", input, target, 0.5, 0.5, input_form, smooth, reduction, weight)
+    return _overlap(
+        "dice_loss", input, target, 0.5, 0.5, input_form, 0.5 * smooth, reduction, weight
+    )
 
 
+class DiceLoss(LossModule, _Loss, function=dice_loss):
+    """Dice loss of two regions; see :func:`lossops.functional.dice_loss`.
+
+    Args:
+        input_form: "logits" or "probs".
+        smooth: s, above 0.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    def __init__(
+        self, input_form: str = "logits", smooth: float = 1.0, reduction: str = "mean"
+    ) -> None:
+        super().__init__(reduction=reduction)
+        self.input_form = input_form
+        self.smooth = smooth
+
+
+@public(alpha=not_negative, beta=not_negative, smooth=positive)
 def tversky_loss(
     input: Tensor,
     target: Tensor,
@@ -112,26 +133,35 @@ def tversky_loss(
         >>> F.tversky_loss(p, y, alpha=0.3, beta=0.7, input_form="probs")
         tensor(0.1304)
     """
-    if overridden(input, target, weight):
-        return handle(
-            tversky_loss, (input, target, weight), input, target, alpha=alpha, beta=beta,
-            input_form=input_form, smooth=smooth, reduction=reduction, weight=weight,
-        )  # fmt: skip
-    alpha, beta = number("tversky_loss", "alpha", alpha), number("tversky_loss", "beta", beta)
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"tversky_loss(): {name} should be 0 or more, and finite, got {value}")
-    smooth = _above_0("tversky_loss", smooth)
     return _overlap(
         "tversky_loss", input, target, alpha, beta, input_form, smooth, reduction, weight
     )
 
 
-def _above_0(function: str, smooth) -> float:
-    smooth = number(function, "smooth", smooth)
-    if not 0 < smooth < math.inf:
-        raise ValueError(f"{function}(): smooth should be above 0, and finite, got {smooth}")
-    return smooth
+class TverskyLoss(LossModule, _Loss, function=tversky_loss):
+    """Tversky loss of two regions; see :func:`lossops.functional.tversky_loss`.
+
+    Args:
+        alpha: α ≥ 0, the weight of false positives.
+        beta: β ≥ 0, the weight of false negatives.
+        input_form: "logits" or "probs".
+        smooth: s, above 0.
+        reduction: "none", "mean", "sum" or "sample".
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        input_form: str = "logits",
+        smooth: float = 1.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction=reduction)
+        self.alpha = alpha
+        self.beta = beta
+        self.input_form = input_form
+        self.smooth = smooth
 
 
 def _overlap(function, input, target, alpha, beta, form, smooth, reduction, weight) -> Tensor:
