@@ -17,7 +17,7 @@ def of_elements() -> str:
     rows = []
     for row in specs.SPECS:
         name = row.public_name
-        if row.called:
+        if row.name != row.public_name:
             name += "(" + ", ".join(f"{k}={v}" for k, v in row.defaults.items()) + ")"
         rows.append((name, row.formula, row.module, row.torch_function is not None))
     return _table("x = input, y = target, d = x - y", rows)

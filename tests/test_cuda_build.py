@@ -19,7 +19,7 @@ from benchmarks.kernels import cuda as kernels_cuda
 from benchmarks.kernels import survey as kernels
 from benchmarks.kernels.occupancy import ARCHITECTURES, MULTIPROCESSORS, blocks_at_once
 from lossops.specs.elementwise import SPECS
-from lossops.vectors.ops import VECTOR_SIGNATURES
+from lossops.vectors.reference import VECTOR_SIGNATURES
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"

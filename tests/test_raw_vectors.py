@@ -11,8 +11,7 @@ import torch
 from conftest import cpu_only
 from raw_ops import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 
-from lossops.vectors.ops import VECTOR_SIGNATURES
-from lossops.vectors.reference import FORMULAS
+from lossops.vectors.reference import FORMULAS, VECTOR_SIGNATURES
 
 LABELS = {loss: takes.label for loss, takes in VECTOR_SIGNATURES.items()}
 VECTORS = {loss: takes.vectors for loss, takes in VECTOR_SIGNATURES.items()}

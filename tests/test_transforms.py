@@ -241,12 +241,12 @@ def test_module(spec):
         assert module.extra_repr() == spec.torch_module(**spec.defaults).extra_repr()
     deprecated = "size_average" in inspect.signature(spec.module).parameters
     x, y = pair(spec, 5, 3)
-    tensors = (x, y) if spec.through is None else (x, torch.zeros_like(x), y)
+    tensors = (x, y) if not spec.takes_a_difference else (x, torch.zeros_like(x), y)
     expected = spec.function(x, y, **spec.defaults)
     for other in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert not other.state_dict()
         assert torch.equal(other(*tensors), expected)
-    if spec.torch_module is None or not (deprecated or spec.through):
+    if spec.torch_module is None or not (deprecated or spec.takes_a_difference):
         values = (*spec.defaults.values(), "sum") if spec.name != "huber_loss" else ("sum",)
         total = spec.function(x, y, reduction="sum", **spec.defaults)
         assert torch.equal(spec.module(*values)(x, y), total)
@@ -269,7 +269,7 @@ def test_torch_function_override():
 
     for spec in specs.SPECS:
         x, y = pair(spec, 4)
-        others = (y,) if spec.through is None else (torch.zeros_like(x), y)
+        others = (y,) if not spec.takes_a_difference else (torch.zeros_like(x), y)
         calls.clear()
         function = getattr(functional, spec.public_name)
         value = function(x.as_subclass(Wrapped), *others, **spec.defaults)

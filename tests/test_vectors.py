@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lossops
 from lossops import functional
-from lossops.vectors.ops import VECTOR_SIGNATURES
+from lossops.vectors.reference import VECTOR_SIGNATURES
 
 pytestmark = needs_kernels
 

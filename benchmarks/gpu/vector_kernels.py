@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lossops.core.library import KernelOps
-from lossops.vectors.ops import VECTOR_SIGNATURES
+from lossops.vectors.reference import VECTOR_SIGNATURES
 
 __all__ = ["LOSSES", "run"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from lossops.vectors.ops import VECTOR_SIGNATURES
+from lossops.vectors.reference import VECTOR_SIGNATURES
 
 LOSSES = tuple(VECTOR_SIGNATURES)
 WITH_LISTS = {loss for loss, takes in VECTOR_SIGNATURES.items() if takes.label == "list"}

@@ -45,18 +45,34 @@ def public(**ranges: Range):
     return decorate
 
 
+def described(**row):
+    """Describes a loss for tests, documentation, benchmarks and ``verify``: a row of
+    :mod:`lossops.specs`, whose field names the arguments are. A function with several kernels has
+    several rows. The library itself does not read them."""
+
+    def decorate(function: Callable) -> Callable:
+        function.rows = (row, *getattr(function, "rows", ()))
+        return function
+
+    return decorate
+
+
 class LossModule:
     """Passes what a module holds to its function.
 
     A subclass names the function: ``class HuberLoss(LossModule, torch.nn.HuberLoss,
     function=huber_loss)``. ``forward`` takes the required arguments of the function, and the
     optional tensors ``weight`` and ``normalizer`` if the function has them and ``__init__`` does
-    not. All other parameters are attributes of the module.
+    not. All other parameters are attributes of the module. A class may also define ``forward``
+    itself.
     """
 
     def __init_subclass__(cls, function: Callable | None = None, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
         if function is None:  # a subclass of the user's
+            return
+        function.module = cls
+        if "forward" in vars(cls):
             return
         held = inspect.signature(cls.__init__).parameters
         parameters = inspect.signature(function).parameters
@@ -77,7 +93,9 @@ class LossModule:
 
         def forward(self, *args, **kwargs) -> Tensor | tuple[Tensor, ...]:
             kwargs.update(zip(names, args, strict=False))
-            tensors = [kwargs.pop(name) for name in names[:count]]
+            tensors = [kwargs.pop(name) for name in names[:count] if name in kwargs]
+            if len(tensors) < count or len(args) > len(names):
+                raise TypeError(f"forward() takes {', '.join(names)}; got {len(args)} arguments")
             return function(*tensors, **{name: getattr(self, name) for name in own}, **kwargs)
 
         self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)

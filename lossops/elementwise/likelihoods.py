@@ -16,7 +16,7 @@ from lossops.core.arguments import (
     promoted,
     require_tensors,
 )
-from lossops.core.declaration import LossModule, public
+from lossops.core.declaration import LossModule, described, public
 from lossops.core.labels import can_look
 from lossops.core.spread import beside, gathered
 from lossops.core.unfused import difference, floating
@@ -31,6 +31,21 @@ __all__ = [
 
 
 @public(eps=defined)
+@described(
+    kernel="poisson_log", formula="eˣ - y x", samples=({}, {"full": True}),
+    params=lambda kwargs: (float(kwargs.get("full", False)),),
+    domains=("log_rate", "count"), other_shapes="broadcasts", takes_integers=True,
+    source="Nelder and Wedderburn, Generalized Linear Models, 1972",
+)  # fmt: skip
+@described(
+    name="poisson_nll_loss_of_counts", kernel="poisson", formula="x - y log(x + ε)",
+    samples=(
+        {"log_input": False, "eps": 1e-8}, {"log_input": False, "eps": 0.5, "full": True},
+    ),
+    params=lambda kwargs: (kwargs["eps"], float(kwargs.get("full", False))),
+    domains=("rate", "count"), other_shapes="broadcasts", takes_integers=True,
+    source="Nelder and Wedderburn, Generalized Linear Models, 1972",
+)  # fmt: skip
 def poisson_nll_loss(
     input: Tensor,
     target: Tensor,
@@ -89,6 +104,13 @@ class PoissonNLLLoss(LossModule, torch.nn.PoissonNLLLoss, function=poisson_nll_l
 
 
 @public(eps=defined)
+@described(
+    kernel="gaussian", formula="½ (log v + (x - y)²/v)", takes_a_difference=True,
+    samples=({"eps": 1e-6}, {"eps": 0.01, "full": True}),
+    params=lambda kwargs: (kwargs["eps"], _constant(kwargs.get("full"))),
+    domains=("error", "variance"), other_shapes="broadcasts",
+    source="Nix and Weigend, Estimating the Mean and Variance, 1994",
+)  # fmt: skip
 def gaussian_nll_loss(
     input: Tensor,
     target: Tensor,
@@ -159,10 +181,14 @@ def gaussian_nll_loss(
         dtype = promoted(input, target)  # autocast widens torch's formula on GPUs only
     if var.dim() or not off.dim():
         dtype = torch.promote_types(dtype, var.dtype)
-    params = (eps, 0.5 * math.log(2 * math.pi) if full else 0.0)
-    return broadcast_loss("gaussian", off, var, weight, reduction, *params).to(dtype)
+    loss = broadcast_loss("gaussian", off, var, weight, reduction, eps, _constant(full))
+    return loss.to(dtype)
 
 
 class GaussianNLLLoss(LossModule, torch.nn.GaussianNLLLoss, function=gaussian_nll_loss):
     """Negative log-likelihood of a normal distribution; see
     :func:`lossops.functional.gaussian_nll_loss`."""
+
+
+def _constant(full: bool) -> float:
+    return 0.5 * math.log(2 * math.pi) if full else 0.0

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from lossops.core.arguments import Range, autocasts, legacy_reduction, not_negative
-from lossops.core.declaration import LossModule, public
+from lossops.core.declaration import LossModule, described, public
 from lossops.core.transforms import transforms_active
 from lossops.elementwise.call import elementwise_loss
 from lossops.elementwise.probabilities import SMOOTHING, broadcasts_to, differ, expanded, product
@@ -26,6 +26,13 @@ _POS_WEIGHT = Range("at least 0", lambda pos_weight: pos_weight >= 0, (-1.0,))
 
 
 @public(label_smoothing=SMOOTHING)
+@described(
+    kernel="bce_with_logits", formula="p y softplus(-x) + (1 - y) softplus(x)",
+    samples=({}, {"pos_weight": 3.0}, {"label_smoothing": 0.1, "pos_weight": 0.4}),
+    params=lambda kwargs: (kwargs.get("pos_weight", 1.0), kwargs.get("label_smoothing", 0.0)),
+    domains=("number", "label"), other_shapes="raises", expands_weight=True,
+    source="Good, Rational Decisions, 1952",
+)  # fmt: skip
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -89,7 +96,9 @@ def binary_cross_entropy_with_logits(
     )  # fmt: skip
 
 
-class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
+class BCEWithLogitsLoss(
+    LossModule, torch.nn.BCEWithLogitsLoss, function=binary_cross_entropy_with_logits
+):
     """Binary cross entropy of logits; see
     :func:`lossops.functional.binary_cross_entropy_with_logits`.
 
@@ -177,6 +186,17 @@ def _with_a_weight_per_element(
 
 
 @public(alpha=_ALPHA, gamma=not_negative)
+@described(
+    kernel="sigmoid_focal", formula="α_t (1 - p_t)^γ BCE(x, y), p = sigmoid(x)",
+    samples=(
+        {"alpha": 0.25, "gamma": 2.0}, {"alpha": -1.0, "gamma": 0.5}, {"alpha": 0.6, "gamma": 5.0},
+    ),
+    # The formula lacks the limits at infinity; tests/test_raw_ops.py covers them.
+    domains=("number up to 50", "label"), other_shapes="raises", expands_weight=True,
+    # 1 - p_t has an error of 1.5 eps, up to 3 units in the last place; its power γ times that.
+    slack=lambda kwargs: 3 * kwargs["gamma"],
+    source="Lin et al., Focal Loss for Dense Object Detection, 2017",
+)  # fmt: skip
 def sigmoid_focal_loss(
     input: Tensor,
     target: Tensor,

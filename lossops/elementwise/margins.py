@@ -12,7 +12,7 @@ from lossops.core.arguments import (
     legacy_reduction,
     require_tensors,
 )
-from lossops.core.declaration import LossModule, public
+from lossops.core.declaration import LossModule, described, public
 from lossops.core.unfused import composed, difference, floating, has_kernels, mean_of_samples
 from lossops.elementwise import reference
 from lossops.elementwise.call import broadcast_loss
@@ -31,6 +31,11 @@ __all__ = [
 
 
 @public()
+@described(
+    kernel="soft_margin", formula="log(1 + exp(-x y))",
+    domains=("number", "sign"), other_shapes="broadcasts",
+    source="Cox, The Regression Analysis of Binary Sequences, 1958",
+)  # fmt: skip
 def soft_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -80,6 +85,12 @@ class SoftMarginLoss(LossModule, torch.nn.SoftMarginLoss, function=soft_margin_l
 
 
 @public(margin=defined)
+@described(
+    kernel="hinge_embedding", formula="x where y is 1, max(0, m - x) where it is -1",
+    samples=({"margin": 1.0}, {"margin": 0.3}), differentiable=1,
+    domains=("distance", "sign"), other_shapes="broadcasts", takes_integers=True,
+    source="Hadsell, Chopra and LeCun, Learning an Invariant Mapping, 2006",
+)  # fmt: skip
 def hinge_embedding_loss(
     input: Tensor,
     target: Tensor,
@@ -142,6 +153,12 @@ class HingeEmbeddingLoss(LossModule, torch.nn.HingeEmbeddingLoss, function=hinge
 
 
 @public(margin=defined)
+@described(
+    kernel="margin_ranking", formula="max(0, m - y (x₁ - x₂))",
+    samples=({"margin": 0.0}, {"margin": 0.5}), takes_a_difference=True,
+    domains=("margin", "sign"), other_shapes="broadcasts", slope_without_input=True,
+    source="Herbrich, Graepel and Obermayer, Large Margin Rank Boundaries, 2000",
+)  # fmt: skip
 def margin_ranking_loss(
     input1: Tensor,
     input2: Tensor,

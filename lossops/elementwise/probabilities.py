@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lossops.core.arguments import Range, legacy_reduction
-from lossops.core.declaration import LossModule, public
+from lossops.core.declaration import LossModule, described, public
 from lossops.core.labels import can_look
 from lossops.elementwise.call import elementwise_loss
 
@@ -24,6 +24,18 @@ SMOOTHING = Range("between 0 and 1", lambda value: 0 <= value <= 1, (-0.1, 1.5))
 
 
 @public()
+@described(
+    kernel="kl_div", formula="y (log y - x)", domains=("log_probability", "probability"),
+    other_shapes="broadcasts", slope_without_input=True, integers=RuntimeError,
+    source="Kullback and Leibler, On Information and Sufficiency, 1951",
+)  # fmt: skip
+@described(
+    name="kl_div_log_target", kernel="kl_div_log_target", formula="eʸ (y - x)",
+    samples=({"log_target": True},), params=lambda kwargs: (),
+    domains=("log_probability", "log_probability"),
+    other_shapes="broadcasts", slope_without_input=True, integers=RuntimeError,
+    source="Kullback and Leibler, On Information and Sufficiency, 1951",
+)  # fmt: skip
 def kl_div(
     input: Tensor,
     target: Tensor,
@@ -118,6 +130,13 @@ def _warn_of_mean() -> None:
 
 
 @public(label_smoothing=SMOOTHING)
+@described(
+    kernel="bce", formula="-y log x - (1 - y) log(1 - x)",
+    samples=({}, {"label_smoothing": 0.1}),
+    params=lambda kwargs: (kwargs.get("label_smoothing", 0.0),),
+    domains=("probability", "label"), other_shapes="raises", expands_weight=True,
+    source="Good, Rational Decisions, 1952",
+)  # fmt: skip
 def binary_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -179,7 +198,7 @@ def binary_cross_entropy(
     return loss
 
 
-class BCELoss(torch.nn.BCELoss):
+class BCELoss(LossModule, torch.nn.BCELoss, function=binary_cross_entropy):
     """Binary cross entropy of probabilities; see :func:`lossops.functional.binary_cross_entropy`.
 
     Args:

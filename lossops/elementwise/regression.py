@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from lossops.core.arguments import Range, integer_or_complex, legacy_reduction, positive
-from lossops.core.declaration import LossModule, public
+from lossops.core.declaration import LossModule, described, public
 from lossops.elementwise.call import elementwise_loss, l1_in_torch
 
 __all__ = [
@@ -40,6 +40,10 @@ _QUANTILE = Range("between 0 and 1", lambda quantile: 0 < quantile < 1, (-0.5, 0
 
 
 @public()
+@described(
+    kernel="mse", formula="d²", regression=True, divides_by_weight=True,
+    source="Gauss, Theoria combinationis observationum, 1823",
+)  # fmt: skip
 def mse_loss(
     input: Tensor,
     target: Tensor,
@@ -86,6 +90,11 @@ class MSELoss(LossModule, torch.nn.MSELoss, function=mse_loss):
 
 
 @public()
+@described(
+    kernel="l1", formula="|d|", regression=True, divides_by_weight=True,
+    kinks=lambda kwargs: (0.0,), differentiable=1,
+    source="Laplace, Mémoire sur la probabilité des causes, 1774",
+)  # fmt: skip
 def l1_loss(
     input: Tensor,
     target: Tensor,
@@ -135,6 +144,13 @@ class L1Loss(LossModule, torch.nn.L1Loss, function=l1_loss):
 
 
 @public(beta=_BETA)
+@described(
+    kernel="smooth_l1", formula="½d²/β where |d| < β, else |d| - ½β",
+    regression=True, divides_by_weight=True,
+    samples=({"beta": 1.0}, {"beta": 0.3}, {"beta": 0.0}),
+    kinks=lambda kwargs: (-kwargs["beta"], kwargs["beta"]),
+    source="Girshick, Fast R-CNN, 2015",
+)  # fmt: skip
 def smooth_l1_loss(
     input: Tensor,
     target: Tensor,
@@ -188,6 +204,12 @@ class SmoothL1Loss(LossModule, torch.nn.SmoothL1Loss, function=smooth_l1_loss):
 
 
 @public(delta=_DELTA)
+@described(
+    kernel="huber", formula="½d² where |d| < δ, else δ(|d| - ½δ)", regression=True,
+    samples=({"delta": 1.0}, {"delta": 0.3}, {"delta": 5.0}, {"delta": float("inf")}),
+    kinks=lambda kwargs: (-kwargs["delta"], kwargs["delta"]) if kwargs["delta"] < 1e9 else (),
+    source="Huber, Robust Estimation of a Location Parameter, 1964",
+)  # fmt: skip
 def huber_loss(
     input: Tensor,
     target: Tensor,
@@ -239,6 +261,10 @@ class HuberLoss(LossModule, torch.nn.HuberLoss, function=huber_loss):
 
 
 @public()
+@described(
+    kernel="log_cosh", formula="log(cosh(d))", regression=True, divides_by_weight=True,
+    source="Saleh and Saleh, Statistical Properties of the log-cosh Loss Function, 2022",
+)  # fmt: skip
 def log_cosh_loss(
     input: Tensor,
     target: Tensor,
@@ -292,6 +318,14 @@ class LogCoshLoss(LossModule, _Loss, function=log_cosh_loss):
 
 
 @public(quantile=_QUANTILE)
+@described(
+    kernel="quantile", formula="(1 - q)d where d > 0, else -q d",
+    regression=True, divides_by_weight=True,
+    samples=({"quantile": 0.5}, {"quantile": 0.9}),
+    params=lambda kwargs: (1.0 - kwargs["quantile"], kwargs["quantile"]),
+    kinks=lambda kwargs: (0.0,), differentiable=1,
+    source="Koenker and Bassett, Regression Quantiles, 1978",
+)  # fmt: skip
 def quantile_loss(
     input: Tensor,
     target: Tensor,
@@ -351,6 +385,11 @@ class QuantileLoss(LossModule, _Loss, function=quantile_loss):
 
 
 @public(epsilon=positive)
+@described(
+    kernel="charbonnier", formula="√(d² + ε²)", regression=True, divides_by_weight=True,
+    samples=({"epsilon": 1e-3}, {"epsilon": 0.5}),
+    source="Charbonnier et al., Deterministic Half-Quadratic Regularization, 1994",
+)  # fmt: skip
 def charbonnier_loss(
     input: Tensor,
     target: Tensor,

@@ -23,7 +23,7 @@ from lossops.core.arguments import (
     require_tensors,
     savable,
 )
-from lossops.core.declaration import public
+from lossops.core.declaration import LossModule, public
 from lossops.core.library import accumulator
 from lossops.core.transforms import transforms_active
 from lossops.linear.chunks import Walk, chunked_cross_entropy, without_autocast
@@ -155,7 +155,11 @@ def linear_cross_entropy(
 
 
 # The oldest torch that lossops supports does not have this class.
-class LinearCrossEntropyLoss(getattr(torch.nn, "LinearCrossEntropyLoss", _WeightedLoss)):
+class LinearCrossEntropyLoss(
+    LossModule,
+    getattr(torch.nn, "LinearCrossEntropyLoss", _WeightedLoss),
+    function=linear_cross_entropy,
+):
     """A linear layer and its cross entropy; see :func:`lossops.functional.linear_cross_entropy`.
 
     Args:

@@ -20,7 +20,7 @@ from lossops.core.arguments import (
     number_on,
     positive,
 )
-from lossops.core.declaration import LossModule, public
+from lossops.core.declaration import LossModule, described, public
 from lossops.core.library import accumulator
 from lossops.core.spread import whole_along
 from lossops.softmax.call import (
@@ -45,6 +45,16 @@ __all__ = [
 
 
 @public(label_smoothing=smoothing, z_loss=finite, softcap=softcaps, temperature=positive)
+@described(
+    kernel="cross_entropy", formula="-Σ_c t_c log q_c, t_c = w_c((1 - ε)p_c + ε/C)",
+    samples=(
+        {}, {"kwargs": {"label_smoothing": 0.1}}, {"target": "probs"},
+        {"kwargs": {"ignore_index": 2}, "ignored": True, "per_class": "weight"},
+        {"kwargs": {"label_smoothing": 0.2}, "target": "probs", "per_class": "weight"},
+        {"kwargs": {"z_loss": 1e-3}}, {"kwargs": {"softcap": 5.0, "temperature": 1.5}},
+    ),
+    source="Good, Rational Decisions, 1952",
+)  # fmt: skip
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -219,6 +229,14 @@ class CrossEntropyLoss(LossModule, torch.nn.CrossEntropyLoss, function=cross_ent
 
 
 @public(gamma=not_negative)
+@described(
+    kernel="focal", formula="-α_y (1 - q_y)^γ log q_y", parameter="gamma",
+    samples=(
+        {}, {"kwargs": {"gamma": 0.5}}, {"kwargs": {"gamma": 3.0}, "per_class": "alpha"},
+        {"kwargs": {"alpha": 0.25, "ignore_index": 0}, "ignored": True},
+    ),
+    source="Lin et al., Focal Loss for Dense Object Detection, 2017",
+)  # fmt: skip
 def focal_loss(
     input: Tensor,
     target: Tensor,
@@ -269,7 +287,7 @@ def focal_loss(
     )
 
 
-class FocalLoss(_WeightedLoss):
+class FocalLoss(LossModule, _WeightedLoss, function=focal_loss):
     """Focal loss of a softmax; see :func:`lossops.functional.focal_loss`.
 
     Args:
@@ -304,6 +322,14 @@ class FocalLoss(_WeightedLoss):
 
 
 @public(epsilon=finite)
+@described(
+    kernel="poly", formula="w_y (-log q_y + ε(1 - q_y))", parameter="epsilon",
+    samples=(
+        {}, {"kwargs": {"epsilon": -0.5}},
+        {"kwargs": {"ignore_index": 0}, "ignored": True, "per_class": "weight"},
+    ),
+    source="Leng et al., PolyLoss, 2022",
+)  # fmt: skip
 def poly_loss(
     input: Tensor,
     target: Tensor,

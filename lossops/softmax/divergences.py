@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from lossops.core.arguments import positive
-from lossops.core.declaration import LossModule, public
+from lossops.core.declaration import LossModule, described, public
 from lossops.softmax.call import (
     any_dimension,
     check_form,
@@ -65,6 +65,14 @@ def _divergence(
         target_form=target_form, ignore_index=ignore_index, temperature=temperature,
         normalizer=normalizer,
     )[0]  # fmt: skip
+
+
+# For tests: both kinds of target, and all forms.
+_SAMPLES = (
+    {"target": "logits"}, {}, {"target": "probs"},
+    {"kwargs": {"temperature": 2.0}, "target": "logits"},
+    {"target": "probs", "input": "probs"}, {"target": "log_probs", "input": "log_probs"},
+)  # fmt: skip
 
 
 class _DivergenceLoss(_Loss):
@@ -138,6 +146,14 @@ def _documented(line: str, more: str, source: str, example: str, own: str = ""):
 
 
 @public(temperature=positive)
+@described(
+    kernel="kl", formula="Σ_c p_c (log p_c - log q_c)",
+    samples=(
+        *_SAMPLES, {"kwargs": {"reverse": True}, "target": "logits"},
+        {"kwargs": {"reverse": True}, "target": "probs", "input": "probs"},
+    ),
+    source="Kullback and Leibler, On Information and Sufficiency, 1951",
+)  # fmt: skip
 @_documented(
     "Kullback-Leibler divergence: ``KL(P ‖ Q) = Σ_c p_c (log p_c - log q_c)``.",
     "Use it to distil a teacher's distribution P into a student Q. It sums :func:`kl_div` over\n"
@@ -193,6 +209,11 @@ class KLDivergenceLoss(LossModule, _DivergenceLoss, function=kl_divergence):
 
 
 @public(temperature=positive)
+@described(
+    kernel="jensen_shannon", symmetric=True, samples=_SAMPLES,
+    formula="½ Σ_c p_c log(p_c/m_c) + q_c log(q_c/m_c), m = ½(p + q)",
+    source="Lin, Divergence Measures Based on the Shannon Entropy, 1991",
+)  # fmt: skip
 @_documented(
     "Jensen-Shannon divergence: ``½ KL(P ‖ M) + ½ KL(Q ‖ M)``, M = ½ (P + Q).",
     "Use it for a symmetric, bounded distance of two predictions: it is at most log 2. It is\n"
@@ -223,6 +244,10 @@ class JSDivergenceLoss(LossModule, _DivergenceLoss, function=js_divergence):
 
 
 @public(temperature=positive)
+@described(
+    kernel="total_variation", formula="½ Σ_c |p_c - q_c|", symmetric=True, samples=_SAMPLES,
+    source="Levin and Peres, Markov Chains and Mixing Times, 2017",
+)  # fmt: skip
 @_documented(
     "Total variation distance: ``½ Σ_c |p_c - q_c|``.",
     "Use it to bound how often two distributions disagree: it is at most 1. The derivative where\n"
@@ -253,6 +278,10 @@ class TotalVariationLoss(LossModule, _DivergenceLoss, function=total_variation):
 
 
 @public(temperature=positive)
+@described(
+    kernel="l1_distribution", formula="Σ_c |p_c - q_c|", symmetric=True, samples=_SAMPLES,
+    source="Ghosh, Kumar and Sastry, Robust Loss Functions under Label Noise, 2017",
+)  # fmt: skip
 @_documented(
     "L1 distance (MAE) of two distributions: ``Σ_c |p_c - q_c|``.",
     "Use it where labels are often wrong. It is robust to them, and trains more slowly than cross\n"
@@ -283,6 +312,10 @@ class L1DistributionLoss(LossModule, _DivergenceLoss, function=l1_distribution_l
 
 
 @public(temperature=positive)
+@described(
+    kernel="soft_cross_entropy", formula="-Σ_c p_c log q_c", samples=_SAMPLES,
+    source="Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015",
+)  # fmt: skip
 @_documented(
     "Cross entropy of two distributions: ``-Σ_c p_c log q_c``.",
     "Use it for soft targets of any form. With labels and logits it equals :func:`cross_entropy`,\n"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lossops.core import plain
 from lossops.core.arguments import legacy_reduction, positive
-from lossops.core.declaration import LossModule, public
+from lossops.core.declaration import LossModule, described, public
 from lossops.softmax.call import (
     any_dimension,
     check_class_weight,
@@ -23,6 +23,17 @@ __all__ = ["NLLLoss", "log_prob_of", "nll_loss"]
 
 
 @public()
+@described(
+    kernel="cross_entropy", formula="-w_y x_y, x log-probabilities",
+    samples=(
+        {"input": "log_probs"},
+        {
+            "kwargs": {"ignore_index": 1}, "input": "log_probs", "ignored": True,
+            "per_class": "weight",
+        },
+    ),
+    source="Fisher, On the Mathematical Foundations of Theoretical Statistics, 1922",
+)  # fmt: skip
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -103,6 +114,11 @@ class NLLLoss(LossModule, torch.nn.NLLLoss, function=nll_loss):
 
 
 @public(temperature=positive)
+@described(
+    kernel="cross_entropy", formula="log q_y", sign=-1.0,
+    samples=({}, {"kwargs": {"temperature": 2.0}}),
+    source="Williams, Simple Statistical Gradient-Following Algorithms, 1992",
+)  # fmt: skip
 def log_prob_of(
     logits: Tensor,
     index: Tensor,

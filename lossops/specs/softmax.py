@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as torch_functional
 from torch import Tensor
 
-from lossops import functional, nn
+from lossops.softmax import classification, divergences, log_probs
 from lossops.specs import softmax_in_torch as in_torch
 
 Loss = in_torch.Loss
@@ -92,23 +93,33 @@ def _as_form(numbers: Tensor, form: str) -> Tensor:
 class RowSpec:
     """The description of a loss over rows of class scores."""
 
-    name: str  # in lossops.functional
+    function: Loss
     kernel: str  # its name in the kernels and in lossops.softmax.reference
     formula: str  # z the logits, q = softmax(z), p the target's distribution, y its label
     samples: tuple[Sample, ...]  # the plainest first
-    in_torch: Loss  # torch's function, or the loss as torch users write it
-    torchs_own: bool = False  # whether torch has it
-    module: type[torch.nn.Module] | None = None
+    source: str
     sign: float = 1.0  # -1 where the function returns minus the kernel's loss
-    # The loss's own hyperparameter, γ or ε.
-    parameter: tuple[str, float] | None = None  # keyword and default
+    parameter: str | None = None  # the keyword of the loss's own hyperparameter, such as γ
     symmetric: bool = False  # with respect to input and target
-    source: str = ""
 
     @property
-    def function(self) -> Loss:
-        """The function itself."""
-        return getattr(functional, self.name)
+    def name(self) -> str:
+        """The name of the function."""
+        return self.function.__name__
+
+    @property
+    def module(self) -> type[torch.nn.Module] | None:
+        return getattr(self.function, "module", None)
+
+    @property
+    def torchs_own(self) -> bool:
+        """Whether torch has the loss."""
+        return hasattr(torch_functional, self.name)
+
+    @property
+    def in_torch(self) -> Loss:
+        """torch's function, or the loss as torch users write it."""
+        return in_torch.written(self.name, self.kernel, self.parameter)
 
     def loss(self, input: Tensor, target: Tensor, reduction: str = "mean", **kwargs) -> Tensor:
         """Calls the function as a training step does. If it has no reduction, torch reduces."""
@@ -161,144 +172,12 @@ class RowSpec:
         return 2 if sample.soft else 1
 
 
-_COOL = {"temperature": 2.0}
-_WRONG_FORM = ({"input_form": "odds"}, ValueError, "input_form should be one of")
-
-
-def _pairs(*more: Sample) -> tuple[Sample, ...]:
-    """Samples with both kinds of target, and with all forms."""
-    return (
-        Sample(target="logits"),
-        Sample(),
-        Sample(target="probs"),
-        Sample(_COOL, target="logits"),
-        Sample(target="probs", input="probs"),
-        Sample(target="log_probs", input="log_probs"),
-        *more,
-    )
-
-
-ROW_SPECS: tuple[RowSpec, ...] = (
-    RowSpec(
-        name="cross_entropy",
-        kernel="cross_entropy",
-        module=nn.CrossEntropyLoss,
-        formula="-Σ_c t_c log q_c, t_c = w_c((1 - ε)p_c + ε/C)",
-        samples=(
-            Sample(),
-            Sample({"label_smoothing": 0.1}),
-            Sample(target="probs"),
-            Sample({"ignore_index": 2}, ignored=True, per_class="weight"),
-            Sample({"label_smoothing": 0.2}, target="probs", per_class="weight"),
-            Sample({"z_loss": 1e-3}),
-            Sample({"softcap": 5.0, "temperature": 1.5}),
-        ),
-        in_torch=in_torch.cross_entropy,
-        torchs_own=True,
-        source="Good, Rational Decisions, 1952",
-    ),
-    RowSpec(
-        name="nll_loss",
-        kernel="cross_entropy",
-        module=nn.NLLLoss,
-        formula="-w_y x_y, x log-probabilities",
-        samples=(
-            Sample(input="log_probs"),
-            Sample({"ignore_index": 1}, input="log_probs", ignored=True, per_class="weight"),
-        ),
-        in_torch=in_torch.nll_loss,
-        torchs_own=True,
-        source="Fisher, On the Mathematical Foundations of Theoretical Statistics, 1922",
-    ),
-    RowSpec(
-        name="log_prob_of",
-        kernel="cross_entropy",
-        formula="log q_y",
-        samples=(Sample(), Sample(_COOL)),
-        in_torch=in_torch.log_prob_of,
-        sign=-1.0,
-        source="Williams, Simple Statistical Gradient-Following Algorithms, 1992",
-    ),
-    RowSpec(
-        name="focal_loss",
-        kernel="focal",
-        module=nn.FocalLoss,
-        formula="-α_y (1 - q_y)^γ log q_y",
-        samples=(
-            Sample(),
-            Sample({"gamma": 0.5}),
-            Sample({"alpha": 0.25, "ignore_index": 0}, ignored=True),
-            Sample({"gamma": 3.0}, per_class="alpha"),
-        ),
-        in_torch=in_torch.focal_loss,
-        parameter=("gamma", 2.0),
-        source="Lin et al., Focal Loss for Dense Object Detection, 2017",
-    ),
-    RowSpec(
-        name="poly_loss",
-        kernel="poly",
-        module=nn.PolyLoss,
-        formula="w_y (-log q_y + ε(1 - q_y))",
-        samples=(
-            Sample(),
-            Sample({"epsilon": -0.5}),
-            Sample({"ignore_index": 0}, ignored=True, per_class="weight"),
-        ),
-        in_torch=in_torch.poly_loss,
-        parameter=("epsilon", 1.0),
-        source="Leng et al., PolyLoss, 2022",
-    ),
-    RowSpec(
-        name="kl_divergence",
-        kernel="kl",
-        module=nn.KLDivergenceLoss,
-        formula="Σ_c p_c (log p_c - log q_c)",
-        samples=_pairs(
-            Sample({"reverse": True}, target="logits"),
-            Sample({"reverse": True}, target="probs", input="probs"),
-        ),
-        in_torch=in_torch.by_distributions(in_torch.kl_divergence),
-        source="Kullback and Leibler, On Information and Sufficiency, 1951",
-    ),
-    RowSpec(
-        name="js_divergence",
-        kernel="jensen_shannon",
-        module=nn.JSDivergenceLoss,
-        formula="½ Σ_c p_c log(p_c/m_c) + q_c log(q_c/m_c), m = ½(p + q)",
-        samples=_pairs(),
-        in_torch=in_torch.by_distributions(in_torch.js_divergence),
-        symmetric=True,
-        source="Lin, Divergence Measures Based on the Shannon Entropy, 1991",
-    ),
-    RowSpec(
-        name="total_variation",
-        kernel="total_variation",
-        module=nn.TotalVariationLoss,
-        formula="½ Σ_c |p_c - q_c|",
-        samples=_pairs(),
-        in_torch=in_torch.by_distributions(in_torch.total_variation),
-        symmetric=True,
-        source="Levin and Peres, Markov Chains and Mixing Times, 2017",
-    ),
-    RowSpec(
-        name="l1_distribution_loss",
-        kernel="l1_distribution",
-        module=nn.L1DistributionLoss,
-        formula="Σ_c |p_c - q_c|",
-        samples=_pairs(),
-        in_torch=in_torch.by_distributions(in_torch.l1_distribution),
-        symmetric=True,
-        source="Ghosh, Kumar and Sastry, Robust Loss Functions under Label Noise, 2017",
-    ),
-    RowSpec(
-        name="soft_cross_entropy",
-        kernel="soft_cross_entropy",
-        module=nn.SoftCrossEntropyLoss,
-        formula="-Σ_c p_c log q_c",
-        samples=_pairs(),
-        in_torch=in_torch.by_distributions(in_torch.soft_cross_entropy),
-        source="Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015",
-    ),
+ROW_SPECS: tuple[RowSpec, ...] = tuple(
+    RowSpec(function, **{**row, "samples": tuple(Sample(**sample) for sample in row["samples"])})
+    for module in (classification, log_probs, divergences)
+    for function in vars(module).values()
+    if getattr(function, "__module__", "") == module.__name__
+    for row in getattr(function, "rows", ())
 )
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
+from lossops.softmax import reference
+
 Loss = Callable[..., Tensor]
 
 
@@ -49,19 +51,6 @@ def focal_loss(
     return loss.sum() / (target != ignore_index).sum() if reduction == "mean" else (
         reduced(loss, reduction)
     )  # fmt: skip
-
-
-def poly_loss(
-    input, target, reduction="mean", *, epsilon=1.0, weight=None, ignore_index=-100
-) -> Tensor:
-    kept = {"ignore_index": ignore_index, "reduction": "none"}
-    u = torch_functional.cross_entropy(input, target, **kept)
-    loss = u + epsilon * (1 - torch.exp(-u))
-    counts = (target != ignore_index).to(loss.dtype)
-    if weight is not None:
-        counts = counts * weight[target.clamp(min=0)]
-        loss = loss * counts
-    return loss.sum() / counts.sum() if reduction == "mean" else reduced(loss, reduction)
 
 
 def _log_probs(numbers: Tensor, form: str, temperature: float) -> Tensor:
@@ -130,9 +119,39 @@ def total_variation(q: _Distribution, p: Tensor) -> Tensor:
     return 0.5 * (p - q.probs()).abs()
 
 
-def l1_distribution(q: _Distribution, p: Tensor) -> Tensor:
+def l1_distribution_loss(q: _Distribution, p: Tensor) -> Tensor:
     return (p - q.probs()).abs()
 
 
 def soft_cross_entropy(q: _Distribution, p: Tensor) -> Tensor:
     return -p * q.log_probs()
+
+
+def _label_loss(formula: Callable[..., Tensor], parameter: str | None) -> Loss:
+    """A label loss whose ``formula`` is a function of the cross entropy of a row."""
+
+    def loss(
+        input, target, reduction="mean", *, weight=None, ignore_index=-100, **own
+    ) -> Tensor:  # fmt: skip
+        kept = {"ignore_index": ignore_index, "reduction": "none"}
+        u = torch_functional.cross_entropy(input, target, **kept)
+        value = formula(u, *([own.get(parameter, 1.0)] if parameter else []))
+        counts = (target != ignore_index).to(value.dtype)
+        if weight is not None:
+            counts = counts * weight[target.clamp(min=0)]
+        value = value * counts
+        return value.sum() / counts.sum() if reduction == "mean" else reduced(value, reduction)
+
+    return loss
+
+
+def _divergence(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda q, p: formula(p, p.log(), q.probs(), q.log_probs())
+
+
+def written(name: str, kernel: str, parameter: str | None) -> Loss:
+    """The loss of this module with that name, or else the reference formula of the kernel."""
+    own = globals().get(name)
+    if kernel in reference.LABEL_LOSSES:
+        return own or _label_loss(reference.LABEL_LOSSES[kernel], parameter)
+    return by_distributions(own or _divergence(reference.DIVERGENCES[kernel]))

@@ -8,45 +8,35 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as torch_functional
 from torch import Tensor
 
-from lossops import functional
 from lossops.elementwise import reference
-
-Domain = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def _anything(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    return input, target
+from lossops.elementwise.call import broadcast_loss
+from lossops.specs.domains import DOMAINS
 
 
 @dataclass(frozen=True)
 class Spec:
     """The description of an elementwise loss."""
 
-    name: str  # in lossops.functional
+    name: str  # in lossops.functional, unless several rows share a function
+    function_itself: Callable[..., Tensor]
     kernel: str  # its name in the kernels and in lossops.elementwise.reference
-    module: type[torch.nn.Module]
     formula: str  # with d = x - y
+    source: str
     samples: tuple[dict[str, float], ...] = ({},)  # hyperparameters to test with; defaults first
+    # Converts hyperparameters to those of the kernels.
+    params: Callable[[dict[str, float]], tuple[float, ...]] = lambda kwargs: tuple(kwargs.values())
     # The differences x - y at which the loss or its derivatives jump.
     kinks: Callable[[dict[str, float]], Iterable[float]] = lambda kwargs: ()
     differentiable: int = 2  # number of derivatives that are not 0 everywhere, away from kinks
-    torch_function: Callable[..., Tensor] | None = None  # torch's own, if it has one
-    torch_module: type[torch.nn.Module] | None = None
-    divides_by_weight: bool = True  # a weighted mean divides by the sum of weights
-    source: str = ""
-
-    # Its name in lossops.functional, if several rows share a function.
-    called: str = ""
-    # Called instead of a function that takes more than an input and a target.
-    through: Callable[..., Tensor] | None = None
     # Whether it compares a prediction with a measurement. The report trains and plots such losses.
-    regression: bool = True
-    # Map arbitrary numbers to valid inputs and targets: `inner` maps random numbers and avoids the
-    # boundary of the domain, `folded` maps all numbers there are and includes the boundary.
-    inner: Domain = _anything
-    folded: Domain = _anything
+    regression: bool = False
+    divides_by_weight: bool = False  # a weighted mean divides by the sum of weights
+    # The function takes two tensors, whose difference is the kernel's input, before the target.
+    takes_a_difference: bool = False
+    domains: tuple[str, str] = ("number", "number")  # of input and target, see DOMAINS
     # Effect of a target whose shape differs from the input's: "warns", "broadcasts" or "raises".
     other_shapes: str = "warns"
     expands_weight: bool = False  # a weight of another shape is broadcast to the input's
@@ -55,24 +45,68 @@ class Spec:
     slope_without_input: bool = False  # the derivative by the input does not depend on it
     # Extra error that its value may have compared with other losses, in units in the last place.
     slack: Callable[[dict[str, float]], float] = lambda kwargs: 0.0
-    # Converts input, target and keyword arguments to those of torch's function.
-    for_torch: Callable[..., tuple[Tensor, Tensor, dict]] = lambda x, y, **kwargs: (x, y, kwargs)
 
-    # Converts hyperparameters to those of the kernels.
-    params: Callable[[dict[str, float]], tuple[float, ...]] = lambda kwargs: tuple(kwargs.values())
+    # Passes over memory of the input's size in a training step with a scalar reduction: it reads
+    # input and target, and writes the gradient.
+    passes_per_step: int = 3
+    passes_per_forward: int = 2
 
     @property
     def function(self) -> Callable[..., Tensor]:
         """The loss, as a function of an input and a target."""
-        return self.through or getattr(functional, self.public_name)
+        return self.of_a_difference if self.takes_a_difference else self.function_itself
+
+    def of_a_difference(
+        self, input: Tensor, target: Tensor, reduction="mean", weight=None, **kwargs
+    ) -> Tensor:
+        """The loss of a difference that is already computed."""
+        params = self.params({**self.defaults, **kwargs})
+        return broadcast_loss(self.kernel, input, target, weight, reduction, *params)
 
     @property
     def public_name(self) -> str:
-        return self.called or self.name
+        return self.function_itself.__name__
+
+    @property
+    def module(self) -> type[torch.nn.Module]:
+        return self.function_itself.module
 
     @property
     def defaults(self) -> dict[str, float]:
         return self.samples[0]
+
+    def inner(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps random numbers to valid inputs and targets, off the boundary of their domains."""
+        own, others = (DOMAINS[name].inner for name in self.domains)
+        return own(x), others(y)
+
+    def folded(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps all numbers there are to valid inputs and targets, including the boundary."""
+        own, others = (DOMAINS[name].folded for name in self.domains)
+        return own(x, y), others(y, x)
+
+    @property
+    def torch_function(self) -> Callable[..., Tensor] | None:
+        """torch's function, if it has one, of an input and a target."""
+        torchs = getattr(torch_functional, self.public_name, None)
+        if torchs is None or not self.takes_a_difference:
+            return torchs
+        return lambda x, y, **kwargs: torchs(x, torch.zeros_like(x), y, **kwargs)
+
+    @property
+    def torch_module(self) -> type[torch.nn.Module] | None:
+        return getattr(torch.nn, self.module.__name__, None)
+
+    @staticmethod
+    def for_torch(
+        input: Tensor, target: Tensor, label_smoothing: float = 0.0, **kwargs
+    ) -> tuple[Tensor, Tensor, dict]:
+        """Converts input, target and keyword arguments to those of torch's function."""
+        if label_smoothing:
+            target = target * (1 - label_smoothing) + 0.5 * label_smoothing
+        if "pos_weight" in kwargs:
+            kwargs["pos_weight"] = torch.as_tensor(kwargs["pos_weight"]).to(input)
+        return input, target, kwargs
 
     def in_torch(self, input: Tensor, target: Tensor, reduction: str = "mean", **kwargs) -> Tensor:
         """The loss as a torch user would write it: torch's function, or its formula in torch."""
@@ -84,8 +118,3 @@ class Spec:
         params = self.params({**self.defaults, **kwargs})
         value = reference.FORMULAS[self.kernel](input, target, *params)
         return reference.reduce(value, reduction)
-
-    # Passes over memory of the input's size in a training step with a scalar reduction: it reads
-    # input and target, and writes the gradient.
-    passes_per_step: int = 3
-    passes_per_forward: int = 2

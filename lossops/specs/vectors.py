@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
-from lossops import functional, nn
+from lossops.vectors import hinges, pairs, regions
 
 # Takes the vectors and the other tensors of a row.
 Loss = Callable[..., Tensor]
@@ -35,6 +35,9 @@ def _dice(input: Tensor, target: Tensor, smooth=1.0, **options) -> Tensor:
     return _tversky(input, target, smooth=0.5 * smooth, **options)
 
 
+_WRITTEN = {"dice_loss": _dice, "tversky_loss": _tversky}
+
+
 def _lists(rows: int, length: int, generator: torch.Generator) -> Tensor:
     """Lists of up to ten labels, which is typical of images or documents."""
     labels = torch.rand(rows, length, generator=generator).argsort(1)
@@ -46,26 +49,31 @@ def _lists(rows: int, length: int, generator: torch.Generator) -> Tensor:
 class VectorSpec:
     """The description of a loss over rows of vectors."""
 
-    name: str  # in lossops.functional
+    function: Loss
     formula: str
-    module: type[torch.nn.Module]
     vectors: int  # number of vectors per row; the loss is differentiated by these
-    samples: tuple[dict[str, Any], ...]  # keyword arguments; the plainest first
+    samples: tuple[dict[str, Any], ...] = ({},)  # keyword arguments; the plainest first
     given: str = ""  # other tensor of a row: as VectorSignature.label, or a "mask" of its length
-    in_torch: Loss | None = None  # as torch users write it, if torch does not have it
     compiles: bool = True  # whether it fits in memory under torch.compile at benchmark size
 
     @property
-    def function(self) -> Loss:
-        return getattr(functional, self.name)
+    def name(self) -> str:
+        """The name of the function."""
+        return self.function.__name__
+
+    @property
+    def module(self) -> type[torch.nn.Module]:
+        return self.function.module
 
     @property
     def torchs_own(self) -> bool:
-        return self.in_torch is None
+        """Whether torch has the loss."""
+        return hasattr(torch_functional, self.name)
 
     @property
     def torch_function(self) -> Loss:
-        return self.in_torch or getattr(torch_functional, self.name)
+        """torch's function, or the loss as torch users write it."""
+        return getattr(torch_functional, self.name, None) or _WRITTEN[self.name]
 
     def tensors(
         self, shape: tuple[int, int], dtype: torch.dtype, seed: int = 0, device: str = "cpu",
@@ -90,36 +98,13 @@ class VectorSpec:
         return [v.to(device, dtype) for v in vectors], [t.to(device) for t in given]
 
 
-VECTOR_SPECS = (
-    VectorSpec(
-        "cosine_embedding_loss",
-        "1 - cos(x₁, x₂) where y is 1, max(0, cos(x₁, x₂) - m) where it is -1",
-        nn.CosineEmbeddingLoss, 2, ({}, {"margin": 0.3}), "number",
-    ),
-    VectorSpec(
-        "triplet_margin_loss", "max(0, ‖a - p‖ - ‖a - n‖ + m)",
-        nn.TripletMarginLoss, 3, ({}, {"swap": True, "margin": 2.0}, {"p": 1.0}),
-    ),
-    VectorSpec(
-        "multi_margin_loss", "w_y Σ_(c ≠ y) max(0, m - x_y + x_c)^p / C",
-        nn.MultiMarginLoss, 1, ({}, {"p": 2, "margin": 0.5}), "index",
-    ),
-    VectorSpec(
-        "multilabel_margin_loss", "Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C",
-        # When compiled, torch's loss allocates all pairs: 64 GiB for 16384 rows of 1024.
-        nn.MultiLabelMarginLoss, 1, ({},), "list", compiles=False,
-    ),
-    VectorSpec(
-        "dice_loss", "1 - (2 Σ p y + s) / (Σ p + Σ y + s)",
-        nn.DiceLoss, 1, ({},), "mask", _dice,
-    ),
-    VectorSpec(
-        "tversky_loss", "1 - (TP + s) / (TP + α FP + β FN + s)",
-        nn.TverskyLoss, 1,
-        ({"alpha": 0.3, "beta": 0.7}, {"alpha": 1.0, "beta": 0.5, "input_form": "probs"}),
-        "mask", _tversky,
-    ),
-)  # fmt: skip
+VECTOR_SPECS = tuple(
+    VectorSpec(function, **row)
+    for module in (pairs, hinges, regions)
+    for function in vars(module).values()
+    if getattr(function, "__module__", "") == module.__name__
+    for row in getattr(function, "rows", ())
+)
 
 
 def vector_spec(name: str) -> VectorSpec:

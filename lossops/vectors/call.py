@@ -23,7 +23,7 @@ from lossops.core.spread import gathered
 from lossops.core.transforms import distinct, transforms_active
 from lossops.core.unfused import composed, mean_of_samples
 from lossops.vectors.autograd import FusedVectors, VectorsCall, formula_of
-from lossops.vectors.ops import VECTOR_SIGNATURES
+from lossops.vectors.reference import VECTOR_SIGNATURES
 
 
 def _common_dtype(function: str, vectors, label: Tensor | None, row_weight: Tensor | None):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lossops.core import plain
 from lossops.core.arguments import check_reduction, defined, legacy_reduction, require_tensors
-from lossops.core.declaration import LossModule, public
+from lossops.core.declaration import LossModule, described, public
 from lossops.vectors.call import vectors_loss
 
 __all__ = [
@@ -19,6 +19,10 @@ __all__ = [
 
 
 @public(margin=defined)
+@described(
+    formula="w_y Σ_(c ≠ y) max(0, m - x_y + x_c)^p / C",
+    vectors=1, samples=({}, {"p": 2, "margin": 0.5}), given="index",
+)  # fmt: skip
 def multi_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -98,6 +102,10 @@ class MultiMarginLoss(LossModule, torch.nn.MultiMarginLoss, function=multi_margi
 
 
 @public()
+@described(
+    formula="Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C", vectors=1, given="list",
+    compiles=False,  # torch's loss allocates all pairs: 64 GiB for 16384 rows of 1024
+)  # fmt: skip
 def multilabel_margin_loss(
     input: Tensor,
     target: Tensor,

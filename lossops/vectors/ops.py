@@ -34,7 +34,6 @@ are the vectors of a row; ``params`` are in brackets:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from lossops.core.contract import (
     KERNEL_DTYPES,
@@ -49,30 +48,11 @@ from lossops.core.contract import (
     require,
 )
 from lossops.core.library import PARAMS, declare
+from lossops.vectors.reference import VECTOR_SIGNATURES
 
 _VECTORS_READ = (
     f"Tensor[] vectors, Tensor? label, Tensor? row_weight, str loss, {PARAMS}, str reduction"
 )
-
-
-class VectorSignature(NamedTuple):
-    """The arguments that a loss over rows of vectors takes."""
-
-    vectors: int  # number of vectors per row
-    params: int
-    label: str = ""  # per row: a "number", an "index", or a "list" of indices
-
-
-VECTOR_SIGNATURES = {
-    "cosine_embedding": VectorSignature(2, 1, "number"),
-    "triplet_margin": VectorSignature(3, 3),
-    "triplet_margin_l1": VectorSignature(3, 3),
-    "multi_margin": VectorSignature(1, 1, "index"),
-    "multi_margin_squared": VectorSignature(1, 1, "index"),
-    "tversky_of_logits": VectorSignature(2, 3),
-    "tversky": VectorSignature(2, 3),
-    "multilabel_margin": VectorSignature(1, 0, "list"),
-}
 
 
 def _check_vectors(vectors, label, row_weight, loss, params, reduction) -> None:

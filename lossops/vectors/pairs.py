@@ -14,7 +14,7 @@ from lossops.core.arguments import (
     legacy_reduction,
     require_tensors,
 )
-from lossops.core.declaration import LossModule, public
+from lossops.core.declaration import LossModule, described, public
 from lossops.core.unfused import composed
 from lossops.vectors import reference
 from lossops.vectors.call import vectors_loss
@@ -36,6 +36,10 @@ __all__ = [
 
 
 @public(margin=defined)
+@described(
+    formula="1 - cos(x₁, x₂) where y is 1, max(0, cos(x₁, x₂) - m) where it is -1",
+    vectors=2, samples=({}, {"margin": 0.3}), given="number",
+)  # fmt: skip
 def cosine_embedding_loss(
     input1: Tensor,
     input2: Tensor,
@@ -97,6 +101,10 @@ class CosineEmbeddingLoss(LossModule, torch.nn.CosineEmbeddingLoss, function=cos
 
 
 @public(margin=_MARGIN, p=defined, eps=defined)
+@described(
+    formula="max(0, ‖a - p‖ - ‖a - n‖ + m)",
+    vectors=3, samples=({}, {"swap": True, "margin": 2.0}, {"p": 1.0}),
+)  # fmt: skip
 def triplet_margin_loss(
     anchor: Tensor,
     positive: Tensor,

@@ -7,6 +7,8 @@ tests.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,16 +111,23 @@ def _no_difference(x: Tensor, hits: Tensor) -> Tensor:
     return x.isnan().any(-1) & pairs | both(x == math.inf) | both(x == -math.inf)
 
 
-FORMULAS = {
-    formula.__name__: formula
-    for formula in (
-        cosine_embedding,
-        triplet_margin,
-        triplet_margin_l1,
-        multi_margin,
-        multi_margin_squared,
-        tversky_of_logits,
-        tversky,
-        multilabel_margin,
-    )
+class VectorSignature(NamedTuple):
+    """A loss over rows of vectors and the arguments that it takes."""
+
+    formula: Callable[..., Tensor]
+    vectors: int  # number of vectors per row
+    params: int
+    label: str = ""  # per row: a "number", an "index", or a "list" of indices
+
+
+VECTOR_SIGNATURES = {
+    "cosine_embedding": VectorSignature(cosine_embedding, 2, 1, "number"),
+    "triplet_margin": VectorSignature(triplet_margin, 3, 3),
+    "triplet_margin_l1": VectorSignature(triplet_margin_l1, 3, 3),
+    "multi_margin": VectorSignature(multi_margin, 1, 1, "index"),
+    "multi_margin_squared": VectorSignature(multi_margin_squared, 1, 1, "index"),
+    "tversky_of_logits": VectorSignature(tversky_of_logits, 2, 3),
+    "tversky": VectorSignature(tversky, 2, 3),
+    "multilabel_margin": VectorSignature(multilabel_margin, 1, 0, "list"),
 }
+FORMULAS = {loss: takes.formula for loss, takes in VECTOR_SIGNATURES.items()}

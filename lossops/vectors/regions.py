@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from lossops.core.arguments import not_negative, positive, require_tensors
-from lossops.core.declaration import LossModule, public
+from lossops.core.declaration import LossModule, described, public
 from lossops.core.unfused import composed
 from lossops.vectors.call import vectors_loss
 from lossops.vectors.reference import tversky
@@ -22,6 +22,9 @@ __all__ = [
 
 
 @public(smooth=positive)
+@described(
+    formula="1 - (2 Σ p y + s) / (Σ p + Σ y + s)", vectors=1, given="mask",
+)  # fmt: skip
 def dice_loss(
     input: Tensor,
     target: Tensor,
@@ -85,6 +88,10 @@ class DiceLoss(LossModule, _Loss, function=dice_loss):
 
 
 @public(alpha=not_negative, beta=not_negative, smooth=positive)
+@described(
+    formula="1 - (TP + s) / (TP + α FP + β FN + s)", vectors=1, given="mask",
+    samples=({"alpha": 0.3, "beta": 0.7}, {"alpha": 1.0, "beta": 0.5, "input_form": "probs"}),
+)  # fmt: skip
 def tversky_loss(
     input: Tensor,
     target: Tensor,

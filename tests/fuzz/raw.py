@@ -8,7 +8,7 @@ import torch
 
 from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
 from lossops.specs import elementwise as specs
-from lossops.vectors.ops import VECTOR_SIGNATURES
+from lossops.vectors.reference import VECTOR_SIGNATURES
 
 from .call import FLOATS, LABELS, Call, Draw
 

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from lossops.core.library import accumulator
 from lossops.core.triton.launch import OPTIONS, on
-from lossops.vectors.ops import VECTOR_SIGNATURES
+from lossops.vectors.reference import VECTOR_SIGNATURES
 from lossops.vectors.triton import label_lists
 from lossops.vectors.triton.losses import LOSSES
 
