@@ -4,6 +4,7 @@ differentiable."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from conftest import make
 from torch import Tensor
 
 from lossops import functional
+from lossops.softmax import reference
+from lossops.specs.softmax import ROW_SPECS
 
 # Properties such as the symmetry of a divergence are not used. Each entry is only the term that is
 # summed over classes, as a function of p, log p, q and log q.
@@ -28,7 +31,14 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "l1_distribution_loss": lambda p, log_p, q, log_q: (p - q).abs(),
     "soft_cross_entropy": lambda p, log_p, q, log_q: -p * log_q,
 }  # fmt: skip
-LABEL_LOSSES = ("cross_entropy", "nll_loss", "focal_loss", "poly_loss")
+ROWS = {row.name: row for row in ROW_SPECS if row.name != "log_prob_of"}
+DIVERGENCES = {
+    row.name: reference.DIVERGENCES[row.kernel]
+    for row in ROWS.values()
+    if row.kernel in reference.DIVERGENCES
+} | DIVERGENCES
+LABEL_LOSSES = [name for name in ROWS if name not in DIVERGENCES]
+WEIGHTED = [n for n in LABEL_LOSSES if "weight" in inspect.signature(ROWS[n].function).parameters]
 
 
 def cooled(logits: Tensor, softcap=None, temperature=1.0) -> Tensor:
@@ -73,7 +83,7 @@ def truth(name: str, input: Tensor, target: Tensor, reduction: str = "mean", **k
 
 def label_rows(
     name, input, target, *, weight=None, ignore_index=-100, label_smoothing=0.0, z_loss=0.0,
-    softcap=None, temperature=1.0, alpha=None, gamma=2.0, epsilon=1.0, **_,
+    softcap=None, temperature=1.0, alpha=None, gamma=2.0, **own,
 ):  # fmt: skip
     dim = min(1, input.dim() - 1)
     classes = input.shape[dim]
@@ -94,8 +104,10 @@ def label_rows(
         u = -log_q.gather(dim, label.unsqueeze(dim)).squeeze(dim)
         if name == "focal_loss":
             u = (-torch.expm1(-u)) ** gamma * u
-        if name == "poly_loss":
-            u = u + epsilon * (1 - torch.exp(-u))
+        elif ROWS[name].parameter is not None:
+            parameter = ROWS[name].parameter
+            default = inspect.signature(ROWS[name].function).parameters[parameter].default
+            u = reference.LABEL_LOSSES[ROWS[name].kernel](u, own.get(parameter, default))
         values = (1 - label_smoothing) * w[label] * u
         if label_smoothing:
             values = values - label_smoothing / classes * (wide * log_q).sum(dim)
@@ -213,8 +225,6 @@ CASES = [
     Case("focal_loss"),
     Case("focal_loss", kwargs={"alpha": 0.25, "gamma": 0.5}, ignored=True),
     Case("focal_loss", kwargs={"alpha": some_weights, "gamma": 3.0}),
-    Case("poly_loss"),
-    Case("poly_loss", kwargs={"epsilon": -0.5, "weight": some_weights}, ignored=True),
     *(Case(name, target) for name in DIVERGENCES if name != "reverse"
       for target in ("logits", "probs", "labels")),
     Case("kl_divergence", "logits", {"reverse": True}),
@@ -225,6 +235,18 @@ CASES = [
     Case("js_divergence", "probs", input_form="probs"),
     Case("total_variation", "probs", input_form="probs"),
     Case("soft_cross_entropy", "probs", input_form="log_probs"),
+]  # fmt: skip
+# Other losses: the samples of their declarations.
+CASES += [
+    Case(
+        row.name, sample.target, sample.kwargs | {sample.per_class: some_weights},
+        sample.input, sample.ignored,
+    )
+    if sample.per_class
+    else Case(row.name, sample.target, sample.kwargs, sample.input, sample.ignored)
+    for row in ROWS.values()
+    if row.name not in {case.name for case in CASES}
+    for sample in row.samples
 ]  # fmt: skip
 each_softmax_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 

@@ -114,7 +114,6 @@ SPREAD = {
         x.log_softmax(1), q, input_form="log_probs", target_form="probs", **k
     ),
     "focal_loss": lambda x, y, w, q, **k: functional.focal_loss(x, y, 0.3, **k),
-    "poly_loss": lambda x, y, w, q, **k: functional.poly_loss(x, y, weight=w, **k),
     "multi_margin_loss": lambda x, y, w, q, **k: functional.multi_margin_loss(
         x, y.clamp(0), weight=w, **k
     ),
@@ -127,7 +126,7 @@ SPREAD = {
     "dice_loss": lambda x, y, w, q, **k: functional.dice_loss(x, q, **k),
     "linear_cross_entropy": lambda x, y, w, q, **k: functional.linear_cross_entropy(x, q, y, **k),
 }  # fmt: skip
-PARALLEL = [name for name in SPREAD if "entropy" in name] + ["nll_loss", "poly_loss"]
+PARALLEL = [name for name in SPREAD if "entropy" in name] + ["nll_loss", "focal_loss"]
 REDUCTIONS = ("none", "mean", "sum", "sample")
 
 

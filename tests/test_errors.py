@@ -14,12 +14,18 @@ from conftest import each_spec, make, needs_kernels, pair, raw_ops
 import lossops
 from lossops import functional
 from lossops.core import backends
+from lossops.specs.softmax import ROW_SPECS
+from lossops.specs.vectors import VECTOR_SPECS
 
 RANGES = [
     pytest.param(name, hyperparameter, id=f"{name}-{hyperparameter}")
     for name in functional.__all__
     for hyperparameter in getattr(functional, name).ranges
 ]
+
+
+LABELLED = {row.name for row in ROW_SPECS if not row.samples[0].soft}
+LABELLED |= {row.name for row in VECTOR_SPECS if row.given == "index"}
 
 
 def valid_call(name: str) -> dict:
@@ -31,9 +37,8 @@ def valid_call(name: str) -> dict:
     ]
     found = {name: make.rand(4, 5) for name in names}
     if {"index", "target"} & found.keys():
-        last = names[-1] if "index" in found else "target"
-        takes_labels = ("cross_entropy", "focal_loss", "poly_loss", "multi_margin_loss")
-        if name in takes_labels or "index" in found or "linear_weight" in found:
+        last = names[-1]
+        if name in LABELLED or "linear_weight" in found:
             found[last] = make.arange(4)
         elif name == "cosine_embedding_loss":
             found[last] = make.ones(4)

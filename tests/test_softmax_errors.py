@@ -118,7 +118,7 @@ def test_label_out_of_range(name, bad):
 
 
 @cpu_only
-@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "focal_loss", "poly_loss"])
+@each_label_loss
 @pytest.mark.parametrize("bad", [-1, 5])
 def test_label_out_of_range_by_the_formulas(name, bad):
     x, y = make.randn(4, 5), make.tensor([0, 1, bad, 2])
@@ -200,28 +200,17 @@ def test_ignore_index_with_probabilities():
 
 
 @pytest.mark.parametrize(
-    ("function", "argument", "bads", "goods"),
+    ("function", "argument", "values"),
     [
-        (F.cross_entropy, "temperature", (0.0, -1.0, float("nan"), float("inf")), (0.5, 3)),
-        (F.cross_entropy, "softcap", (0.0, -1.0, float("nan")), (None, 30, 0.5)),
-        (F.cross_entropy, "z_loss", (float("nan"), float("inf")), (0, 1e-4)),
-        (F.log_prob_of, "temperature", (0.0, -1.0, float("nan")), (0.5,)),
-        (F.kl_divergence, "temperature", (0.0, -2.0, float("nan")), (0.5,)),
-        (F.focal_loss, "gamma", (-0.5, float("nan")), (0, 0.5, 5)),
-        (F.poly_loss, "epsilon", (float("nan"),), (-1.0, 0, 2)),
+        (F.cross_entropy, "temperature", (0.5, 3)),
+        (F.cross_entropy, "softcap", (None, 30, 0.5)),
+        (F.cross_entropy, "z_loss", (0, 1e-4)),
+        (F.focal_loss, "gamma", (0, 0.5, 5)),
     ],
 )
-def test_hyperparameter(function, argument, bads, goods):
-    x, y = make.randn(4, 5), labels(4)
-    name = function.__name__
-    for bad in bads:
-        refuses(ValueError, rf"{name}\(\): {argument} should", function, x, y, **{argument: bad})
-    wanted = make.tensor(0.5, requires_grad=True)
-    refuses(TypeError, "not differentiable by it", function, x, y, **{argument: wanted})
-    for bad in ("1.0", [0.5], make.tensor([0.5])):
-        refuses(TypeError, f"{argument} should be a number", function, x, y, **{argument: bad})
-    for good in goods:
-        function(x, y, **{argument: good})
+def test_hyperparameters_may_be_integers(function, argument, values):
+    for value in values:
+        function(make.randn(4, 5), labels(4), **{argument: value})
 
 
 def test_normalizer_and_empty():

@@ -27,6 +27,7 @@ from conftest import (
 from softmax_losses import (
     CASES,
     EVERYTHING,
+    WEIGHTED,
     Case,
     each_softmax_case,
     leaves,
@@ -439,7 +440,7 @@ def test_a_one_hot_target_has_a_gradient():
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "poly_loss"])
+@pytest.mark.parametrize("name", WEIGHTED)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_gradient_by_class_weights(name, reduction):
     """The gradient is either computed or rejected, but never silently missing."""
