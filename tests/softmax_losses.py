@@ -236,18 +236,21 @@ CASES = [
     Case("total_variation", "probs", input_form="probs"),
     Case("soft_cross_entropy", "probs", input_form="log_probs"),
 ]  # fmt: skip
-# Other losses: the samples of their declarations.
+
+
+def declared(row, sample) -> Case:
+    """The case of a declaration's sample, whose ignored labels are the default -100."""
+    kwargs = {k: v for k, v in sample.kwargs.items() if k != "ignore_index"}
+    kwargs |= {sample.per_class: some_weights} if sample.per_class else {}
+    return Case(row.name, sample.target, kwargs, sample.input, sample.ignored)
+
+
 CASES += [
-    Case(
-        row.name, sample.target, sample.kwargs | {sample.per_class: some_weights},
-        sample.input, sample.ignored,
-    )
-    if sample.per_class
-    else Case(row.name, sample.target, sample.kwargs, sample.input, sample.ignored)
+    declared(row, sample)
     for row in ROWS.values()
     if row.name not in {case.name for case in CASES}
     for sample in row.samples
-]  # fmt: skip
+]
 each_softmax_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 
 
