@@ -187,3 +187,33 @@ def test_every_file_has_one_idea():
         if path.suffix in (".h", ".cpp", ".cu", ".cuh", ".inc", ".py"):
             lines = len(path.read_text().splitlines())
             assert lines <= 450, f"{path.relative_to(ROOT)} has {lines} lines"
+
+
+# The examples of CONTRIBUTING.md: names of a loss, and its four files.
+EXAMPLES = {
+    r"quantile(_loss)?": (
+        "csrc/losses/elementwise.h", "lossops/elementwise/triton/kernels.py",
+        "lossops/elementwise/reference.py", "lossops/elementwise/regression.py",
+    ),
+    r"poly(_loss)?": (
+        "csrc/losses/softmax.h", "lossops/softmax/triton/losses.py",
+        "lossops/softmax/reference.py", "lossops/softmax/classification.py",
+    ),
+    r"cosine_embedding(_loss)?": (
+        "csrc/losses/vectors.h", "lossops/vectors/triton/losses.py",
+        "lossops/vectors/reference.py", "lossops/vectors/pairs.py",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_loss_is_four_files(name):
+    """Outside its files, only tests of its own properties name a loss, and the benchmarks that
+    train some chosen losses. The shared parts of the tests name none."""
+    files = [*CSRC.rglob("*.*"), *PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    files += [path for path in (ROOT / "tests").rglob("*.py") if not path.stem.startswith("test_")]
+    files = [path for path in files if (ROOT / "benchmarks" / "claims") not in path.parents]
+    mentions = re.compile(rf"[\"'. ]{name}\b(?! of)")
+    code = {path: re.sub(r'"""[\s\S]*?"""|//.*|#.*', "", path.read_text()) for path in files}
+    found = {path.relative_to(ROOT).as_posix() for path in files if mentions.search(code[path])}
+    assert found == set(EXAMPLES[name])
