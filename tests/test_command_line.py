@@ -18,10 +18,9 @@ from lossops.__main__ import main as verify_main
 from lossops.elementwise import reference
 from lossops.specs.elementwise import SPECS, spec
 from lossops.specs.softmax import row_spec
-from lossops.verify import accuracy, values
-from lossops.verify import elementwise as verification
+from lossops.verify import accuracy, values, verifier
 from lossops.verify.tables import Table, number, to_html, to_text, verdict
-from lossops.verify.truth import exact, judges_float64
+from lossops.verify.truth import Exact, judges_float64, of_elements, ulp
 
 PROGRAMS = {
     "lossops": (verify_main, ("info", "verify")),
@@ -111,15 +110,15 @@ def test_verify_that_fails_exits_with_1(monkeypatch, capsys, tmp_path):
     assert main(["verify", "--loss", CHEAP, "--json", str(file)]) == 1
     printed = capsys.readouterr()
     assert "FAIL" in printed.out
-    assert "FAIL mse_loss native float32: value off by" in printed.err
+    assert "FAIL mse_loss native float32: reductions off by" in printed.err
     assert json.loads(file.read_text())["passed"] is False
 
 
 def test_verify_notices_that_another_backend_ran(monkeypatch):
-    monkeypatch.setitem(verification._NAMESPACES, "native", "no_such_namespace")
-    result = verification.verify([spec(CHEAP)])
+    monkeypatch.setitem(verifier.NAMESPACES, "native", "no_such_namespace")
+    result = verifier.verify([spec(CHEAP)])
     assert not result["passed"]
-    assert any("ran" in failure for failure in verification.failures(result))
+    assert any("ran" in failure for failure in verifier.failures(result))
 
 
 @pytest.mark.parametrize("row", SPECS, ids=lambda row: row.name)
@@ -127,12 +126,12 @@ def test_truth_agrees_with_autograd(row):
     generator = torch.Generator().manual_seed(3)
     x, y = row.inner(*torch.randn(2, 200, generator=generator))
     for kwargs in row.samples:
-        truth = exact(row.kernel, row.params(kwargs), x, y)
+        truth = of_elements(row, kwargs, x, y)
         input = x.double().requires_grad_()
         value = reference.FORMULAS[row.kernel](input, y.double(), *row.params(kwargs))
         (gradient,) = torch.autograd.grad(value.sum(), input)
-        torch.testing.assert_close(torch.from_numpy(truth.value), value.detach())
-        torch.testing.assert_close(torch.from_numpy(truth.gradient), gradient)
+        torch.testing.assert_close(torch.from_numpy(truth.value.value), value.detach())
+        torch.testing.assert_close(torch.from_numpy(truth.gradients[0].value), gradient)
 
 
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)
@@ -144,14 +143,15 @@ def test_ulp_errors(dtype):
     info = torch.finfo(dtype)
     least = info.tiny * info.eps
     x = torch.tensor([1.0, 3 * least, info.max, -1.0], dtype=dtype)
-    truth = exact("l1", (), x, torch.zeros_like(x))
+    right = of_elements(spec("l1_loss"), {}, x, torch.zeros_like(x)).value
     found = torch.tensor([1 + 2 * info.eps, least, torch.inf, 1.0], dtype=dtype)
-    scale = accuracy._Scale(truth.value, dtype, judged=None)
-    ulps, wrong_kind = scale.compare(found)
-    assert ulps.tolist() == [2, 2, 1, 0]
-    assert wrong_kind == 0
-    _, wrong_kind = scale.compare(torch.full_like(found, torch.nan))
-    assert wrong_kind == 4
+    for i, ulps in enumerate([2, 2, 1, 0]):
+        one = Exact(right.value[i : i + 1], right.unit[i : i + 1])
+        errors = accuracy._compare("value", found[i : i + 1], one, x[i : i + 1].numpy())
+        assert (errors.value, errors.wrong_kind) == (ulps, 0)
+    assert (right.unit == ulp(right.value, dtype)).all()
+    errors = accuracy._compare("value", torch.full_like(found, torch.nan), right, None)
+    assert errors.wrong_kind == 4
 
 
 @pytest.mark.parametrize("dtype", accuracy.DTYPES, ids=str)

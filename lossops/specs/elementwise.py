@@ -6,6 +6,7 @@ tables.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -94,36 +95,32 @@ _SMOOTHING_REFUSED = (
     ({"label_smoothing": "much"}, TypeError, "label_smoothing should be a number"),
 )
 
+_regression = functools.partial(Spec, regression=True, divides_by_weight=True)
+
 SPECS: tuple[Spec, ...] = (
-    Spec(
+    _regression(
         name="mse_loss",
         kernel="mse",
         module=nn.MSELoss,
         formula="d²",
-        torch_function=torch_functional.mse_loss,
-        torch_module=torch.nn.MSELoss,
         source="Gauss, Theoria combinationis observationum, 1823",
     ),
-    Spec(
+    _regression(
         name="l1_loss",
         kernel="l1",
         module=nn.L1Loss,
         formula="|d|",
         kinks=lambda kwargs: (0.0,),
         differentiable=1,
-        torch_function=torch_functional.l1_loss,
-        torch_module=torch.nn.L1Loss,
         source="Laplace, Mémoire sur la probabilité des causes, 1774",
     ),
-    Spec(
+    _regression(
         name="smooth_l1_loss",
         kernel="smooth_l1",
         module=nn.SmoothL1Loss,
         formula="½d²/β where |d| < β, else |d| - ½β",
         samples=({"beta": 1.0}, {"beta": 0.3}, {"beta": 0.0}),
         kinks=lambda kwargs: (-kwargs["beta"], kwargs["beta"]),
-        torch_function=torch_functional.smooth_l1_loss,
-        torch_module=torch.nn.SmoothL1Loss,
         source="Girshick, Fast R-CNN, 2015",
         refused=(
             ({"beta": -1.0}, RuntimeError, "negative values for beta"),
@@ -131,7 +128,7 @@ SPECS: tuple[Spec, ...] = (
             ({"beta": "wide"}, TypeError, "beta should be a number"),
         ),
     ),
-    Spec(
+    _regression(
         name="huber_loss",
         kernel="huber",
         module=nn.HuberLoss,
@@ -140,8 +137,6 @@ SPECS: tuple[Spec, ...] = (
         kinks=lambda kwargs: (
             () if math.isinf(kwargs["delta"]) else (-kwargs["delta"], kwargs["delta"])
         ),
-        torch_function=torch_functional.huber_loss,
-        torch_module=torch.nn.HuberLoss,
         divides_by_weight=False,
         source="Huber, Robust Estimation of a Location Parameter, 1964",
         refused=(
@@ -151,14 +146,14 @@ SPECS: tuple[Spec, ...] = (
             ({"delta": "wide"}, TypeError, "delta should be a number"),
         ),
     ),
-    Spec(
+    _regression(
         name="log_cosh_loss",
         kernel="log_cosh",
         module=nn.LogCoshLoss,
         formula="log(cosh(d))",
         source="Saleh and Saleh, Statistical Properties of the log-cosh Loss Function, 2022",
     ),
-    Spec(
+    _regression(
         name="quantile_loss",
         kernel="quantile",
         module=nn.QuantileLoss,
@@ -175,7 +170,7 @@ SPECS: tuple[Spec, ...] = (
             ({"quantile": "high"}, TypeError, "quantile should be a number"),
         ),
     ),
-    Spec(
+    _regression(
         name="charbonnier_loss",
         kernel="charbonnier",
         module=nn.CharbonnierLoss,
@@ -194,11 +189,7 @@ SPECS: tuple[Spec, ...] = (
         kernel="kl_div",
         module=nn.KLDivLoss,
         formula="y (log y - x)",
-        torch_function=torch_functional.kl_div,
-        torch_module=torch.nn.KLDivLoss,
-        divides_by_weight=False,
         source="Kullback and Leibler, On Information and Sufficiency, 1951",
-        regression=False,
         inner=lambda x, y: (_log_probability(x), _probability(y)),
         folded=lambda x, y: (-x.abs(), _fold_into_unit(y)),
         other_shapes="broadcasts",
@@ -213,11 +204,7 @@ SPECS: tuple[Spec, ...] = (
         formula="eʸ (y - x)",
         samples=({"log_target": True},),
         params=lambda kwargs: (),
-        torch_function=torch_functional.kl_div,
-        torch_module=torch.nn.KLDivLoss,
-        divides_by_weight=False,
         source="Kullback and Leibler, On Information and Sufficiency, 1951",
-        regression=False,
         inner=lambda x, y: (_log_probability(x), _log_probability(y)),
         folded=lambda x, y: (-x.abs(), -y.abs()),
         other_shapes="broadcasts",
@@ -231,11 +218,7 @@ SPECS: tuple[Spec, ...] = (
         formula="-y log x - (1 - y) log(1 - x)",
         samples=({}, {"label_smoothing": 0.1}),
         params=lambda kwargs: (kwargs.get("label_smoothing", 0.0),),
-        torch_function=torch_functional.binary_cross_entropy,
-        torch_module=torch.nn.BCELoss,
-        divides_by_weight=False,
         source="Good, Rational Decisions, 1952",
-        regression=False,
         inner=lambda x, y: (_probability(x), _probability(y)),
         folded=lambda x, y: (_fold_into_unit(x), _fold_label(y)),
         other_shapes="raises",
@@ -250,11 +233,7 @@ SPECS: tuple[Spec, ...] = (
         formula="p y softplus(-x) + (1 - y) softplus(x)",
         samples=({}, {"pos_weight": 3.0}, {"label_smoothing": 0.1, "pos_weight": 0.4}),
         params=lambda kwargs: (kwargs.get("pos_weight", 1.0), kwargs.get("label_smoothing", 0.0)),
-        torch_function=torch_functional.binary_cross_entropy_with_logits,
-        torch_module=torch.nn.BCEWithLogitsLoss,
-        divides_by_weight=False,
         source="Good, Rational Decisions, 1952",
-        regression=False,
         inner=lambda x, y: (x, _probability(y)),
         folded=lambda x, y: (x, _fold_label(y)),
         other_shapes="raises",
@@ -272,11 +251,9 @@ SPECS: tuple[Spec, ...] = (
             {"alpha": -1.0, "gamma": 0.5},
             {"alpha": 0.6, "gamma": 5.0},
         ),
-        divides_by_weight=False,
         # 1 - p_t has an error of 1.5 eps, up to 3 units in the last place; its power γ times that.
         slack=lambda kwargs: 3 * kwargs["gamma"],
         source="Lin et al., Focal Loss for Dense Object Detection, 2017",
-        regression=False,
         inner=lambda x, y: (x, _probability(y)),
         # The formula lacks the limits at infinity; tests/test_raw_ops.py covers them.
         folded=lambda x, y: (torch.where(x.isinf(), x.sign() * 50, x), _fold_label(y)),
@@ -295,11 +272,7 @@ SPECS: tuple[Spec, ...] = (
         kernel="soft_margin",
         module=nn.SoftMarginLoss,
         formula="log(1 + exp(-x y))",
-        torch_function=torch_functional.soft_margin_loss,
-        torch_module=torch.nn.SoftMarginLoss,
-        divides_by_weight=False,
         source="Cox, The Regression Analysis of Binary Sequences, 1958",
-        regression=False,
         inner=lambda x, y: (x, _sign(y)),
         folded=lambda x, y: (x, _sign(y)),
         other_shapes="broadcasts",
@@ -311,11 +284,7 @@ SPECS: tuple[Spec, ...] = (
         formula="x where y is 1, max(0, m - x) where it is -1",
         samples=({"margin": 1.0}, {"margin": 0.3}),
         differentiable=1,
-        torch_function=torch_functional.hinge_embedding_loss,
-        torch_module=torch.nn.HingeEmbeddingLoss,
-        divides_by_weight=False,
         source="Hadsell, Chopra and LeCun, Learning an Invariant Mapping, 2006",
-        regression=False,
         inner=lambda x, y: (_off(x.abs(), 1.0, 0.3), _sign(y)),
         folded=lambda x, y: (x, _sign(y)),
         other_shapes="broadcasts",
@@ -328,12 +297,9 @@ SPECS: tuple[Spec, ...] = (
         module=nn.MarginRankingLoss,
         formula="max(0, m - y (x₁ - x₂))",
         samples=({"margin": 0.0}, {"margin": 0.5}),
-        torch_function=_margin_ranking_in_torch,
-        torch_module=torch.nn.MarginRankingLoss,
-        divides_by_weight=False,
         source="Herbrich, Graepel and Obermayer, Large Margin Rank Boundaries, 2000",
-        regression=False,
         through=_margin_ranking,
+        through_torch=_margin_ranking_in_torch,
         inner=lambda x, y: (_off(x, -0.5, 0.0, 0.5), _sign(y)),
         folded=lambda x, y: (x, _sign(y)),
         other_shapes="broadcasts",
@@ -346,11 +312,7 @@ SPECS: tuple[Spec, ...] = (
         formula="eˣ - y x",
         samples=({}, {"full": True}),
         params=lambda kwargs: (float(kwargs.get("full", False)),),
-        torch_function=torch_functional.poisson_nll_loss,
-        torch_module=torch.nn.PoissonNLLLoss,
-        divides_by_weight=False,
         source="Nelder and Wedderburn, Generalized Linear Models, 1972",
-        regression=False,
         # The bounds keep exp(x), and sums of some thousand values, in the range of float16.
         takes_integers=True,
         inner=lambda x, y: (0.5 * x, y.abs()),
@@ -369,11 +331,7 @@ SPECS: tuple[Spec, ...] = (
             {"log_input": False, "eps": 0.5, "full": True},
         ),
         params=lambda kwargs: (kwargs["eps"], float(kwargs.get("full", False))),
-        torch_function=torch_functional.poisson_nll_loss,
-        torch_module=torch.nn.PoissonNLLLoss,
-        divides_by_weight=False,
         source="Nelder and Wedderburn, Generalized Linear Models, 1972",
-        regression=False,
         takes_integers=True,
         inner=lambda x, y: (x.abs() + 0.1, y.abs()),
         folded=lambda x, y: (x.abs(), y.abs()),
@@ -386,12 +344,9 @@ SPECS: tuple[Spec, ...] = (
         formula="½ (log v + (x - y)²/v)",
         samples=({"eps": 1e-6}, {"eps": 0.01, "full": True}),
         params=_gaussian_params,
-        torch_function=_gaussian_in_torch,
-        torch_module=torch.nn.GaussianNLLLoss,
-        divides_by_weight=False,
         source="Nix and Weigend, Estimating the Mean and Variance, 1994",
-        regression=False,
         through=_gaussian,
+        through_torch=_gaussian_in_torch,
         inner=lambda x, y: (x, (0.5 * y).exp()),
         # The bounds keep x² / v in the range of float16.
         folded=lambda x, y: (

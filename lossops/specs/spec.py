@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as torch_functional
 from torch import Tensor
 
 from lossops import functional
@@ -33,9 +34,7 @@ class Spec:
     # The differences x - y at which the loss or its derivatives jump.
     kinks: Callable[[dict[str, float]], Iterable[float]] = lambda kwargs: ()
     differentiable: int = 2  # number of derivatives that are not 0 everywhere, away from kinks
-    torch_function: Callable[..., Tensor] | None = None  # torch's own, if it has one
-    torch_module: type[torch.nn.Module] | None = None
-    divides_by_weight: bool = True  # a weighted mean divides by the sum of weights
+    divides_by_weight: bool = False  # a weighted mean divides by the sum of weights
     source: str = ""
     refused: tuple[tuple[dict[str, Any], type[Exception], str], ...] = field(default=())
 
@@ -43,8 +42,9 @@ class Spec:
     called: str = ""
     # Called instead of a function that takes more than an input and a target.
     through: Callable[..., Tensor] | None = None
+    through_torch: Callable[..., Tensor] | None = None
     # Whether it compares a prediction with a measurement. The report trains and plots such losses.
-    regression: bool = True
+    regression: bool = False
     # Map arbitrary numbers to valid inputs and targets: `inner` maps random numbers and avoids the
     # boundary of the domain, `folded` maps all numbers there are and includes the boundary.
     inner: Domain = _anything
@@ -67,6 +67,15 @@ class Spec:
     def function(self) -> Callable[..., Tensor]:
         """The loss, as a function of an input and a target."""
         return self.through or getattr(functional, self.public_name)
+
+    @property
+    def torch_function(self) -> Callable[..., Tensor] | None:
+        """Torch's own, if it has one."""
+        return self.through_torch or getattr(torch_functional, self.public_name, None)
+
+    @property
+    def torch_module(self) -> type[torch.nn.Module] | None:
+        return getattr(torch.nn, self.module.__name__, None)
 
     @property
     def public_name(self) -> str:
