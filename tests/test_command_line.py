@@ -147,7 +147,7 @@ def test_ulp_errors(dtype):
     found = torch.tensor([1 + 2 * info.eps, least, torch.inf, 1.0], dtype=dtype)
     for i, ulps in enumerate([2, 2, 1, 0]):
         one = Exact(right.value[i : i + 1], right.unit[i : i + 1])
-        errors = accuracy._compare("value", found[i : i + 1], one, x[i : i + 1].numpy())
+        errors = accuracy._compare("value", found[i : i + 1], one, None)
         assert (errors.value, errors.wrong_kind) == (ulps, 0)
     assert (right.unit == ulp(right.value, dtype)).all()
     errors = accuracy._compare("value", torch.full_like(found, torch.nan), right, None)

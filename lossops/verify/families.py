@@ -60,6 +60,7 @@ class Family:
     small: tuple[int, ...] = (3, 4)  # the shape of the cases of slow checks
     large: tuple[int, ...] = (40, 12)  # and of others
     more_dtypes: dict[str, tuple[torch.dtype, ...]] = field(default_factory=dict)  # of a check
+    one_thread: bool = True  # small rows: threads would wait for each other
     slack: Callable[[Any], float] = lambda spec: 0.0  # extra error that is allowed, in units
 
 
@@ -164,7 +165,8 @@ def _row_call(spec: RowSpec, sample: Sample, x: Tensor, y: Tensor, options) -> C
         return call
 
     tensors = [x, *([y] if sample.soft else []), *(options[name] for name in names)]
-    return Case(str(sample), tensors, of(spec.call(sample)), of(spec.torch_call(sample)))
+    ours, theirs = of(spec.call(sample)), of(spec.torch_call(sample))
+    return Case(str(sample), tensors, ours, theirs, other_modes=("none",))
 
 
 def _row_cases(spec: RowSpec, dtype, device, seed, shape) -> Iterator[Case]:
@@ -245,7 +247,7 @@ def _other_cases(spec: Other, dtype, device, seed, shape) -> Iterator[Case]:
     # Older versions of torch lack linear_cross_entropy.
     theirs = call(torch_functional)[1] if hasattr(torch_functional, spec.name) else None
     tensors = [tensor.to(device, dtype) for tensor in tensors]
-    yield Case("defaults", tensors, ours, theirs, len(tensors), twice=spec.twice, fast_checks=False)
+    yield Case("defaults", tensors, ours, theirs, len(tensors), spec.twice, other_modes=())
 
 
 _PLAIN = (
@@ -260,6 +262,7 @@ FAMILIES: dict[type, Family] = {
         "not, or reversed. A pass is at most torch's own error plus one unit, or 8 where torch "
         "has no such loss.",
         _element_cases, _element_trials, small=(3, 2), large=(501,), slack=_slack,
+        one_thread=False,
     ),
     RowSpec: Family(
         "softmax", "softmax_",
