@@ -1,165 +1,18 @@
-"""The report on the losses over rows: whether it is correct, and whether it would detect errors."""
+"""Measurements and claims of the losses over rows."""
 
 from __future__ import annotations
 
-import json
-import math
-
-import numpy
 import pytest
 import torch
 
-import lossops
 from benchmarks.bench import softmax as softmax_bench
 from benchmarks.bench import softmax_tables, softmax_targets, softmax_worker, targets
 from benchmarks.bench.softmax_steps import Rows, cases, contenders
 from benchmarks.claims import classification as classification_claims
 from benchmarks.claims import classifying
 from lossops import functional
-from lossops.__main__ import main
-from lossops.softmax import reference as softmax_reference
-from lossops.specs.softmax import ROW_SPECS, Sample, row_spec
-from lossops.verify import families, row_edges, verifier
-from lossops.verify.accuracy import Errors, beyond, judge
-from lossops.verify.row_truth import of_rows
+from lossops.specs.softmax import ROW_SPECS, row_spec
 from lossops.verify.tables import to_text
-from lossops.verify.truth import ulp
-
-CHEAP = "nll_loss"
-each_row = pytest.mark.parametrize("spec", ROW_SPECS, ids=lambda row: row.name)
-SMALL = ((20, 10), (4, 100))
-
-
-# ---------------------------------------------------------------------------------------------
-# The expected results and the judge.
-
-
-@each_row
-def test_truth_agrees_with_autograd(spec):
-    """One is written by hand, the other computed by torch."""
-    for sample in spec.samples:
-        x, y, options = sample.tensors((12, 9), torch.float64, 3)
-        truth = of_rows(spec, sample, x, y, options)
-        leaf = x.detach().requires_grad_()
-        with lossops.backend("reference"):
-            value = spec.call(sample)(leaf, y, "none", **options)
-        (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        close = {"rtol": 1e-9, "atol": 1e-12}
-        for exact, found in ((truth.value, value.detach()), (truth.gradients[0], gradient)):
-            numpy.testing.assert_allclose(exact.value.astype(float), found, **close)
-            assert (exact.unit >= ulp(abs(exact.value), x.dtype)).all()
-
-
-def judged(change, dtype=torch.float32):
-    spec, sample = row_spec("cross_entropy"), Sample()
-    tensors = sample.tensors((50, 10), dtype)
-    case = families._row_call(spec, sample, *tensors)
-    right = case.ours
-
-    def loss(x, reduction):
-        return change(right(x, reduction=reduction), x)
-
-    case.ours = loss
-    return judge(loss, case, of_rows(spec, sample, *tensors))
-
-
-def test_errors_are_counted_in_units():
-    assert judged(lambda value, x: value).value < 1
-    off = judged(lambda value, x: value * (1 + 2.0**-18))
-    assert 8 < off.value < 40  # 2^-18 is 32 units of 2^-23, some of which are unavoidable
-    assert off.reduced > 4
-    steep = judged(lambda value, x: value + 1e-3 * (x - x.detach()).sum())
-    assert steep.gradient > 1000
-    assert steep.value < 1
-
-
-def test_what_is_nan_out_of_place_is_counted():
-    wrong = judged(lambda value, x: torch.where(value > 2, math.nan, value))
-    assert wrong.wrong_kind > 0
-    trial = families.Trial([])
-    assert "NaN or infinity out of place" in verifier._wrong(trial, "native", wrong, Errors())[-1]
-
-
-def test_beyond_is_torchs_error_and_a_unit():
-    assert beyond(Errors(value=1.9), Errors(value=1.0), 8.0) == []
-    assert beyond(Errors(value=2.1), Errors(value=1.0), 8.0) == [
-        "value off by 2.1 units, torch by 1"
-    ]
-    (line,) = beyond(Errors(gradient=1.1), Errors(), 8.0)
-    assert "gradient" in line
-    assert beyond(Errors(gradient=1.1), Errors(gradient=0.1), 8.0, factor=2.0) == []
-    trial = families.Trial([], alone=1.0)
-    assert verifier._wrong(trial, "native", "ValueError: no", Errors()) == ["ValueError: no"]
-    assert verifier._wrong(trial, "native", Errors(value=0.9), "RuntimeError: not for halves") == []
-    assert verifier._wrong(trial, "native", Errors(value=1.1), "RuntimeError: not for halves")
-    assert beyond(Errors(reduced=4.1), Errors(reduced=9.0), 8.0) == ["reductions off by 4.1 eps"]
-
-
-# ---------------------------------------------------------------------------------------------
-# Verification.
-
-
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(families, "ROW_SHAPES", SMALL)
-
-
-def test_verify_passes(small, capsys):
-    assert main(["verify", "--loss", CHEAP, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["passed"]
-    assert {row["backend"] for row in found["numbers"]} >= {"native", "reference"}
-    assert {row["dtype"] for row in found["numbers"]} == {
-        "float64", "float32", "bfloat16", "float16",
-    }  # fmt: skip
-
-
-def test_verify_tables(small):
-    result = verifier.verify([row_spec(CHEAP)])
-    errors, checks = (to_text(table) for table in verifier.tables(result) if table.rows)
-    assert "units" in errors
-    assert "gradgradcheck" in checks
-    assert "FAIL" not in errors + checks
-    assert verifier.failures(result) == []
-
-
-def test_verify_notices_a_wrong_formula(small, monkeypatch):
-    """In the reference, while the kernels are correct."""
-    monkeypatch.setitem(softmax_reference.LABEL_LOSSES, "cross_entropy", lambda u: 1.001 * u)
-    result = verifier.verify([row_spec(CHEAP)])
-    assert not result["passed"]
-    failed = {row["backend"] for row in result["numbers"] if not row["passed"]}
-    assert failed == {"reference"}
-    lines = verifier.failures(result)
-    assert any("nll_loss reference float32" in line and "value off by" in line for line in lines)
-    assert any("as_torch" in line for line in lines)
-
-
-def test_verify_notices_that_another_backend_ran(small, monkeypatch):
-    monkeypatch.setitem(verifier.NAMESPACES, "native", "no_such_namespace")
-    result = verifier.verify([row_spec(CHEAP)])
-    assert any("ran" in failure for failure in verifier.failures(result))
-
-
-@pytest.mark.parametrize("edge", row_edges.EDGES)
-def test_edges_notice_what_is_wrong(edge, monkeypatch):
-    """Each check is given a loss that is wrong everywhere."""
-    spec = row_spec("cross_entropy")
-    check = row_edges.EDGES[edge]
-    check(spec, "cpu")
-
-    def wrong(input, target, *args, reduction="mean", **kwargs):
-        target = target.clamp(0, 1) if not target.is_floating_point() else target
-        value = functional.kl_divergence(
-            input.nan_to_num(neginf=-3.0, posinf=3.0) * 1.5, target, reduction=reduction,
-            **({"target_form": "probs"} if target.is_floating_point() else {}),
-        )  # fmt: skip
-        return value + 0.25
-
-    monkeypatch.setattr(functional, "cross_entropy", wrong)
-    with pytest.raises((AssertionError, RuntimeError)):
-        check(spec, "cpu")
-
 
 # ---------------------------------------------------------------------------------------------
 # Measuring.

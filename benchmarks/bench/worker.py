@@ -16,7 +16,6 @@ import torch
 from benchmarks.bench.steps import LOSSOPS, Tensors, contenders
 from lossops.specs.elementwise import Spec, spec
 from lossops.verify.accuracy import DTYPES
-from lossops.verify.contenders import written_in_torch
 from lossops.verify.families import measure
 from lossops.verify.measure import (
     available_bytes,
@@ -79,7 +78,7 @@ def _memory(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
     tensors = Tensors(row, 1 << 20, torch.float32, task["device"])
     for reduction in ("mean", "sum"):
         peaks = {}
-        for name, loss in ((LOSSOPS, row.function), ("eager", written_in_torch(row))):
+        for name, loss in ((LOSSOPS, row.function), ("eager", row.written_in_torch())):
             step = tensors.train(loss, reduction=reduction, **row.defaults)
             step()
             tensors.input.grad = None

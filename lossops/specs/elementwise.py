@@ -50,6 +50,34 @@ def _sign(x: Tensor) -> Tensor:
     return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
 
 
+# Losses that torch lacks, as its users write them.
+
+
+def _log_cosh(input: Tensor, target: Tensor) -> Tensor:
+    z = (input - target).abs()
+    return z + torch_functional.softplus(-2 * z) - math.log(2)
+
+
+def _quantile(input: Tensor, target: Tensor, above: float, below: float) -> Tensor:
+    d = input - target
+    return torch.where(d > 0, above * d, -below * d)
+
+
+def _charbonnier(input: Tensor, target: Tensor, epsilon: float) -> Tensor:
+    return ((input - target).square() + epsilon**2).sqrt()
+
+
+def _sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
+    """The formula of torchvision."""
+    p = torch.sigmoid(input)
+    cross = torch_functional.binary_cross_entropy_with_logits(input, target, reduction="none")
+    p_t = p * target + (1 - p) * (1 - target)
+    loss = cross * (1 - p_t) ** gamma
+    if alpha >= 0:
+        loss = (alpha * target + (1 - alpha) * (1 - target)) * loss
+    return loss
+
+
 # Two losses take three tensors. Their kernels take the difference of the first two as input.
 
 
@@ -149,6 +177,7 @@ SPECS: tuple[Spec, ...] = (
     _regression(
         name="log_cosh_loss",
         kernel="log_cosh",
+        users_formula=_log_cosh,
         module=nn.LogCoshLoss,
         formula="log(cosh(d))",
         source="Saleh and Saleh, Statistical Properties of the log-cosh Loss Function, 2022",
@@ -162,6 +191,7 @@ SPECS: tuple[Spec, ...] = (
         params=lambda kwargs: (1.0 - kwargs["quantile"], kwargs["quantile"]),
         kinks=lambda kwargs: (0.0,),
         differentiable=1,
+        users_formula=_quantile,
         source="Koenker and Bassett, Regression Quantiles, 1978",
         refused=(
             ({"quantile": 0.0}, ValueError, "quantile should be between 0 and 1"),
@@ -173,6 +203,7 @@ SPECS: tuple[Spec, ...] = (
     _regression(
         name="charbonnier_loss",
         kernel="charbonnier",
+        users_formula=_charbonnier,
         module=nn.CharbonnierLoss,
         formula="√(d² + ε²)",
         samples=({"epsilon": 1e-3}, {"epsilon": 0.5}),
@@ -244,6 +275,7 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         name="sigmoid_focal_loss",
         kernel="sigmoid_focal",
+        users_formula=_sigmoid_focal,
         module=nn.SigmoidFocalLoss,
         formula="α_t (1 - p_t)^γ BCE(x, y), p = sigmoid(x)",
         samples=(

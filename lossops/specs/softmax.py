@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lossops import functional, nn
 from lossops.specs import softmax_in_torch as in_torch
+from lossops.specs.spec import reduced
 
 Loss = in_torch.Loss
 
@@ -103,6 +104,7 @@ class RowSpec:
     # The loss's own hyperparameter, γ or ε.
     parameter: tuple[str, float] | None = None  # keyword and default
     symmetric: bool = False  # with respect to input and target
+    bounded: bool = False  # whether it is finite even if the label is impossible
     source: str = ""
     refused: tuple[tuple[dict[str, Any], type[Exception], str], ...] = ()
 
@@ -115,7 +117,7 @@ class RowSpec:
         """Calls the function as a training step does. If it has no reduction, torch reduces."""
         if self.name != "log_prob_of":
             return self.function(input, target, reduction=reduction, **kwargs)
-        return in_torch.reduced(self.function(input, target, dim=1, **kwargs), reduction)
+        return reduced(self.function(input, target, dim=1, **kwargs), reduction)
 
     def call(self, sample: Sample) -> Loss:
         """The loss with the arguments that state the forms of input and target. Like ``in_torch``,
@@ -281,6 +283,7 @@ ROW_SPECS: tuple[RowSpec, ...] = (
         samples=_pairs(),
         in_torch=in_torch.by_distributions(in_torch.js_divergence),
         symmetric=True,
+        bounded=True,
         source="Lin, Divergence Measures Based on the Shannon Entropy, 1991",
         refused=_COLD,
     ),
@@ -292,6 +295,7 @@ ROW_SPECS: tuple[RowSpec, ...] = (
         samples=_pairs(),
         in_torch=in_torch.by_distributions(in_torch.total_variation),
         symmetric=True,
+        bounded=True,
         source="Levin and Peres, Markov Chains and Mixing Times, 2017",
         refused=_COLD,
     ),
@@ -303,6 +307,7 @@ ROW_SPECS: tuple[RowSpec, ...] = (
         samples=_pairs(),
         in_torch=in_torch.by_distributions(in_torch.l1_distribution),
         symmetric=True,
+        bounded=True,
         source="Ghosh, Kumar and Sastry, Robust Loss Functions under Label Noise, 2017",
         refused=_COLD,
     ),

@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
+from lossops.specs.spec import reduced
+
 Loss = Callable[..., Tensor]
-
-
-def reduced(rows: Tensor, reduction: str) -> Tensor:
-    return rows if reduction == "none" else getattr(rows, reduction)()
 
 
 def cross_entropy(

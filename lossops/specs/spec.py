@@ -18,6 +18,10 @@ from lossops.elementwise import reference
 Domain = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+def reduced(loss: Tensor, reduction: str) -> Tensor:
+    return loss if reduction == "none" else getattr(loss, reduction)()
+
+
 def _anything(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return input, target
 
@@ -60,6 +64,10 @@ class Spec:
     # Converts input, target and keyword arguments to those of torch's function.
     for_torch: Callable[..., tuple[Tensor, Tensor, dict]] = lambda x, y, **kwargs: (x, y, kwargs)
 
+    # The formula as users of torch write it, if torch lacks the loss. By default, it is that of the
+    # reference, which is more careful and slower.
+    users_formula: Callable[..., Tensor] | None = None
+
     # Converts hyperparameters to those of the kernels.
     params: Callable[[dict[str, float]], tuple[float, ...]] = lambda kwargs: tuple(kwargs.values())
 
@@ -95,6 +103,22 @@ class Spec:
         params = self.params({**self.defaults, **kwargs})
         value = reference.FORMULAS[self.kernel](input, target, *params)
         return reference.reduce(value, reduction)
+
+    def written_in_torch(self) -> Callable[..., Tensor]:
+        """Torch's own function, or else the loss as a user writes it in torch. It adds nothing that
+        takes time."""
+        formula = self.users_formula or reference.FORMULAS[self.kernel]
+
+        def by_formula(x: Tensor, y: Tensor, reduction: str = "mean", **kwargs) -> Tensor:
+            return reduced(formula(x, y, *self.params({**self.defaults, **kwargs})), reduction)
+
+        def converted(x: Tensor, y: Tensor, reduction: str = "mean", **kwargs) -> Tensor:
+            x, y, kwargs = self.for_torch(x, y, **{**self.defaults, **kwargs})
+            return self.torch_function(x, y, reduction=reduction, **kwargs)
+
+        if self.torch_function is None:
+            return by_formula
+        return self.torch_function if self.regression else converted
 
     # Passes over memory of the input's size in a training step with a scalar reduction: it reads
     # input and target, and writes the gradient.

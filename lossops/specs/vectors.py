@@ -15,6 +15,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 from lossops import functional, nn
+from lossops.specs.spec import reduced
 
 # Takes the vectors and the other tensors of a row.
 Loss = Callable[..., Tensor]
@@ -27,8 +28,7 @@ def _tversky(input: Tensor, target: Tensor, alpha=0.5, beta=0.5, **options) -> T
     found, wrong = (p * target).sum(1), (p * (1 - target)).sum(1)
     missed = ((1 - p) * target).sum(1)
     loss = 1 - (found + smooth) / (found + alpha * wrong + beta * missed + smooth)
-    reduction = options.get("reduction", "mean")
-    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    return reduced(loss, options.get("reduction", "mean"))
 
 
 def _dice(input: Tensor, target: Tensor, smooth=1.0, **options) -> Tensor:

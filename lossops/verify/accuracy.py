@@ -29,13 +29,14 @@ class Errors:
     reduced: float = 0.0  # largest error of a reduction, in eps of the dtype
     wrong_kind: int = 0  # results that are NaN, or differ from a truth that is NaN or infinite
 
-    def add(self, other: Errors) -> None:
+    def add(self, other: Errors) -> Errors:
         for what in ("value", "gradient"):
             if getattr(other, what) > getattr(self, what):
                 setattr(self, what, getattr(other, what))
                 setattr(self, f"{what}_at", getattr(other, f"{what}_at"))
         self.reduced = max(self.reduced, other.reduced)
         self.wrong_kind += other.wrong_kind
+        return self
 
 
 @dataclass
@@ -52,13 +53,18 @@ class Case:
     other_modes: tuple[str, ...] = ("none", "mean")
     torchs_kinks: tuple[float, ...] = ()  # differences at which torch's derivative is not judged
 
+    def leaves(self, of_all: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns the tensors as the leaves of a graph, and those to differentiate by."""
+        count = len(self.tensors) if of_all else self.inputs
+        leaves = [tensor.detach().requires_grad_() for tensor in self.tensors[:count]]
+        return [*leaves, *self.tensors[count:]], leaves
+
 
 def judge(loss: Callable[..., Tensor], case: Case, truth: Truth) -> Errors:
     """The errors of an implementation: of its values, of the gradients by the inputs, both without
     a reduction and of the sum, and of its reductions."""
     errors = Errors()
-    inputs = [tensor.detach().requires_grad_() for tensor in case.tensors[: case.inputs]]
-    tensors = [*inputs, *case.tensors[case.inputs :]]
+    tensors, inputs = case.leaves()
     skipped = loss is case.theirs and numpy.isin(truth.at, case.torchs_kinks)
     for reduction in ("none", "sum"):
         found = loss(*tensors, reduction=reduction)

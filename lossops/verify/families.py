@@ -19,7 +19,6 @@ from lossops.specs.softmax import RowSpec, Sample
 from lossops.specs.vectors import VectorSpec
 from lossops.verify import row_edges
 from lossops.verify.accuracy import ALLOWED_ALONE, Case, Errors, judge
-from lossops.verify.contenders import written_in_torch
 from lossops.verify.row_truth import of_rows
 from lossops.verify.truth import Truth, of_elements, of_vectors
 from lossops.verify.values import adversarial
@@ -88,7 +87,7 @@ def _element_case(spec: Spec, kwargs, tensors: Iterable[Tensor]) -> Case:
 
     # At a kink, a formula written by hand follows no convention for the derivative.
     by_hand = spec.torch_function is None and spec.differentiable == 1
-    theirs = functools.partial(written_in_torch(spec), **kwargs)
+    theirs = functools.partial(spec.written_in_torch(), **kwargs)
     kinks = tuple(spec.kinks(kwargs)) if by_hand else ()
     return Case(str(kwargs or "defaults"), [*tensors], ours, theirs, torchs_kinks=kinks)
 
@@ -96,8 +95,7 @@ def _element_case(spec: Spec, kwargs, tensors: Iterable[Tensor]) -> Case:
 def _element_cases(spec: Spec, dtype, device, seed, shape) -> Iterator[Case]:
     for kwargs in spec.samples:
         tensors = _elements(spec, shape, dtype, device, seed)
-        case = _element_case(spec, kwargs, tensors[:2])
-        yield case
+        yield (case := _element_case(spec, kwargs, tensors[:2]))
         yield Case(f"{case.words}, weighted", [*tensors], case.ours)
 
 
@@ -119,11 +117,9 @@ def _element_batches(spec: Spec, dtype, device, seed, count: int) -> Batches:
 def _element_trials(spec: Spec, dtype, device, seed, full: bool) -> Iterator[Trial]:
     count = FULL_COUNT if full else COUNT
     count = count // 10 if dtype == torch.float64 else count  # extended precision is slow
-    for interpreter in (False, True):
+    for interpreter, size in ((False, count), (True, COUNT_OF_INTERPRETER)):
         yield Trial(
-            _element_batches(
-                spec, dtype, device, seed, COUNT_OF_INTERPRETER if interpreter else count
-            ),
+            _element_batches(spec, dtype, device, seed, size),
             alone=ALLOWED_ALONE + _slack(spec),
             torch_counts=spec.torch_function is not None,
             torch_decides=True,
@@ -144,8 +140,7 @@ def measure(
     for case, truth in _adversarial(spec, dtype, device, seed, count):
         ours.add(judge(case.ours, case, truth))
         try:
-            if theirs:
-                theirs.add(judge(case.theirs, case, truth))
+            theirs = theirs and theirs.add(judge(case.theirs, case, truth))
         except (NotImplementedError, RuntimeError):
             theirs = None
     return {"lossops": ours, "torch": theirs}

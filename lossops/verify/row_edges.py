@@ -15,8 +15,6 @@ from torch import Tensor
 from lossops.specs.softmax import RowSpec, Sample
 
 Results = tuple[Tensor, Tensor]  # value and gradient
-# Losses that are finite even if the label is impossible.
-BOUNDED = ("js_divergence", "total_variation", "l1_distribution_loss")
 
 
 def _loss(spec: RowSpec, x: Tensor, y: Tensor, reduction: str) -> Tensor:
@@ -83,7 +81,7 @@ def impossible_target(spec: RowSpec, device: str) -> None:
     """A logit of -inf where the target is 1: the loss is infinite unless it is bounded, and the
     gradient is not NaN."""
     value, gradient = _results(spec, _row(device, -math.inf, 0.0, 1.0), _label(device, 0))
-    right = value.isfinite() if spec.name in BOUNDED else value.isinf()
+    right = value.isfinite() if spec.bounded else value.isinf()
     _expect(bool(right), f"value {value.item()}")
     _expect(not gradient.isnan().any(), f"gradient {gradient.flatten().tolist()}")
 
@@ -122,9 +120,9 @@ def largest_halves(spec: RowSpec, device: str) -> None:
 
 
 def one_class(spec: RowSpec, device: str) -> None:
-    """A single class: the loss is 0, and so is the gradient, except that of nll_loss, which is
-    -1."""
-    slope = _row(device, -1.0 if spec.name == "nll_loss" else 0.0)
+    """A single class: the loss is 0, and so is the gradient, except that by a log-probability,
+    which is -1."""
+    slope = _row(device, -1.0 if _takes_log_probs(spec) else 0.0)
     found = _results(spec, _scores(spec, _row(device, 3.0)), _label(device, 0))
     _same(found, (torch.zeros_like(slope[0]), slope))
 

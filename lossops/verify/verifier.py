@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from lossops.verify.tables import NOTHING, Table, number, verdict
 
 LOSSES = (*SPECS, *ROW_SPECS, *VECTOR_SPECS, *OTHERS)
 NAMESPACES = {"native": library.NATIVE, "triton": library.TRITON}
+MEASURED = ("value", "gradient", "reduced")
 CURVATURE_ALLOWED = 16.0  # eps; rounding the difference alone changes log_cosh's by several eps
 
 
@@ -83,11 +84,11 @@ def _numbers(
         judged = _judged(trial, device)
         torchs = judged.pop("torch")
         for backend, ours in judged.items():
-            row = rows.setdefault(backend, {"lossops": Errors(), "torch": Errors(), "failed": []})
+            row = rows.setdefault(backend, {"lossops": None, "torch": None, "failed": []})
             row["failed"] += [trial.words + text for text in _wrong(trial, backend, ours, torchs)]
             for name, errors in (("lossops", ours), ("torch", torchs)):
                 if isinstance(errors, Errors):
-                    row[name].add(errors)
+                    row[name] = (row[name] or Errors()).add(errors)
     for backend, row in rows.items():
         with _on(backend):
             curvature = _curvature_error(family, spec, device, dtype, seed)
@@ -96,8 +97,7 @@ def _numbers(
         yield {
             **_place(family, spec, device, backend),
             "dtype": str(dtype).removeprefix("torch."),
-            "lossops": asdict(row["lossops"]),
-            "torch": asdict(row["torch"]),
+            **{name: row[name] and dataclasses.asdict(row[name]) for name in ("lossops", "torch")},
             "curvature": curvature,
             "failed": row["failed"],
             "passed": not row["failed"],
@@ -141,9 +141,11 @@ def _curvature_error(family: Family, spec, device: str, dtype: torch.dtype, seed
     float64."""
     worst = 0.0
     for case in family.cases(spec, dtype, device, seed, family.large):
-        found = _second_derivatives(case, case.tensors)
+        found = _second_derivatives(case)
         with lossops.backend("reference"):
-            exact = _second_derivatives(case, [tensor.double() for tensor in case.tensors])
+            exact = _second_derivatives(
+                dataclasses.replace(case, tensors=[tensor.double() for tensor in case.tensors])
+            )
         for ours, right in zip(found, exact, strict=True):
             error = (ours.double() - right).abs() / right.abs().clamp(min=1)
             error = error.nan_to_num(torch.inf).max().item() / torch.finfo(dtype).eps
@@ -151,19 +153,18 @@ def _curvature_error(family: Family, spec, device: str, dtype: torch.dtype, seed
     return worst
 
 
-def _second_derivatives(case: Case, tensors: list[Tensor]) -> Sequence[Tensor]:
+def _second_derivatives(case: Case) -> Sequence[Tensor]:
     """The derivatives of the slopes, which are added and subtracted in turn, because the slopes of
     a row of class scores add up to 0."""
-    inputs = [tensor.detach().requires_grad_() for tensor in tensors[: case.inputs]]
-    loss = case.ours(*inputs, *tensors[case.inputs :], reduction="none")
+    tensors, inputs = case.leaves()
+    loss = case.ours(*tensors, reduction="none")
     slopes = torch.autograd.grad(loss, inputs, torch.ones_like(loss), create_graph=True)
     slopes = [slope for slope in slopes if slope.requires_grad]
     if not slopes:
         return [torch.zeros_like(tensor) for tensor in inputs]
-    signs = [torch.ones(slope.numel(), dtype=slope.dtype) for slope in slopes]
-    for sign in signs:
-        sign[1::2] = -1
-    signs = [sign.view_as(s).to(s.device) for sign, s in zip(signs, slopes, strict=True)]
+    signs = [
+        (1 - 2 * (torch.arange(slope.numel()) % 2)).view_as(slope).to(slope) for slope in slopes
+    ]
     return torch.autograd.grad(slopes, inputs, signs, materialize_grads=True)
 
 
@@ -186,9 +187,9 @@ class OpRecorder(TorchDispatchMode):
 
 def _ran(case: Case, family: Family, backend: str) -> None:
     """A training step in float32 runs the kernels of the backend."""
-    inputs = [tensor.detach().requires_grad_() for tensor in case.tensors[: case.inputs]]
+    tensors, _ = case.leaves()
     with OpRecorder() as recorder:
-        case.ours(*inputs, *case.tensors[case.inputs :], reduction="mean").backward()
+        case.ours(*tensors, reduction="mean").backward()
     wanted = f"{NAMESPACES.get(backend)}::{family.ops}"
     right = all(op.startswith(wanted) for op in recorder.ops if "rescale" not in op)
     if not right or bool(recorder.ops) != (backend in NAMESPACES):
@@ -199,7 +200,7 @@ def _gradcheck(case: Case, family: Family, backend: str) -> None:
     for reduction in ("none", "mean"):
         gradcheck(
             functools.partial(case.ours, reduction=reduction),
-            [tensor.detach().requires_grad_() for tensor in case.tensors],
+            case.leaves(of_all=True)[0],
             check_forward_ad=reduction in case.other_modes,
             check_batched_grad=reduction in case.other_modes,
         )
@@ -208,16 +209,16 @@ def _gradcheck(case: Case, family: Family, backend: str) -> None:
 def _gradgradcheck(case: Case, family: Family, backend: str) -> None:
     if case.twice:
         loss = functools.partial(case.ours, reduction="none")
-        gradgradcheck(loss, [tensor.detach().requires_grad_() for tensor in case.tensors])
+        gradgradcheck(loss, case.leaves(of_all=True)[0])
 
 
 def _as_torch(case: Case, family: Family, backend: str) -> None:
     """Value and gradient are as torch's, for each reduction."""
-    inputs = [tensor.detach().requires_grad_() for tensor in case.tensors[: case.inputs]]
+    tensors, inputs = case.leaves()
     for reduction in ("none", "mean", "sum") if case.theirs else ():
         results = []
         for loss in (case.ours, case.theirs):
-            value = loss(*inputs, *case.tensors[case.inputs :], reduction=reduction)
+            value = loss(*tensors, reduction=reduction)
             results.append([value, *torch.autograd.grad(value.sum(), inputs)])
         torch.testing.assert_close(*results)
 
@@ -277,10 +278,12 @@ def tables(result: dict[str, Any]) -> list[Table]:
             "is at most 4, or 16.",
         )  # fmt: skip
         for row in (row for row in result["numbers"] if row["family"] == family.name):
-            pairs = ((row[who][what]) for what in _MEASURED for who in ("lossops", "torch"))
+            both = [row[who] or {} for who in ("lossops", "torch")]
+            pairs = (errors.get(what) for what in MEASURED for errors in both)
             table.add(
                 row["loss"], _where(row), row["dtype"], *map(number, pairs),
-                number(row["curvature"]), str(row["lossops"]["wrong_kind"]), verdict(row["passed"]),
+                number(row["curvature"]), str(both[0].get("wrong_kind", NOTHING)),
+                verdict(row["passed"]),
             )  # fmt: skip
         drawn.append(table)
     checks = Table(
@@ -297,9 +300,6 @@ def tables(result: dict[str, Any]) -> list[Table]:
         cells = (NOTHING if text is None else verdict(not text, "yes", "no") for text in found)
         checks.add(row["loss"], _where(row), *cells, verdict(row["passed"]))
     return [*drawn, checks]
-
-
-_MEASURED = ("value", "gradient", "reduced")
 
 
 def failures(result: dict[str, Any]) -> list[str]:
