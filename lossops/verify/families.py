@@ -107,8 +107,7 @@ def _adversarial(spec: Spec, dtype, device, seed, count: int) -> Batches:
             yield _element_case(spec, kwargs, tensors), of_elements(spec, kwargs, *tensors)
 
 
-def _element_batches(spec: Spec, dtype, device, seed, count: int) -> Batches:
-    yield from _adversarial(spec, dtype, device, seed, count)
+def _ordinary(spec: Spec, dtype, device, seed) -> Batches:
     for kwargs in spec.samples:
         tensors = _elements(spec, (7, 1013), dtype, device, seed)
         yield _element_case(spec, kwargs, tensors[:2]), of_elements(spec, kwargs, *tensors)
@@ -117,14 +116,16 @@ def _element_batches(spec: Spec, dtype, device, seed, count: int) -> Batches:
 def _element_trials(spec: Spec, dtype, device, seed, full: bool) -> Iterator[Trial]:
     count = FULL_COUNT if full else COUNT
     count = count // 10 if dtype == torch.float64 else count  # extended precision is slow
-    for interpreter, size in ((False, count), (True, COUNT_OF_INTERPRETER)):
-        yield Trial(
-            _element_batches(spec, dtype, device, seed, size),
-            alone=ALLOWED_ALONE + _slack(spec),
-            torch_counts=spec.torch_function is not None,
-            torch_decides=True,
-            interpreter=interpreter,
-        )
+    trial = functools.partial(
+        Trial,
+        alone=ALLOWED_ALONE + _slack(spec),
+        torch_counts=spec.torch_function is not None,
+        torch_decides=True,
+    )
+    yield trial(_adversarial(spec, dtype, device, seed, count), interpreter=False)
+    few = _adversarial(spec, dtype, device, seed, COUNT_OF_INTERPRETER)
+    yield trial(few, interpreter=True)
+    yield trial(_ordinary(spec, dtype, device, seed), "ordinary values: ")
 
 
 def _slack(spec: Spec) -> float:

@@ -94,7 +94,8 @@ def sum_and_mean(total, moves, count, dtype: torch.dtype) -> Iterator[tuple[Arra
 def of_elements(
     spec: Spec, kwargs: dict[str, Any], input: Tensor, target: Tensor, weight: Tensor | None = None
 ) -> Truth:
-    """The truth of an elementwise loss, and of its reductions if there is a weight.
+    """The truth of an elementwise loss; if there is a weight, that of its reductions only, because
+    among many ordinary values, there are some whose derivative is a sum that nearly cancels.
 
     In losses of the difference, a difference that is too large for the compute dtype under test is
     infinite. If the terms of a sum cancel, the unit is that of the terms.
@@ -113,19 +114,20 @@ def of_elements(
             total, size = sum(parts), sum(abs(part) for part in parts)
             found.append((total, ulp(numpy.fmax(abs(total), size), dtype)))
         at = x - y
-    value, gradient = Exact(*found[0]), Exact(*found[1], known=~numpy.isnan(at))
     if weight is None:
-        return Truth(value, [gradient], at=at)
-    loss, w = value.value, array(weight, wide(dtype))
+        known = ~numpy.isnan(at)
+        return Truth(Exact(*found[0]), [Exact(*found[1], known=known)], at=at)
+    loss, w = found[0][0], array(weight, wide(dtype))
     weighted = (loss * w).sum() / (w.sum() if spec.divides_by_weight else w.size)
-    found = [
+    reductions = [
         (loss.mean(), {"reduction": "mean"}),
         (loss.sum(), {"reduction": "sum"}),
         (loss.mean(1), {"reduction": "sample"}),
         (weighted, {"weight": weight}),
     ]
     eps = torch.finfo(dtype).eps
-    return Truth(value, [gradient], [(right, eps * abs(right), o) for right, o in found], at)
+    judged = [(right, eps * abs(right), options) for right, options in reductions]
+    return Truth(Exact(*found[0], known=False), [Exact(*found[1], known=False)], judged, at)
 
 
 # The losses over rows of vectors: torch's function in float64, unless it is not exact enough.
@@ -189,5 +191,7 @@ def of_vectors(spec: VectorSpec, vectors, given, options: dict[str, Any]) -> Tru
         unit = eps * torch.where(largest == 0, 1, largest)
         exact.append(Exact(array(gradient, float), array(unit, float)))
     size, value = (array(t, float) for t in (size(vectors, value, **options), value))
+    if dtype == torch.float64:  # the truth is not exact enough
+        return Truth(Exact(value, eps * size), exact)
     reductions = sum_and_mean(value.sum(), size.sum(), len(value), dtype)
     return Truth(Exact(value, eps * size), exact, list(reductions))
