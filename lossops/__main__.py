@@ -81,14 +81,14 @@ def _add_verify(commands) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from lossops.verify import families as verify_all
+    from lossops.verify import verifier
 
-    families = wanted_losses(options)
-    with progress("verifying", verify_all.pieces(families)) as advance:
-        result = verify_all.verify_families(families, advance, options.full, options.seed)
-    tables, failures = verify_all.tables(result), verify_all.failures(result)
-    deliver(machine.stamp() | result, [table for table in tables if table.rows], options.json)
-    for failure in failures:
+    wanted = [row for family in wanted_losses(options) for row in family]
+    with progress("verifying", verifier.pieces(wanted)) as advance:
+        result = verifier.verify(wanted, advance, options.full, options.seed)
+    tables = [table for table in verifier.tables(result) if table.rows]
+    deliver(machine.stamp() | result, tables, options.json)
+    for failure in verifier.failures(result):
         print(f"FAIL {failure}", file=sys.stderr)
     return 0 if result["passed"] else 1
 

@@ -105,9 +105,7 @@ def label_rows(
         if name == "focal_loss":
             u = (-torch.expm1(-u)) ** gamma * u
         elif ROWS[name].parameter is not None:
-            parameter = ROWS[name].parameter
-            default = inspect.signature(ROWS[name].function).parameters[parameter].default
-            u = reference.LABEL_LOSSES[ROWS[name].kernel](u, own.get(parameter, default))
+            u = reference.LABEL_LOSSES[ROWS[name].kernel](u, ROWS[name].own_parameter(own))
         values = (1 - label_smoothing) * w[label] * u
         if label_smoothing:
             values = values - label_smoothing / classes * (wide * log_q).sum(dim)

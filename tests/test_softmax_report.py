@@ -1,158 +1,18 @@
-"""The report on the losses over rows: whether it is correct, and whether it would detect errors."""
+"""Measurements and claims of the losses over rows."""
 
 from __future__ import annotations
 
-import json
-import math
-
-import numpy
 import pytest
 import torch
 
-import lossops
 from benchmarks.bench import softmax as softmax_bench
 from benchmarks.bench import softmax_tables, softmax_targets, softmax_worker, targets
 from benchmarks.bench.softmax_steps import Rows, cases, contenders
 from benchmarks.claims import classification as classification_claims
 from benchmarks.claims import classifying
 from lossops import functional
-from lossops.__main__ import main
-from lossops.softmax import reference as softmax_reference
-from lossops.specs.softmax import ROW_SPECS, Sample, row_spec
-from lossops.verify import softmax as softmax_verify
-from lossops.verify import softmax_edges
-from lossops.verify.softmax_accuracy import RowErrors, Trial
-from lossops.verify.softmax_truth import exact
+from lossops.specs.softmax import ROW_SPECS, row_spec
 from lossops.verify.tables import to_text
-
-CHEAP = "nll_loss"
-each_row = pytest.mark.parametrize("spec", ROW_SPECS, ids=lambda row: row.name)
-SMALL = ((20, 10), (4, 100))
-
-
-# ---------------------------------------------------------------------------------------------
-# The expected results and the judge.
-
-
-@each_row
-def test_truth_agrees_with_autograd(spec):
-    """One is written by hand, the other computed by torch."""
-    for sample in spec.samples:
-        x, y, options = sample.tensors((12, 9), torch.float64, 3)
-        truth = exact(spec, sample, x, y, options)
-        leaf = x.detach().requires_grad_()
-        with lossops.backend("reference"):
-            value = spec.call(sample)(leaf, y, "none", **options)
-        (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        close = {"rtol": 1e-9, "atol": 1e-12}
-        numpy.testing.assert_allclose(truth.value.astype(float), value.detach(), **close)
-        numpy.testing.assert_allclose(truth.gradient.astype(float), gradient, **close)
-        assert (truth.value_moves >= 0).all()
-        assert (truth.gradient_moves >= 0).all()
-
-
-def judged(change, dtype=torch.float32):
-    spec, sample = row_spec("cross_entropy"), Sample()
-    trial = Trial(spec, sample, (50, 10), dtype, 0, "cpu")
-
-    def loss(x, y, reduction, **options):
-        return change(spec.loss(x, y, reduction, **options), x)
-
-    return trial.judge(loss)
-
-
-def test_errors_are_counted_in_units():
-    assert judged(lambda value, x: value).value < 1
-    off = judged(lambda value, x: value * (1 + 2.0**-18))
-    assert 8 < off.value < 40  # 2^-18 is 32 units of 2^-23, some of which are unavoidable
-    assert off.reduced > 4
-    steep = judged(lambda value, x: value + 1e-3 * (x - x.detach()).sum())
-    assert steep.gradient > 1000
-    assert steep.value < 1
-
-
-def test_what_is_nan_out_of_place_is_counted():
-    wrong = judged(lambda value, x: torch.where(value > 2, math.nan, value))
-    assert wrong.wrong_kind > 0
-    assert "NaN out of place" in softmax_verify._beyond(wrong, RowErrors(), 1.0)
-
-
-def test_beyond_is_torchs_error_and_a_unit():
-    beyond = softmax_verify._beyond
-    assert beyond(RowErrors(value=1.9), RowErrors(value=1.0), 1.0) == ""
-    assert "value off by 2.1 units, torch by 1" in beyond(
-        RowErrors(value=2.1), RowErrors(value=1.0), 1.0
-    )
-    assert "gradient" in beyond(RowErrors(gradient=1.1), RowErrors(), 1.0)
-    assert beyond(RowErrors(gradient=1.1), RowErrors(gradient=0.1), 2.0) == ""
-    assert beyond("ValueError: no", RowErrors(), 1.0) == "ValueError: no"
-    assert beyond(RowErrors(value=0.9), "RuntimeError: not for halves", 1.0) == ""
-
-
-# ---------------------------------------------------------------------------------------------
-# Verification.
-
-
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(softmax_verify, "SHAPES", SMALL)
-
-
-def test_verify_passes(small, capsys):
-    assert main(["verify", "--loss", CHEAP, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["rows"]
-    assert found["passed"]
-    assert {row["backend"] for row in found["numbers"]} >= {"native", "reference"}
-    assert {row["dtype"] for row in found["numbers"]} == {
-        "float64", "float32", "bfloat16", "float16",
-    }  # fmt: skip
-
-
-def test_verify_tables(small):
-    result = softmax_verify.verify([row_spec(CHEAP)])
-    errors, checks = map(to_text, softmax_verify.tables(result))
-    assert "units" in errors
-    assert "gradgradcheck" in checks
-    assert "FAIL" not in errors + checks
-    assert softmax_verify.failures(result) == []
-
-
-def test_verify_notices_a_wrong_formula(small, monkeypatch):
-    """In the reference, while the kernels are correct."""
-    monkeypatch.setitem(softmax_reference.LABEL_LOSSES, "cross_entropy", lambda u: 1.001 * u)
-    result = softmax_verify.verify([row_spec(CHEAP)])
-    assert not result["passed"]
-    failed = {row["backend"] for row in result["numbers"] if not row["passed"]}
-    assert failed == {"reference"}
-    lines = softmax_verify.failures(result)
-    assert any("nll_loss reference float32" in line and "value off by" in line for line in lines)
-    assert any("as_torch" in line for line in lines)
-
-
-def test_verify_notices_that_another_backend_ran(small, monkeypatch):
-    monkeypatch.setitem(softmax_verify._NAMESPACES, "native", "no_such_namespace")
-    result = softmax_verify.verify([row_spec(CHEAP)])
-    assert any("ran" in failure for failure in softmax_verify.failures(result))
-
-
-@pytest.mark.parametrize("edge", softmax_edges.EDGES)
-def test_edges_notice_what_is_wrong(edge, monkeypatch):
-    """Each check is given a loss that is wrong everywhere."""
-    spec = row_spec("cross_entropy")
-    check = softmax_edges.EDGES[edge]
-    assert check(spec, "cpu") == ""
-
-    def wrong(input, target, *args, reduction="mean", **kwargs):
-        target = target.clamp(0, 1) if not target.is_floating_point() else target
-        value = functional.kl_divergence(
-            input.nan_to_num(neginf=-3.0, posinf=3.0) * 1.5, target, reduction=reduction,
-            **({"target_form": "probs"} if target.is_floating_point() else {}),
-        )  # fmt: skip
-        return value + 0.25
-
-    monkeypatch.setattr(functional, "cross_entropy", wrong)
-    assert check(spec, "cpu") != ""
-
 
 # ---------------------------------------------------------------------------------------------
 # Measuring.

@@ -1,78 +1,17 @@
-"""verify and bench of the losses over rows of vectors."""
+"""bench of the losses over rows of vectors."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from conftest import cpu_only
 
 from benchmarks.bench import families as bench_all
 from benchmarks.bench import targets
 from benchmarks.bench import vectors as vectors_bench
-from lossops import functional
 from lossops.specs.vectors import VECTOR_SPECS, vector_spec
-from lossops.verify import families as verify_all
-from lossops.verify import vectors as vectors_verify
 from lossops.verify.tables import to_text
 
 pytestmark = cpu_only
-each_spec = pytest.mark.parametrize("spec", VECTOR_SPECS, ids=lambda row: row.name)
-
-
-class _NaNGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, number):
-        return torch.zeros_like(number)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * torch.nan
-
-
-@each_spec
-def test_verify_passes(spec):
-    result = vectors_verify.verify([spec])
-    assert result["passed"], vectors_verify.failures(result)
-    backends = {row["backend"] for row in result["checks"]}
-    assert {"native", "reference"} <= backends
-    assert len(result["numbers"]) == 4 * len(backends)
-    assert spec.name in to_text(vectors_verify.tables(result)[0])
-
-
-@each_spec
-@pytest.mark.parametrize("what", ["value", "gradient", "kernel", "nan"])
-def test_verify_finds_what_is_wrong(spec, what, monkeypatch):
-    right = spec.function
-
-    def wrong(*arguments, **options):
-        if what == "kernel":
-            return spec.torch_function(*arguments, **options)
-        loss = right(*arguments, **options)
-        if what == "nan":  # only in single precision, which gradcheck does not cover
-            own = arguments[0].sum(-1).mean()
-            return loss + _NaNGradient.apply(own) if own.dtype == torch.float32 else loss
-        if what == "value":
-            return loss * 1.01
-        return loss + 0.01 * (arguments[0] - arguments[0].detach()).sum(-1).mean()
-
-    monkeypatch.setattr(functional, spec.name, wrong)
-    result = vectors_verify.verify([spec])
-    assert not result["passed"]
-    failures = vectors_verify.failures(result)
-    if what == "nan":
-        assert all("float32: " in line and "gradient inf units" in line for line in failures)
-    elif what == "kernel":
-        assert any("ran none of the kernels" in line for line in failures)
-    else:
-        assert any(" float32: " in line and f"{what} " in line for line in failures)
-        assert any(" as_torch: " in line for line in failures) or what == "gradient"
-        assert any(" gradcheck: " in line for line in failures) or what == "value"
-    assert verify_all.failures({"passed": False, **_empty(), "vectors": result}) == failures
-
-
-def _empty() -> dict:
-    nothing = {"numbers": [], "checks": []}
-    return nothing | {"rows": nothing, "others": nothing}
 
 
 def test_bench_quick():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lossops.specs.elementwise import SPECS, Spec
-from lossops.verify.elementwise import devices
+from lossops.verify.machine import devices
 
 Row = dict[str, Any]
 PARTS = ("step", "half", "tiny", "memory", "accuracy")

@@ -19,7 +19,8 @@ from benchmarks.bench.elementwise import _in_process
 from benchmarks.bench.steps import COMPILE, EAGER, LOSSOPS
 from benchmarks.bench.tables import _ratio, calls
 from benchmarks.bench.targets import Target, ratio
-from lossops.verify.elementwise import devices
+from lossops.specs.others import OTHERS, Other
+from lossops.verify.machine import devices
 from lossops.verify.measure import (
     Step,
     clock_for,
@@ -28,7 +29,6 @@ from lossops.verify.measure import (
     one_thread,
     peak_bytes,
 )
-from lossops.verify.others import OTHERS, Other
 from lossops.verify.tables import Table, number
 
 Row = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.bench.elementwise import _in_process
 from benchmarks.bench.softmax_steps import cases
 from lossops.specs.softmax import ROW_SPECS, RowSpec
-from lossops.verify.elementwise import devices
+from lossops.verify.machine import devices
 
 Row = dict[str, Any]
 PARTS = ("step", "half", "tiny", "memory")

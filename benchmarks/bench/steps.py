@@ -10,7 +10,6 @@ from torch import Tensor
 import lossops
 from lossops.core import backends
 from lossops.specs.elementwise import Spec
-from lossops.verify.contenders import written_in_torch
 from lossops.verify.measure import Step
 
 FLOOR, LOSSOPS, TRITON, EAGER, COMPILE = "floor", "lossops", "triton", "eager", "compile"
@@ -48,7 +47,7 @@ class Tensors:
 
 def contenders(spec: Spec, tensors: Tensors, compiled: bool = True) -> dict[str, Step]:
     """The steps to compare, by name."""
-    in_torch = written_in_torch(spec)
+    in_torch = spec.written_in_torch()
     steps = {
         FLOOR: tensors.add(),
         LOSSOPS: tensors.train(spec.function, **spec.defaults),

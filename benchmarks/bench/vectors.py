@@ -19,7 +19,7 @@ from benchmarks.bench.tables import _ratio, calls
 from benchmarks.bench.targets import Target, ratio
 from lossops.core import backends
 from lossops.specs.vectors import VECTOR_SPECS, VectorSpec, vector_spec
-from lossops.verify.elementwise import devices
+from lossops.verify.machine import devices
 from lossops.verify.measure import (
     Step,
     available_bytes,

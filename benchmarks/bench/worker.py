@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.bench.steps import LOSSOPS, Tensors, contenders
 from lossops.specs.elementwise import Spec, spec
-from lossops.verify import accuracy
-from lossops.verify.contenders import written_in_torch
+from lossops.verify.accuracy import DTYPES
+from lossops.verify.families import measure
 from lossops.verify.measure import (
     available_bytes,
     clock_for,
@@ -78,7 +78,7 @@ def _memory(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
     tensors = Tensors(row, 1 << 20, torch.float32, task["device"])
     for reduction in ("mean", "sum"):
         peaks = {}
-        for name, loss in ((LOSSOPS, row.function), ("eager", written_in_torch(row))):
+        for name, loss in ((LOSSOPS, row.function), ("eager", row.written_in_torch())):
             step = tensors.train(loss, reduction=reduction, **row.defaults)
             step()
             tensors.input.grad = None
@@ -87,10 +87,10 @@ def _memory(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
 
 
 def _accuracy(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
-    for dtype in accuracy.DTYPES:
+    for dtype in DTYPES:
         count = task["values"] // 10 if dtype == torch.float64 else task["values"]
         with one_thread():
-            found = accuracy.measure(row, dtype, count, device=task["device"])
+            found = measure(row, dtype, count, device=task["device"])
         errors = {name: e and asdict(e) for name, e in found.items()}
         name = str(dtype).removeprefix("torch.")
         own = row.torch_function is not None

@@ -12,11 +12,10 @@ from benchmarks.claims import classification as classification_claims
 from benchmarks.claims import classification_plots, classifying, page, plots, training
 from benchmarks.claims import regression as claims
 from lossops.specs.elementwise import REGRESSION, SPECS
+from lossops.specs.others import OTHERS
 from lossops.specs.softmax import ROW_SPECS
 from lossops.specs.vectors import VECTOR_SPECS
-from lossops.verify import families as verify_all
-from lossops.verify import machine, optional
-from lossops.verify.others import OTHERS
+from lossops.verify import machine, optional, verifier
 from lossops.verify.progress import progress
 from lossops.verify.tables import Table, show
 
@@ -43,9 +42,8 @@ def build(folder: Path, quick: bool = False, say: Say = show) -> dict[str, Any]:
         + "Times are medians of interleaved rounds; only ratios within a table compare."
     )
     verified = result["verify"]
-    checked = {part: verify_all.rows(verified, part) for part in ("numbers", "checks")}
-    failures = verify_all.failures(verified)
-    top = page.summary(checked, failures, result["targets"], result["claims"])
+    failures = verifier.failures(verified)
+    top = page.summary(verified, failures, result["targets"], result["claims"])
     title = "lossops: trained, verified, measured"
     (folder / "index.html").write_text(page.page(sections, title, lead, top), encoding="utf-8")
     machine.write(result, folder / "report.json")
@@ -103,9 +101,9 @@ def _classify(result, folder: Path, quick: bool, say: Say) -> str:
 
 
 def _verify(result, folder: Path, quick: bool, say: Say) -> str:
-    with progress("verifying", verify_all.pieces(FAMILIES)) as advance:
-        result["verify"] = verify_all.verify_families(FAMILIES, advance)
-    tables = verify_all.tables(result["verify"])
+    with progress("verifying", verifier.pieces()) as advance:
+        result["verify"] = verifier.verify(advance=advance)
+    tables = verifier.tables(result["verify"])
     _say_all(tables, say)
     words = (
         "Each loss on each backend of this machine: values, gradients and second derivatives "

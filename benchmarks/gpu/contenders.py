@@ -18,7 +18,6 @@ from benchmarks.bench.softmax_steps import Case
 from benchmarks.gpu import peer_losses
 from lossops.core import backends
 from lossops.specs.elementwise import Spec
-from lossops.verify.contenders import written_in_torch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 OURS = ("native", "triton")
@@ -75,7 +74,7 @@ Found = tuple[dict[str, Contender], dict[str, str]]
 def contenders(spec: Spec, device: str, compiled: bool) -> Found:
     """The contenders that can run here, and the reasons why the others cannot."""
     ours = functools.partial(spec.function, **spec.defaults)
-    return _gather(spec.name, ours, written_in_torch(spec), device, compiled)
+    return _gather(spec.name, ours, spec.written_in_torch(), device, compiled)
 
 
 def row_contenders(case: Case, options: dict[str, Any], device: str, compiled: bool) -> Found:

@@ -210,7 +210,8 @@ class KLDivergenceLoss(LossModule, _DivergenceLoss, function=kl_divergence):
 
 @public(temperature=positive)
 @described(
-    kernel="jensen_shannon", symmetric=True, samples=_SAMPLES,
+    kernel="jensen_shannon", symmetric=True, bounded=True,
+    samples=_SAMPLES,
     formula="½ Σ_c p_c log(p_c/m_c) + q_c log(q_c/m_c), m = ½(p + q)",
     source="Lin, Divergence Measures Based on the Shannon Entropy, 1991",
 )  # fmt: skip
@@ -245,7 +246,8 @@ class JSDivergenceLoss(LossModule, _DivergenceLoss, function=js_divergence):
 
 @public(temperature=positive)
 @described(
-    kernel="total_variation", formula="½ Σ_c |p_c - q_c|", symmetric=True, samples=_SAMPLES,
+    kernel="total_variation", formula="½ Σ_c |p_c - q_c|", symmetric=True, bounded=True,
+    samples=_SAMPLES,
     source="Levin and Peres, Markov Chains and Mixing Times, 2017",
 )  # fmt: skip
 @_documented(
@@ -279,7 +281,8 @@ class TotalVariationLoss(LossModule, _DivergenceLoss, function=total_variation):
 
 @public(temperature=positive)
 @described(
-    kernel="l1_distribution", formula="Σ_c |p_c - q_c|", symmetric=True, samples=_SAMPLES,
+    kernel="l1_distribution", formula="Σ_c |p_c - q_c|", symmetric=True, bounded=True,
+    samples=_SAMPLES,
     source="Ghosh, Kumar and Sastry, Robust Loss Functions under Label Noise, 2017",
 )  # fmt: skip
 @_documented(

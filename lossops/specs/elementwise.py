@@ -6,11 +6,45 @@ library itself never reads them. A declared loss is part of all tests, benchmark
 
 from __future__ import annotations
 
+import math
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+
 from lossops.elementwise import likelihoods, logits, margins, probabilities, regression
 from lossops.specs.spec import Spec
 
+# Losses that torch lacks, as its users write them, if that is faster than the reference.
+
+
+def _log_cosh(input: Tensor, target: Tensor) -> Tensor:
+    z = (input - target).abs()
+    return z + torch_functional.softplus(-2 * z) - math.log(2)
+
+
+def _charbonnier(input: Tensor, target: Tensor, epsilon: float) -> Tensor:
+    return ((input - target).square() + epsilon**2).sqrt()
+
+
+def _sigmoid_focal(input: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
+    """The formula of torchvision."""
+    p = torch.sigmoid(input)
+    cross = torch_functional.binary_cross_entropy_with_logits(input, target, reduction="none")
+    p_t = p * target + (1 - p) * (1 - target)
+    loss = cross * (1 - p_t) ** gamma
+    if alpha >= 0:
+        loss = (alpha * target + (1 - alpha) * (1 - target)) * loss
+    return loss
+
+
+_USERS = {"log_cosh": _log_cosh, "charbonnier": _charbonnier, "sigmoid_focal": _sigmoid_focal}
+
 SPECS: tuple[Spec, ...] = tuple(
-    Spec(**{"name": function.__name__, "function_itself": function, **row})
+    Spec(
+        **{"name": function.__name__, "function_itself": function, **row},
+        users_formula=_USERS.get(row["kernel"]),
+    )
     for module in (regression, probabilities, logits, margins, likelihoods)
     for function in vars(module).values()
     if getattr(function, "__module__", "") == module.__name__

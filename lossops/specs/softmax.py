@@ -5,6 +5,7 @@ Tests, benchmarks, plots and documentation read these rows, the library itself n
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lossops.softmax import classification, divergences, log_probs
 from lossops.specs import softmax_in_torch as in_torch
+from lossops.specs.spec import reduced
 
 Loss = in_torch.Loss
 
@@ -101,6 +103,7 @@ class RowSpec:
     sign: float = 1.0  # -1 where the function returns minus the kernel's loss
     parameter: str | None = None  # the keyword of the loss's own hyperparameter, such as γ
     symmetric: bool = False  # with respect to input and target
+    bounded: bool = False  # whether it is finite even if the label is impossible
 
     @property
     def name(self) -> str:
@@ -110,6 +113,13 @@ class RowSpec:
     @property
     def module(self) -> type[torch.nn.Module] | None:
         return getattr(self.function, "module", None)
+
+    def own_parameter(self, options: dict[str, Any]) -> float | None:
+        """The loss's own hyperparameter in a call with these options."""
+        if self.parameter is None:
+            return None
+        default = inspect.signature(self.function).parameters[self.parameter].default
+        return options.get(self.parameter, default)
 
     @property
     def torchs_own(self) -> bool:
@@ -125,7 +135,7 @@ class RowSpec:
         """Calls the function as a training step does. If it has no reduction, torch reduces."""
         if self.name != "log_prob_of":
             return self.function(input, target, reduction=reduction, **kwargs)
-        return in_torch.reduced(self.function(input, target, dim=1, **kwargs), reduction)
+        return reduced(self.function(input, target, dim=1, **kwargs), reduction)
 
     def call(self, sample: Sample) -> Loss:
         """The loss with the arguments that state the forms of input and target. Like ``in_torch``,

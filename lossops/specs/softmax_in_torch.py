@@ -10,12 +10,9 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 from lossops.softmax import reference
+from lossops.specs.spec import reduced
 
 Loss = Callable[..., Tensor]
-
-
-def reduced(rows: Tensor, reduction: str) -> Tensor:
-    return rows if reduction == "none" else getattr(rows, reduction)()
 
 
 def cross_entropy(

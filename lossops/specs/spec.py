@@ -16,6 +16,10 @@ from lossops.elementwise.call import broadcast_loss
 from lossops.specs.domains import DOMAINS
 
 
+def reduced(loss: Tensor, reduction: str) -> Tensor:
+    return loss if reduction == "none" else getattr(loss, reduction)()
+
+
 @dataclass(frozen=True)
 class Spec:
     """The description of an elementwise loss."""
@@ -45,6 +49,10 @@ class Spec:
     slope_without_input: bool = False  # the derivative by the input does not depend on it
     # Extra error that its value may have compared with other losses, in units in the last place.
     slack: Callable[[dict[str, float]], float] = lambda kwargs: 0.0
+
+    # The formula as users of torch write it, if torch lacks the loss. By default, it is that of the
+    # reference, which is more careful and slower.
+    users_formula: Callable[..., Tensor] | None = None
 
     # Passes over memory of the input's size in a training step with a scalar reduction: it reads
     # input and target, and writes the gradient.
@@ -118,3 +126,19 @@ class Spec:
         params = self.params({**self.defaults, **kwargs})
         value = reference.FORMULAS[self.kernel](input, target, *params)
         return reference.reduce(value, reduction)
+
+    def written_in_torch(self) -> Callable[..., Tensor]:
+        """torch's own function, or else the loss as a user writes it in torch. It adds nothing that
+        takes time."""
+        formula = self.users_formula or reference.FORMULAS[self.kernel]
+
+        def by_formula(x: Tensor, y: Tensor, reduction: str = "mean", **kwargs) -> Tensor:
+            return reduced(formula(x, y, *self.params({**self.defaults, **kwargs})), reduction)
+
+        def converted(x: Tensor, y: Tensor, reduction: str = "mean", **kwargs) -> Tensor:
+            x, y, kwargs = self.for_torch(x, y, **{**self.defaults, **kwargs})
+            return self.torch_function(x, y, reduction=reduction, **kwargs)
+
+        if self.torch_function is None:
+            return by_formula
+        return self.torch_function if self.regression else converted

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
+from lossops.specs.spec import reduced
 from lossops.vectors import hinges, pairs, regions
 
 # Takes the vectors and the other tensors of a row.
@@ -27,8 +28,7 @@ def _tversky(input: Tensor, target: Tensor, alpha=0.5, beta=0.5, **options) -> T
     found, wrong = (p * target).sum(1), (p * (1 - target)).sum(1)
     missed = ((1 - p) * target).sum(1)
     loss = 1 - (found + smooth) / (found + alpha * wrong + beta * missed + smooth)
-    reduction = options.get("reduction", "mean")
-    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    return reduced(loss, options.get("reduction", "mean"))
 
 
 def _dice(input: Tensor, target: Tensor, smooth=1.0, **options) -> Tensor:
@@ -54,6 +54,8 @@ class VectorSpec:
     vectors: int  # number of vectors per row; the loss is differentiated by these
     samples: tuple[dict[str, Any], ...] = ({},)  # keyword arguments; the plainest first
     given: str = ""  # other tensor of a row: as VectorSignature.label, or a "mask" of its length
+    size: str = "value"  # what a value is made of: "value", "value and 1" or the "norms" of vectors
+    gradient_is_a_difference: bool = False  # of two vectors, which may cancel
     compiles: bool = True  # whether it fits in memory under torch.compile at benchmark size
 
     @property

@@ -22,6 +22,7 @@ __all__ = [
 @described(
     formula="w_y Σ_(c ≠ y) max(0, m - x_y + x_c)^p / C",
     vectors=1, samples=({}, {"p": 2, "margin": 0.5}), given="index",
+    size="value and 1",
 )  # fmt: skip
 def multi_margin_loss(
     input: Tensor,
@@ -104,6 +105,7 @@ class MultiMarginLoss(LossModule, torch.nn.MultiMarginLoss, function=multi_margi
 @public()
 @described(
     formula="Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C", vectors=1, given="list",
+    size="value and 1",
     compiles=False,  # torch's loss allocates all pairs: 64 GiB for 16384 rows of 1024
 )  # fmt: skip
 def multilabel_margin_loss(

@@ -39,6 +39,7 @@ __all__ = [
 @described(
     formula="1 - cos(x₁, x₂) where y is 1, max(0, cos(x₁, x₂) - m) where it is -1",
     vectors=2, samples=({}, {"margin": 0.3}), given="number",
+    size="value and 1", gradient_is_a_difference=True,
 )  # fmt: skip
 def cosine_embedding_loss(
     input1: Tensor,
@@ -103,7 +104,7 @@ class CosineEmbeddingLoss(LossModule, torch.nn.CosineEmbeddingLoss, function=cos
 @public(margin=_MARGIN, p=defined, eps=defined)
 @described(
     formula="max(0, ‖a - p‖ - ‖a - n‖ + m)",
-    vectors=3, samples=({}, {"swap": True, "margin": 2.0}, {"p": 1.0}),
+    vectors=3, samples=({}, {"swap": True, "margin": 2.0}, {"p": 1.0}), size="norms",
 )  # fmt: skip
 def triplet_margin_loss(
     anchor: Tensor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 
 class MissingExtraError(ImportError):
@@ -23,3 +24,13 @@ def optional(name: str) -> ModuleType:
         raise MissingExtraError(
             f'this needs {package}, which is not installed: pip install "lossops[report]"'
         ) from error
+
+
+class _Numpy:
+    """numpy, imported when first used."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(optional("numpy"), name)
+
+
+numpy = _Numpy()

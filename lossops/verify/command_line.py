@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lossops.specs.elementwise import SPECS
+from lossops.specs.others import OTHERS
 from lossops.specs.softmax import ROW_SPECS
 from lossops.specs.vectors import VECTOR_SPECS
 from lossops.verify import MissingExtraError, machine
-from lossops.verify.others import OTHERS
 from lossops.verify.tables import Table, show
 
 

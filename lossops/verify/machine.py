@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import lossops
 
 ROOT = Path(lossops.__file__).resolve().parent.parent
@@ -47,6 +49,11 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):  # git is missing or hangs
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def devices() -> list[str]:
+    """The devices to verify and to measure on."""
+    return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def name() -> str:
