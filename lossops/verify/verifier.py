@@ -49,7 +49,8 @@ def verify(
     for spec in wanted:
         family = FAMILIES[type(spec)]
         for device in devices():
-            with warnings.catch_warnings(), _threads(family):
+            threads = one_thread() if family.one_thread else contextlib.nullcontext()
+            with warnings.catch_warnings(), threads:
                 warnings.filterwarnings("ignore", "reduction: 'mean' divides")  # torch's kl_div
                 for dtype in DTYPES:
                     numbers += _numbers(family, spec, device, dtype, full, seed)
@@ -61,10 +62,6 @@ def verify(
 
 def _place(family: Family, spec, device: str, backend: str) -> dict[str, Any]:
     return {"family": family.name, "loss": spec.name, "device": device, "backend": backend}
-
-
-def _threads(family: Family):
-    return one_thread() if family.one_thread else contextlib.nullcontext()
 
 
 def _on(backend: str):
@@ -90,10 +87,14 @@ def _numbers(
                 if isinstance(errors, Errors):
                     row[name] = (row[name] or Errors()).add(errors)
     for backend, row in rows.items():
-        with _on(backend):
-            curvature = _curvature_error(family, spec, device, dtype, seed)
-        if not curvature <= CURVATURE_ALLOWED + family.slack(spec):
-            row["failed"].append(f"second derivative off by {curvature:.3g} eps")
+        curvature = None
+        try:
+            with _on(backend):
+                curvature = _curvature_error(family, spec, device, dtype, seed)
+            if not curvature <= CURVATURE_ALLOWED + family.slack(spec):
+                row["failed"].append(f"second derivative off by {curvature:.3g} eps")
+        except Exception as error:
+            row["failed"].append(f"second derivative: {_words(error)}")
         yield {
             **_place(family, spec, device, backend),
             "dtype": str(dtype).removeprefix("torch."),
@@ -121,8 +122,12 @@ def _judged(trial: Trial, device: str) -> dict[str, Errors | str]:
                     with _on(name):
                         errors.add(judge(case.ours, case, truth))
             except Exception as error:
-                found[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                found[name] = _words(error)
     return found
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _wrong(trial: Trial, backend: str, ours: Errors | str, torchs: Errors | str) -> list[str]:
