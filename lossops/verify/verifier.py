@@ -16,17 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossops
 from lossops.core import backends, library
-from lossops.specs.elementwise import SPECS
-from lossops.specs.others import OTHERS
-from lossops.specs.softmax import ROW_SPECS
-from lossops.specs.vectors import VECTOR_SPECS
+from lossops.specs import LOSSES
 from lossops.verify.accuracy import DTYPES, Case, Errors, beyond, judge
 from lossops.verify.families import FAMILIES, Family, Trial
 from lossops.verify.machine import devices
 from lossops.verify.measure import one_thread
 from lossops.verify.tables import NOTHING, Table, number, verdict
 
-LOSSES = (*SPECS, *ROW_SPECS, *VECTOR_SPECS, *OTHERS)
 NAMESPACES = {"native": library.NATIVE, "triton": library.TRITON}
 MEASURED = ("value", "gradient", "reduced")
 CURVATURE_ALLOWED = 16.0  # eps; rounding the difference alone changes log_cosh's by several eps
