@@ -54,7 +54,7 @@ def test_verify_passes(loss):
         tried = {(row["backend"], row["dtype"]) for row in result["numbers"]}
         assert {(b, d) for b in ("native", "reference") for d in DTYPES} <= tried
         assert all(row["torch"] or loss in VECTOR_SPECS for row in result["numbers"])
-    text = "\n".join(to_text(table) for table in verifier.tables(result) if table.rows)
+    text = "\n".join(map(to_text, verifier.tables(result)))
     assert loss.name in text
     assert "gradgradcheck" in text
     assert "FAIL" not in text

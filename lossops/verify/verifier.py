@@ -300,7 +300,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         found = (row[name] for name in (*CHECKS, "edges"))
         cells = (NOTHING if text is None else verdict(not text, "yes", "no") for text in found)
         checks.add(row["loss"], _where(row), *cells, verdict(row["passed"]))
-    return [*drawn, checks]
+    return [table for table in (*drawn, checks) if table.rows]
 
 
 def failures(result: dict[str, Any]) -> list[str]:
