@@ -86,8 +86,7 @@ def _verify(options: argparse.Namespace) -> int:
     wanted = [row for family in wanted_losses(options) for row in family]
     with progress("verifying", verifier.pieces(wanted)) as advance:
         result = verifier.verify(wanted, advance, options.full, options.seed)
-    tables = [table for table in verifier.tables(result) if table.rows]
-    deliver(machine.stamp() | result, tables, options.json)
+    deliver(machine.stamp() | result, verifier.tables(result), options.json)
     for failure in verifier.failures(result):
         print(f"FAIL {failure}", file=sys.stderr)
     return 0 if result["passed"] else 1

@@ -11,16 +11,13 @@ from benchmarks.bench import families as bench_all
 from benchmarks.claims import classification as classification_claims
 from benchmarks.claims import classification_plots, classifying, page, plots, training
 from benchmarks.claims import regression as claims
-from lossops.specs.elementwise import REGRESSION, SPECS
-from lossops.specs.others import OTHERS
-from lossops.specs.softmax import ROW_SPECS
-from lossops.specs.vectors import VECTOR_SPECS
+from lossops.specs import FAMILIES
+from lossops.specs.elementwise import REGRESSION
 from lossops.verify import machine, optional, verifier
 from lossops.verify.progress import progress
 from lossops.verify.tables import Table, show
 
 Say = Callable[[Table], None]
-FAMILIES = (SPECS, ROW_SPECS, VECTOR_SPECS, OTHERS)
 
 
 def build(folder: Path, quick: bool = False, say: Say = show) -> dict[str, Any]:

@@ -9,10 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lossops.specs.elementwise import SPECS
-from lossops.specs.others import OTHERS
-from lossops.specs.softmax import ROW_SPECS
-from lossops.specs.vectors import VECTOR_SPECS
+from lossops.specs import FAMILIES, LOSSES
 from lossops.verify import MissingExtraError, machine
 from lossops.verify.tables import Table, show
 
@@ -66,7 +63,7 @@ def add_losses(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loss",
         action="append",
-        choices=[row.name for row in (*SPECS, *ROW_SPECS, *VECTOR_SPECS, *OTHERS)],
+        choices=[row.name for row in LOSSES],
         help="this loss only; may be given several times (default: all)",
     )
 
@@ -74,10 +71,9 @@ def add_losses(parser: argparse.ArgumentParser) -> None:
 def wanted_losses(options: argparse.Namespace) -> tuple[tuple, tuple, tuple, tuple]:
     """The requested losses: elementwise, over rows of class scores, over rows of vectors, and the
     others, which have no kernels and are not measured."""
-    families = (SPECS, ROW_SPECS, VECTOR_SPECS, OTHERS)
     if not options.loss:
-        return families
-    return tuple(tuple(row for row in family if row.name in options.loss) for family in families)
+        return FAMILIES
+    return tuple(tuple(row for row in family if row.name in options.loss) for family in FAMILIES)
 
 
 def deliver(result: Any, tables: list[Table], destination: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,7 +58,6 @@ class Family:
     edges: dict[str, Callable[[Any, str], None]] | None = None  # raise what is wrong
     small: tuple[int, ...] = (3, 4)  # the shape of the cases of slow checks
     large: tuple[int, ...] = (40, 12)  # and of others
-    more_dtypes: dict[str, tuple[torch.dtype, ...]] = field(default_factory=dict)  # of a check
     one_thread: bool = True  # small rows: threads would wait for each other
     slack: Callable[[Any], float] = lambda spec: 0.0  # extra error that is allowed, in units
 
@@ -278,6 +277,5 @@ FAMILIES: dict[type, Family] = {
     ),
     Other: Family(
         "others", "", "", "", _other_cases, small=(5, 7), large=(5, 7),
-        more_dtypes={"as_torch": (torch.float32,)},
     ),
 }  # fmt: skip
