@@ -17,7 +17,8 @@ would specialise the graph on their values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import get_type_hints
 
 import torch
 
@@ -25,12 +26,20 @@ from lossops.core.contract import check_memory
 
 NATIVE = "lossops"
 TRITON = "lossops_triton"
-PARAMS = "float[] params"  # the hyperparameters of a loss, as written in schemas
+Params = Sequence[float]  # the hyperparameters of a loss
+_TYPES = {Params: "float[]"}  # as written in schemas, where they differ from Python's names
+PARAMS = f"{_TYPES[Params]} params"
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the values other than the loss: lse, entropy, accuracy, denominators."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def in_schema(arguments: type) -> str:
+    """The fields of a NamedTuple, as arguments of an op."""
+    fields = get_type_hints(arguments).items()
+    return ", ".join(f"{_TYPES.get(kind) or kind.__name__} {name}" for name, kind in fields)
 
 
 def empty_like(tensors, mask) -> tuple:
