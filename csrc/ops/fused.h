@@ -114,8 +114,8 @@ class Fused : public torch::autograd::Function<Fused<Family>> {
   };
 
   // The loss, attached to the graph.
-  static Tensor run(const TensorsOf<Family>& tensors, Arguments arguments,
-                    at::ScalarType out_dtype) {
+  static Tensor attached(const TensorsOf<Family>& tensors, Arguments arguments,
+                         at::ScalarType out_dtype) {
     auto state = c10::make_intrusive<State>(std::move(arguments), out_dtype);
     return std::apply(
         [&](const auto&... tensor) { return Fused::apply(state, optional(tensor)...); }, tensors);
@@ -213,20 +213,38 @@ class Fused : public torch::autograd::Function<Fused<Family>> {
   }
 };
 
+// The loss, attached to the graph if a gradient is wanted; None if one is wanted by a tensor that
+// has no gradient.
+template <class Family>
+OptionalTensor fused_loss(const TensorsOf<Family>& tensors, typename Family::Arguments arguments,
+                          at::ScalarType out_dtype) {
+  const auto moves = [](const Tensor& tensor) {
+    return tensor.defined() && tensor.requires_grad();
+  };
+  const auto* const others = tensors.begin() + Family::kMoving;
+  if (at::GradMode::is_enabled()) {
+    if (std::any_of(others, tensors.end(), moves)) return std::nullopt;
+    if (std::any_of(tensors.begin(), others, moves)) {
+      return Fused<Family>::attached(tensors, std::move(arguments), out_dtype);
+    }
+  }
+  return std::get<0>(forward<Family>(tensors, arguments, out_dtype, MaskOf<Family>{}));
+}
+
 // Adds fused_<family>(tensors, arguments, out_dtype) to the module.
 template <class Family>
 void bind_fused(pybind11::module_& module) {
   using Given = std::array<OptionalTensor, Family::kTensors>;
-  module.def(
-      ("fused_" + std::string(Family::name)).c_str(),
-      torch::wrap_pybind_function_no_gil(
-          [](const Given& given, typename Family::Arguments arguments, at::ScalarType out_dtype) {
-            TensorsOf<Family> tensors;
-            const auto defined = [](const OptionalTensor& t) { return t.value_or(Tensor()); };
-            std::ranges::transform(given, tensors.begin(), defined);
-            return Fused<Family>::run(tensors, std::move(arguments), out_dtype);
-          }),
-      "A loss by the native kernels, attached to the graph.");
+  const auto function = [](const Given& given, typename Family::Arguments arguments,
+                           at::ScalarType out_dtype) {
+    TensorsOf<Family> tensors;
+    for (size_t i = 0; i < tensors.size(); ++i) tensors[i] = given[i].value_or(Tensor());
+    return fused_loss<Family>(tensors, std::move(arguments), out_dtype);
+  };
+  module.def(("fused_" + std::string(Family::name)).c_str(),
+             torch::wrap_pybind_function_no_gil(function),
+             "A loss by the native kernels, attached to the graph if a gradient is wanted. None if "
+             "one is wanted by a tensor that has no gradient.");
 }
 
 void bind_elementwise(pybind11::module_& module);

@@ -107,27 +107,13 @@ class PlainReader {
 
 // The loss of a plain call, in the dtype of its first tensor; None for tensors that the ops reject.
 template <class Family>
-pybind11::object run_plain(const TensorsOf<Family>& tensors, typename Family::Arguments arguments) {
-  const auto moves = [](const Tensor& tensor) {
-    return tensor.defined() && tensor.requires_grad();
-  };
-  const auto* const others = tensors.begin() + Family::kMoving;
-  bool differentiated = false;
-  if (at::GradMode::is_enabled()) {
-    if (std::any_of(others, tensors.end(), moves)) return pybind11::none();
-    differentiated = std::any_of(tensors.begin(), others, moves);
-  }
-  const auto dtype = tensors[0].scalar_type();
-  Tensor loss;
+OptionalTensor run_plain(const TensorsOf<Family>& tensors, typename Family::Arguments arguments) {
+  const pybind11::gil_scoped_release without_gil;
   try {
-    const pybind11::gil_scoped_release without_gil;
-    loss = differentiated
-               ? Fused<Family>::run(tensors, std::move(arguments), dtype)
-               : std::get<0>(forward<Family>(tensors, arguments, dtype, MaskOf<Family>{}));
+    return fused_loss<Family>(tensors, std::move(arguments), tensors[0].scalar_type());
   } catch (const c10::Error&) {
-    return pybind11::none();
+    return std::nullopt;
   }
-  return pybind11::cast(loss);
 }
 
 }  // namespace lossops::ops

@@ -227,14 +227,15 @@ def one_pass(call: OnePass, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """Runs a call, and returns its outputs."""
     if call.backend == "reference" or transforms_active():
         return call.unfused(*tensors)
+    if call.backend == "native" and call.has_node and not torch.compiler.is_compiling():
+        node = getattr(native_extension, "fused_" + call.family)
+        loss = node(tensors, call.arguments, call.out_dtype)
+        return call.unfused(*tensors) if loss is None else (loss,)
     if torch.is_grad_enabled():
         moves = [tensor is not None and tensor.requires_grad for tensor in tensors]
-        if True in moves[call.moving :]:
+        if any(moves[call.moving :]):
             return call.unfused(*tensors)
-        if True in moves:
-            if call.has_node and call.backend == "native" and not torch.compiler.is_compiling():
-                node = getattr(native_extension, "fused_" + call.family)
-                return (node(tensors, call.arguments, call.out_dtype),)
+        if any(moves):
             return Fused.apply(call, *distinct(*tensors))
     return call.forward(tensors, (False,) * call.moving)[0]
 

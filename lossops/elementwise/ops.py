@@ -81,9 +81,9 @@ def _num_params(loss: str) -> int | None:
     return None if formula is None else len(inspect.signature(formula).parameters) - 2
 
 
-def _check_elementwise(input, target, weight, normalizer, arguments: ElementwiseArguments) -> tuple:
+def _check_elementwise(input, target, weight, normalizer, call: ElementwiseArguments) -> tuple:
     """Checks the arguments that the ops share. Returns the shape of the loss."""
-    loss, params, reduction, keep_dims = arguments
+    loss, params, reduction, keep_dims = call
     known = _num_params(loss)
     require(known is not None, lambda: f"unknown elementwise loss {loss!r}")
     require(
@@ -109,15 +109,13 @@ def _check_grad_output(grad_output: Tensor, input: Tensor, shape: tuple, reducti
         check_number_or("grad_output", grad_output, shape, "the loss")
 
 
-def _elementwise_forward(input, target, weight, normalizer, *call):
-    *arguments, out_dtype, output_mask = call
-    arguments = ElementwiseArguments(*arguments)
-    shape = _check_elementwise(input, target, weight, normalizer, arguments)
+def _elementwise_forward(input, target, weight, normalizer, call, out_dtype, output_mask):
+    shape = _check_elementwise(input, target, weight, normalizer, call)
     check_dtype("out_dtype", out_dtype)
     check_mask(output_mask, (input, target, weight))
-    check_gradients_come(output_mask, arguments.gives_a_number)
+    check_gradients_come(output_mask, call.gives_a_number)
     return lambda: (
-        _empty_loss(input, shape, arguments.reduction, out_dtype),
+        _empty_loss(input, shape, call.reduction, out_dtype),
         *empty_like((input, target, weight), output_mask),
     )
 
@@ -128,21 +126,19 @@ def _empty_loss(input: Tensor, shape: tuple, reduction: str, dtype: torch.dtype)
     return input.new_empty(shape, dtype=dtype)
 
 
-def _elementwise_backward(grad_output, input, target, weight, normalizer, *call):
-    *arguments, output_mask = call
-    arguments = ElementwiseArguments(*arguments)
-    shape = _check_elementwise(input, target, weight, normalizer, arguments)
-    _check_grad_output(grad_output, input, shape, arguments.reduction)
+def _elementwise_backward(grad_output, input, target, weight, normalizer, call, output_mask):
+    shape = _check_elementwise(input, target, weight, normalizer, call)
+    _check_grad_output(grad_output, input, shape, call.reduction)
     check_mask(output_mask, (input, target, weight))
     return lambda: empty_like((input, target, weight), output_mask)
 
 
-def _elementwise_backward_(grads, grad_output, input, target, weight, normalizer, *call):
-    *arguments, output_mask = call
-    arguments = ElementwiseArguments(*arguments)
-    shape = _check_elementwise(input, target, weight, normalizer, arguments)
+def _elementwise_backward_(
+    grads, grad_output, input, target, weight, normalizer, call, output_mask
+):
+    shape = _check_elementwise(input, target, weight, normalizer, call)
     check_single(grad_output)
-    _check_grad_output(grad_output, input, shape, arguments.reduction)
+    _check_grad_output(grad_output, input, shape, call.reduction)
     check_gradients(grads, output_mask, (input, target, weight))
     return lambda: None
 
@@ -157,11 +153,9 @@ def _elementwise_rescale_(grads, grad_output):
 
 def _elementwise_double_backward(
     grad_output, input, target, weight, normalizer, tangent_input, tangent_target, tangent_weight,
-    *call,
+    call, out_dtype, output_mask,
 ):  # fmt: skip
-    *arguments, out_dtype, output_mask = call
-    arguments = ElementwiseArguments(*arguments)
-    shape = _check_elementwise(input, target, weight, normalizer, arguments)
+    shape = _check_elementwise(input, target, weight, normalizer, call)
     tangents = {
         "tangent_input": tangent_input, "tangent_target": tangent_target,
         "tangent_weight": tangent_weight,
@@ -181,9 +175,9 @@ def _elementwise_double_backward(
         lambda: "elementwise_double_backward needs grad_output to give gradients",
     )
     if grad_output is not None:
-        _check_grad_output(grad_output, input, shape, arguments.reduction)
+        _check_grad_output(grad_output, input, shape, call.reduction)
     return lambda: (
-        _empty_loss(input, shape, arguments.reduction, out_dtype) if output_mask[0] else None,
+        _empty_loss(input, shape, call.reduction, out_dtype) if output_mask[0] else None,
         *empty_like((input, target, weight), output_mask[1:]),
     )
 
@@ -194,18 +188,21 @@ declare(
     "(Tensor input, Tensor target, Tensor? weight, Tensor? normalizer, "
     f"{_CALL}, ScalarType out_dtype, bool[3] output_mask) "
     "-> (Tensor, Tensor?, Tensor?, Tensor?)",
+    ElementwiseArguments,
 )
 declare(
     "elementwise_backward",
     _elementwise_backward,
     "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor? normalizer, "
     f"{_CALL}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
+    ElementwiseArguments,
 )
 declare(
     "elementwise_backward_",
     _elementwise_backward_,
     "(Tensor(a!)[] grads, Tensor grad_output, Tensor input, Tensor target, Tensor? weight, "
     f"Tensor? normalizer, {_CALL}, bool[3] output_mask) -> ()",
+    ElementwiseArguments,
 )
 declare(
     "elementwise_rescale_",
@@ -219,4 +216,5 @@ declare(
     "Tensor? tangent_input, Tensor? tangent_target, Tensor? tangent_weight, "
     f"{_CALL}, ScalarType out_dtype, bool[4] output_mask) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
+    ElementwiseArguments,
 )

@@ -106,9 +106,9 @@ def rows_shape(input: Tensor, dim: int) -> tuple:
     return (*input.shape[:dim], *input.shape[dim + 1 :])
 
 
-def check_softmax(input, target, class_weight, normalizer, arguments: SoftmaxArguments) -> tuple:
+def check_softmax(input, target, class_weight, normalizer, call: SoftmaxArguments) -> tuple:
     """Checks a call and returns the shape of the loss."""
-    loss, dim, form, target_form, params, _, _, reduction, keep_dims = arguments
+    loss, dim, form, target_form, params, _, _, reduction, keep_dims = call
     require(
         0 <= dim < input.dim(),
         lambda: f"dim should be between 0 and {input.dim() - 1}, got {dim}",
@@ -140,7 +140,7 @@ def check_softmax(input, target, class_weight, normalizer, arguments: SoftmaxArg
         lambda: f"loss {loss!r} takes no label_smoothing",
     )
     require(
-        softcap == z_loss == 0 or (of_labels and form == "logits"),
+        softcap == z_loss == 0 or call.has_row_outputs,
         lambda: "softcap and z_loss are for label losses of logits",
     )
     kept = rows[: keep_dims if reduction != "none" else 0]
@@ -149,23 +149,23 @@ def check_softmax(input, target, class_weight, normalizer, arguments: SoftmaxArg
 
 
 def _softmax_values(
-    input, target, class_weight, normalizer, arguments, out_dtype, extras
+    input, target, class_weight, normalizer, call, out_dtype, extras
 ) -> Callable[[], tuple]:
     """Checks a call that returns the loss and the per-row outputs that its mask requests."""
-    shape = check_softmax(input, target, class_weight, normalizer, arguments)
+    shape = check_softmax(input, target, class_weight, normalizer, call)
     check_dtype("out_dtype", out_dtype)
     require(
-        not any(extras) or arguments.has_row_outputs,
+        not any(extras) or call.has_row_outputs,
         lambda: "lse, entropy and accuracy are those of a label loss of logits",
     )
-    labels = arguments.target_form == "labels"
+    labels = call.target_form == "labels"
     require(not extras[2] or labels, lambda: "accuracy is that of labels")
-    counts = arguments.reduction == "mean" and normalizer is None and labels
+    counts = call.reduction == "mean" and normalizer is None and labels
     extra = accumulator(input.dtype)
 
     def make() -> tuple:
         per_row = (
-            input.new_empty(rows_shape(input, arguments.dim), dtype=extra) if wanted else None
+            input.new_empty(rows_shape(input, call.dim), dtype=extra) if wanted else None
             for wanted in extras
         )
         denominator = input.new_empty(shape, dtype=extra) if counts else None
@@ -174,36 +174,32 @@ def _softmax_values(
     return make
 
 
-def _softmax_forward(input, target, class_weight, normalizer, *call):
-    *arguments, out_dtype, output_mask = call
-    arguments, tensors = SoftmaxArguments(*arguments), (input, target, class_weight, normalizer)
+def _softmax_forward(input, target, class_weight, normalizer, call, out_dtype, output_mask):
     require(len(output_mask) == 5, lambda: "output_mask should have 5 entries")
-    values = _softmax_values(*tensors, arguments, out_dtype, output_mask[:3])
+    tensors = (input, target, class_weight, normalizer)
+    values = _softmax_values(*tensors, call, out_dtype, output_mask[:3])
     check_mask(output_mask[3:], (input, target))
-    check_gradients_come(output_mask[3:], arguments.gives_a_number)
+    check_gradients_come(output_mask[3:], call.gives_a_number)
     return lambda: (*values(), *empty_like((input, target), output_mask[3:]))
 
 
-def _softmax_forward_(input, target, class_weight, normalizer, *call):
-    *arguments, out_dtype, output_mask = call
-    arguments, tensors = SoftmaxArguments(*arguments), (input, target, class_weight, normalizer)
+def _softmax_forward_(input, target, class_weight, normalizer, call, out_dtype, output_mask):
     require(len(output_mask) == 3, lambda: "output_mask should have 3 entries")
-    check_gradients_come([True], arguments.gives_a_number)
-    return _softmax_values(*tensors, arguments, out_dtype, output_mask)
+    check_gradients_come([True], call.gives_a_number)
+    return _softmax_values(input, target, class_weight, normalizer, call, out_dtype, output_mask)
 
 
 def _check_upstream(
-    grad_output, grad_lse, grad_entropy, input, target, class_weight, normalizer, arguments
+    grad_output, grad_lse, grad_entropy, input, target, class_weight, normalizer, call
 ) -> None:
-    arguments = SoftmaxArguments(*arguments)
-    shape = check_softmax(input, target, class_weight, normalizer, arguments)
+    shape = check_softmax(input, target, class_weight, normalizer, call)
     upstream = {"grad_output": grad_output, "grad_lse": grad_lse, "grad_entropy": grad_entropy}
     check_tensors(input.device, **upstream)
     check_number_or("grad_output", grad_output, shape, "the loss")
     for name in ("grad_lse", "grad_entropy"):
-        check_number_or(name, upstream[name], rows_shape(input, arguments.dim), "rows")
+        check_number_or(name, upstream[name], rows_shape(input, call.dim), "rows")
     require(
-        grad_lse is grad_entropy is None or arguments.has_row_outputs,
+        grad_lse is grad_entropy is None or call.has_row_outputs,
         lambda: "grad_lse and grad_entropy are of a label loss of logits",
     )
     require(
@@ -211,9 +207,7 @@ def _check_upstream(
         lambda: "softmax_backward needs a gradient of the loss, of lse or of the entropy",
     )
     require(
-        arguments.reduction != "mean"
-        or arguments.target_form != "labels"
-        or normalizer is not None,
+        call.reduction != "mean" or call.target_form != "labels" or normalizer is not None,
         lambda: (
             "the gradients of a mean over labels need its denominator, which softmax_forward "
             "gives, as normalizer"
@@ -222,20 +216,20 @@ def _check_upstream(
 
 
 def _softmax_backward(
-    grad_output, grad_lse, grad_entropy, input, target, class_weight, normalizer, *call
+    grad_output, grad_lse, grad_entropy, input, target, class_weight, normalizer, call, output_mask
 ):
-    *arguments, output_mask = call
     tensors = (input, target, class_weight, normalizer)
-    _check_upstream(grad_output, grad_lse, grad_entropy, *tensors, arguments)
+    _check_upstream(grad_output, grad_lse, grad_entropy, *tensors, call)
     check_mask(output_mask, (input, target))
     return lambda: empty_like((input, target), output_mask)
 
 
-def _softmax_backward_(grads, grad_output, input, target, class_weight, normalizer, *call):
-    *arguments, output_mask = call
+def _softmax_backward_(
+    grads, grad_output, input, target, class_weight, normalizer, call, output_mask
+):
     check_single(grad_output)
     tensors = (input, target, class_weight, normalizer)
-    _check_upstream(grad_output, None, None, *tensors, arguments)
+    _check_upstream(grad_output, None, None, *tensors, call)
     check_gradients(grads, output_mask, (input, target))
     return lambda: None
 
@@ -245,22 +239,26 @@ declare(
     _softmax_forward,
     f"(Tensor input, {_ROWS_READ}, {_ROWS}, ScalarType out_dtype, bool[5] output_mask) "
     "-> (Tensor, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?)",
+    SoftmaxArguments,
 )
 declare(
     "softmax_forward_",
     _softmax_forward_,
     f"(Tensor(a!) input, {_ROWS_READ}, {_ROWS}, ScalarType out_dtype, bool[3] output_mask) "
     "-> (Tensor, Tensor?, Tensor?, Tensor?, Tensor?)",
+    SoftmaxArguments,
 )
 declare(
     "softmax_backward",
     _softmax_backward,
     "(Tensor? grad_output, Tensor? grad_lse, Tensor? grad_entropy, "
     f"Tensor input, {_ROWS_READ}, {_ROWS}, bool[2] output_mask) -> (Tensor, Tensor)",
+    SoftmaxArguments,
 )
 declare(
     "softmax_backward_",
     _softmax_backward_,
     f"(Tensor(a!)[] grads, Tensor grad_output, Tensor input, {_ROWS_READ}, {_ROWS}, "
     "bool[2] output_mask) -> ()",
+    SoftmaxArguments,
 )

@@ -40,11 +40,11 @@ struct Softmax {
 };
 
 // cross_entropy, or nll_loss of log-probabilities; returns None if the call is not plain.
-pybind11::object plain_cross_entropy(pybind11::handle input, pybind11::handle target,
-                                     pybind11::handle weight, pybind11::handle ignore_index,
-                                     pybind11::handle reduction, pybind11::handle label_smoothing,
-                                     pybind11::handle z_loss, pybind11::handle temperature,
-                                     const std::string& form) {
+OptionalTensor plain_cross_entropy(pybind11::handle input, pybind11::handle target,
+                                   pybind11::handle weight, pybind11::handle ignore_index,
+                                   pybind11::handle reduction, pybind11::handle label_smoothing,
+                                   pybind11::handle z_loss, pybind11::handle temperature,
+                                   const std::string& form) {
   PlainReader read;
   const Tensor scores = read.numbers(input), labels = read.labels(target, scores);
   const Tensor class_weight = weight.is_none() ? Tensor() : read.numbers(weight);
@@ -54,7 +54,7 @@ pybind11::object plain_cross_entropy(pybind11::handle input, pybind11::handle ta
   std::string how = read.reduction(reduction);
   read.require(0 <= smoothing && smoothing <= 1 && std::isfinite(of_lse) && divisor > 0 &&
                std::isfinite(divisor));
-  if (!read.plain()) return pybind11::none();
+  if (!read.plain()) return std::nullopt;
   const int64_t dim = scores.dim() == 1 ? 0 : 1;
   return run_plain<Softmax>({scores, labels, class_weight}, {"cross_entropy",
                                                              dim,

@@ -33,9 +33,9 @@ struct Vectors {
 };
 
 // multi_margin_loss; returns None if the call is not plain.
-pybind11::object plain_multi_margin(pybind11::handle input, pybind11::handle target,
-                                    pybind11::handle p, pybind11::handle margin,
-                                    pybind11::handle reduction) {
+OptionalTensor plain_multi_margin(pybind11::handle input, pybind11::handle target,
+                                  pybind11::handle p, pybind11::handle margin,
+                                  pybind11::handle reduction) {
   PlainReader read;
   const Tensor scores = read.numbers(input), labels = read.labels(target, scores);
   const int64_t power = read.integer(p);
@@ -43,7 +43,7 @@ pybind11::object plain_multi_margin(pybind11::handle input, pybind11::handle tar
   std::string how = read.reduction(reduction);
   read.require((power == 1 || power == 2) && !std::isnan(distance));
   if (!read.plain() || scores.dim() != 2 || labels.scalar_type() != at::kLong) {
-    return pybind11::none();
+    return std::nullopt;
   }
   const char* const name = power == 1 ? "multi_margin" : "multi_margin_squared";
   return run_plain<Vectors>({scores, Tensor(), Tensor(), labels},
