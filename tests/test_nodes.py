@@ -22,9 +22,11 @@ def use_python(monkeypatch) -> list[str]:
     called = []
 
     def node_of(kind):
-        def node(tensors, arguments, out_dtype):
+        def node(*given):
             called.append(kind.family)
-            return fused.Fused.apply(kind("native", arguments, out_dtype), *tensors)[0]
+            count = len(kind.Arguments._fields)
+            tensors, arguments = given[: -count - 1], kind.Arguments(*given[-count - 1 : -1])
+            return fused.Fused.apply(kind("native", arguments, given[-1]), *tensors)[0]
 
         return node
 

@@ -26,23 +26,27 @@
 
 namespace lossops::ops {
 
-// A family of losses, as Fused below needs it.
+// What the functions below know of a family of losses, which derives from this. It also defines
 //
-//   name              the family's name, with which the names of its ops begin
-//   kMoving           number of its leading tensors that may require a gradient
-//   kTensors          number of all its tensors, in the order in which lossops/core/fused.py has
-//                     them; undefined where they are missing
-//   Arguments         a tuple of the ops' other arguments, in the order of the schemas, up to
-//                     out_dtype
-//   Forward, Backward the signatures of its ops
-//   BackwardInPlace   also that of its op that recomputes float16 gradients, if there is one
-//   op_tensors        a tuple of the tensors in the form that the ops take
-//   op_cotangents     a tuple of the arguments of Backward for a grad_output of the loss
-//   op_mask           the output_mask of Forward for a mask of gradients
-//   first_gradient    the position of the gradients among the results of Forward
-//   gives_a_number    whether the loss is a single number
-//   keep              replaces tensors by results that the backward pass reads instead
-//
+//   name               with which the names of its ops begin
+//   kTensors           number of its tensors, which are undefined where they are missing
+//   kMoving            number of those that may require a gradient; they come first
+//   Arguments          a tuple of the ops' other arguments up to out_dtype, as in the schemas
+//   Forward, Backward  the signatures of its ops
+//   BackwardInPlace    likewise of the op that recomputes float16 gradients, if there is one
+//   op_tensors         the tensors as the ops take them, in a tuple
+//   gives_a_number     whether the loss of these arguments is a single number
+struct FamilyDefaults {
+  // Where the gradients are among the results of Forward.
+  static constexpr size_t first_gradient = 1;
+  // The output_mask of Forward that asks for these gradients.
+  static const auto& op_mask(const auto& mask) { return mask; }
+  // The upstream gradients that Backward takes, in a tuple.
+  static auto op_cotangents(const Tensor& grad_output) { return std::tie(grad_output); }
+  // Replaces tensors by results of Forward that Backward takes in their place.
+  static void replace(auto& /*tensors*/, const auto& /*results*/) {}
+};
+
 // For the signatures of ops, which are templates: decltype(elementwise_forward<AnyEngine>).
 struct AnyEngine;
 
@@ -133,8 +137,9 @@ class Fused : public torch::autograd::Function<Fused<Family>> {
     const auto results = ops::forward<Family>(tensors, state->arguments, state->out_dtype,
                                               ready ? state->mask : MaskOf<Family>{});
     if (ready) state->ready = defined_results<Family::first_gradient, Family::kMoving>(results);
-    Family::keep(tensors, results);
-    ctx->save_for_backward({tensors.begin(), tensors.end()});
+    Family::replace(tensors, results);
+    ctx->save_for_backward(
+        {std::move_iterator(tensors.begin()), std::move_iterator(tensors.end())});
     ctx->saved_data["state"] = c10::IValue::make_capsule(state);
     return std::get<0>(results);
   }
@@ -231,20 +236,26 @@ OptionalTensor fused_loss(const TensorsOf<Family>& tensors, typename Family::Arg
   return std::get<0>(forward<Family>(tensors, arguments, out_dtype, MaskOf<Family>{}));
 }
 
-// Adds fused_<family>(tensors, arguments, out_dtype) to the module.
-template <class Family>
-void bind_fused(pybind11::module_& module) {
-  using Given = std::array<OptionalTensor, Family::kTensors>;
-  const auto function = [](const Given& given, typename Family::Arguments arguments,
+template <size_t, class T>
+using Indexed = T;
+
+// Adds the function fused_<family> to the module, of the tensors, the Arguments and out_dtype.
+template <class Family, size_t... tensors, class... Arguments>
+void bind_fused(pybind11::module_& module, std::index_sequence<tensors...>,
+                std::type_identity<std::tuple<Arguments...>>) {
+  const auto function = [](const Indexed<tensors, OptionalTensor>&... given, Arguments... arguments,
                            at::ScalarType out_dtype) {
-    TensorsOf<Family> tensors;
-    for (size_t i = 0; i < tensors.size(); ++i) tensors[i] = given[i].value_or(Tensor());
-    return fused_loss<Family>(tensors, std::move(arguments), out_dtype);
+    return fused_loss<Family>({given.value_or(Tensor())...}, {std::move(arguments)...}, out_dtype);
   };
   module.def(("fused_" + std::string(Family::name)).c_str(),
              torch::wrap_pybind_function_no_gil(function),
              "A loss by the native kernels, attached to the graph if a gradient is wanted. None if "
              "one is wanted by a tensor that has no gradient.");
+}
+template <class Family>
+void bind_fused(pybind11::module_& module) {
+  bind_fused<Family>(module, std::make_index_sequence<Family::kTensors>(),
+                     std::type_identity<typename Family::Arguments>());
 }
 
 void bind_elementwise(pybind11::module_& module);

@@ -229,7 +229,7 @@ def one_pass(call: OnePass, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         return call.unfused(*tensors)
     if call.backend == "native" and call.has_node and not torch.compiler.is_compiling():
         node = getattr(native_extension, "fused_" + call.family)
-        loss = node(tensors, call.arguments, call.out_dtype)
+        loss = node(*tensors, *call.arguments, call.out_dtype)
         return call.unfused(*tensors) if loss is None else (loss,)
     if torch.is_grad_enabled():
         moves = [tensor is not None and tensor.requires_grad for tensor in tensors]

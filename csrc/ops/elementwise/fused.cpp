@@ -6,25 +6,22 @@
 namespace lossops::ops {
 namespace {
 
-struct Elementwise {
+struct Elementwise : FamilyDefaults {
   static constexpr const char* name = "elementwise";
   static constexpr size_t kMoving = 3, kTensors = 4;  // input, target, weight; normalizer
   using Arguments = std::tuple<std::string, std::vector<double>, std::string, int64_t>;
   using Forward = decltype(elementwise_forward<AnyEngine>);
   using Backward = decltype(elementwise_backward<AnyEngine>);
   using BackwardInPlace = decltype(elementwise_backward_<AnyEngine>);
-  static constexpr size_t first_gradient = 1;
 
   static auto op_tensors(const TensorsOf<Elementwise>& t) {
-    return std::make_tuple(t[0], t[1], optional(t[2]), optional(t[3]));
+    return std::tuple<const Tensor&, const Tensor&, OptionalTensor, OptionalTensor>(
+        t[0], t[1], optional(t[2]), optional(t[3]));
   }
-  static auto op_cotangents(const Tensor& grad_output) { return std::tie(grad_output); }
-  static auto op_mask(const MaskOf<Elementwise>& mask) { return mask; }
   static bool gives_a_number(const Arguments& arguments) {
     const auto& [loss, params, reduction, keep_dims] = arguments;
     return reduction != "none" && keep_dims == 0;
   }
-  static void keep(TensorsOf<Elementwise>&, const auto& /*results*/) {}
 };
 
 }  // namespace

@@ -10,7 +10,7 @@
 namespace lossops::ops {
 namespace {
 
-struct Softmax {
+struct Softmax : FamilyDefaults {
   static constexpr const char* name = "softmax";
   static constexpr size_t kMoving = 2, kTensors = 4;  // input, target; class weights, normalizer
   // loss, dim, form, target_form, params, ignore_index, one_if_none, reduction, keep_dims
@@ -22,7 +22,8 @@ struct Softmax {
   static constexpr size_t first_gradient = 5;
 
   static auto op_tensors(const TensorsOf<Softmax>& t) {
-    return std::make_tuple(t[0], t[1], optional(t[2]), optional(t[3]));
+    return std::tuple<const Tensor&, const Tensor&, OptionalTensor, OptionalTensor>(
+        t[0], t[1], optional(t[2]), optional(t[3]));
   }
   static auto op_cotangents(const Tensor& grad_output) {
     return std::make_tuple(grad_output, OptionalTensor(), OptionalTensor());
@@ -34,7 +35,7 @@ struct Softmax {
     return std::get<7>(arguments) != "none" && std::get<8>(arguments) == 0;
   }
   // The denominator of a mean over labels is the normalizer of the backward pass.
-  static void keep(TensorsOf<Softmax>& tensors, const auto& results) {
+  static void replace(TensorsOf<Softmax>& tensors, const auto& results) {
     if (const OptionalTensor& denominator = std::get<4>(results)) tensors[3] = *denominator;
   }
 };
@@ -56,15 +57,10 @@ OptionalTensor plain_cross_entropy(pybind11::handle input, pybind11::handle targ
                std::isfinite(divisor));
   if (!read.plain()) return std::nullopt;
   const int64_t dim = scores.dim() == 1 ? 0 : 1;
-  return run_plain<Softmax>({scores, labels, class_weight}, {"cross_entropy",
-                                                             dim,
-                                                             form,
-                                                             "labels",
-                                                             {divisor, 0, smoothing, of_lse, 0, 0},
-                                                             ignored,
-                                                             false,
-                                                             std::move(how),
-                                                             0});
+  std::vector<double> params = {divisor, 0, smoothing, of_lse, 0, 0};
+  return run_plain<Softmax>(
+      {scores, labels, class_weight},
+      {"cross_entropy", dim, form, "labels", std::move(params), ignored, false, std::move(how), 0});
 }
 
 }  // namespace

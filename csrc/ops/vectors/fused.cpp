@@ -9,14 +9,13 @@
 namespace lossops::ops {
 namespace {
 
-struct Vectors {
+struct Vectors : FamilyDefaults {
   static constexpr const char* name = "vectors";
   static constexpr size_t kMoving = kMaxVectors;
   static constexpr size_t kTensors = kMaxVectors + 2;  // the vectors; label, row_weight
   using Arguments = std::tuple<std::string, std::vector<double>, std::string>;
   using Forward = decltype(vectors_forward<AnyEngine>);
   using Backward = decltype(vectors_backward<AnyEngine>);
-  static constexpr size_t first_gradient = 1;
 
   static auto op_tensors(const TensorsOf<Vectors>& t) {
     size_t count = 0;
@@ -24,12 +23,9 @@ struct Vectors {
     return std::make_tuple(at::TensorList(t.data(), count), optional(t[kMaxVectors]),
                            optional(t[kMaxVectors + 1]));
   }
-  static auto op_cotangents(const Tensor& grad_output) { return std::tie(grad_output); }
-  static auto op_mask(const MaskOf<Vectors>& mask) { return mask; }
   static bool gives_a_number(const Arguments& arguments) {
     return std::get<2>(arguments) != "none";
   }
-  static void keep(TensorsOf<Vectors>&, const auto& /*results*/) {}
 };
 
 // multi_margin_loss; returns None if the call is not plain.
