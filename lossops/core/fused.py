@@ -60,7 +60,7 @@ class OnePass:
     Arguments: ClassVar[type]
     family: ClassVar[str]  # the names of the raw ops begin with it
     moving: ClassVar[int]  # number of tensors that may require a gradient
-    has_node: ClassVar[bool] = True  # whether the extension has a node for the call
+    node: ClassVar[str | None] = None  # the function of the extension that runs the call
     recomputes_halves: ClassVar[bool] = True  # whether an op ``…_backward_`` does
     in_place: ClassVar[bool] = False  # whether the gradient overwrites the first tensor
     differentiable: ClassVar[int] = 1  # number of outputs that have derivatives; they come first
@@ -227,9 +227,9 @@ def one_pass(call: OnePass, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """Runs a call, and returns its outputs."""
     if call.backend == "reference" or transforms_active():
         return call.unfused(*tensors)
-    if call.backend == "native" and call.has_node and not torch.compiler.is_compiling():
-        node = getattr(native_extension, "fused_" + call.family)
-        loss = node(*tensors, *call.arguments, call.out_dtype)
+    if call.backend == "native" and (node := call.node) and not torch.compiler.is_compiling():
+        run = getattr(native_extension, node)
+        loss = run(*tensors, *call.arguments, call.out_dtype)
         return call.unfused(*tensors) if loss is None else (loss,)
     if torch.is_grad_enabled():
         moves = [tensor is not None and tensor.requires_grad for tensor in tensors]

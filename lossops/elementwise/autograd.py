@@ -39,7 +39,7 @@ class ElementwiseCall(OnePass):
     mask: tuple[bool, ...] = ()  # which outputs to compute, for Functions with several outputs
 
     Arguments = ElementwiseArguments
-    family = "elementwise"
+    family, node = "elementwise", "fused_elementwise"
     moving = 3
 
     def asking_for(self, *mask: bool, dtype: torch.dtype | None = None) -> ElementwiseCall:

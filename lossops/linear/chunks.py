@@ -328,7 +328,6 @@ class Walk(OnePass):
     Arguments = SoftmaxArguments
     family = "linear"
     moving = 3
-    has_node = False
 
     def walks(self) -> tuple[_Eagerly | _AsOps, tuple]:
         """Returns the walks, as ops under torch.compile, and their non-tensor arguments."""

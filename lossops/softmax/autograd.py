@@ -38,8 +38,8 @@ class SoftmaxCall(OnePass):
         return (True, *self.per_row)
 
     @property
-    def has_node(self) -> bool:
-        return not (self.in_place or True in self.per_row)
+    def node(self) -> str | None:
+        return None if self.in_place or True in self.per_row else "fused_softmax"
 
     @property
     def differentiable(self) -> int:

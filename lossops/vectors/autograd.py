@@ -20,7 +20,7 @@ class VectorsCall(OnePass):
     (rows, length) and the same dtype; then the label and the row_weight."""
 
     Arguments = VectorsArguments
-    family = "vectors"
+    family, node = "vectors", "fused_vectors"
     moving = MOST_VECTORS
     recomputes_halves = False
 
