@@ -101,7 +101,7 @@ EXCEPTIONS = {("core", "families"), ("info", "__version__")}
 LAYERS = {
     "core": [
         "contract", "library", "spread", "overrides", "transforms", "formulas", "backends",
-        "labels", "arguments", "declaration", "unfused", "plain",
+        "fused", "labels", "arguments", "declaration", "unfused", "plain",
     ],
     "family": ["reference", "ops", "batching", "autograd", "call"],
 }  # fmt: skip
