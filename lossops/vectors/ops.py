@@ -34,6 +34,7 @@ are the vectors of a row; ``params`` are in brackets:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from lossops.core.contract import (
     KERNEL_DTYPES,
