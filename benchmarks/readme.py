@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import others as others_bench
-from benchmarks.bench import softmax_tables
-from benchmarks.bench import vectors as vectors_bench
-from benchmarks.bench.targets import ratio
+from benchmarks.bench import tables as bench_tables
+from benchmarks.bench.tables import ratio
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.tables import to_markdown
-from lossops.verify.tables import NOTHING, Table, number, verdict
+from lossops.verify.tables import NOTHING, Table, number
 
 Result = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
@@ -92,10 +90,9 @@ def _cpu_section(name: str, file: Path, result: Result) -> str:
     native = info["native"]
     facts = [f"{info['processor']}, {info['cores']} cores, {native.get('instruction_set')}"]
     rows = result["bench"]
-    tables = [
-        *_cpu_table(rows), *softmax_tables.tables(rows), *vectors_bench.tables(rows),
-        *others_bench.tables(rows), _targets(result["targets"]),
-    ]  # fmt: skip
+    others = [row for row in rows if "_" in row["kind"]]  # not elementwise
+    goals = [outcome for outcome in result["targets"] if outcome["device"] == "cpu"]
+    tables = [*_cpu_table(rows), *bench_tables.tables(others), bench_tables.goals(goals)]
     return "\n".join([f"### {name}\n", _origin(file, result, facts), *map(to_markdown, tables)])
 
 
@@ -119,17 +116,20 @@ def _cpu_table(rows: list[Result]) -> Iterator[Table]:
         "the last place, with torch's in brackets; 0.5 is perfect rounding.",
     )  # fmt: skip
     for loss in dict.fromkeys(row["loss"] for row in steps):
-        warm, fresh = (found.get(("step", loss, memory)) for memory in ("warm", "default"))
-        half = found.get(("half", loss, "warm")) or found.get(("half", loss, "default"))
+        warm, fresh = (
+            found.get(("step", loss, memory), {}).get("ms", {}) for memory in ("warm", "default")
+        )
+        half = found.get(("half", loss, "warm")) or found.get(("half", loss, "default"), {})
+        tiny, memory = found.get(("tiny", loss, ""), {}), found.get(("memory", loss, "mean"), {})
         table.add(
             f"`{loss}`",
             *(
-                _both(*(row and ratio("ms", *names)(row) for row in (warm, fresh)))
+                f"{number(ratio(warm, *names))} ({number(ratio(fresh, *names))})"
                 for names in (("lossops", "floor"), ("eager", "lossops"), ("compile", "lossops"))
             ),
-            number(half and ratio("ms", "bfloat16", "float32")(half)),
-            number(_of(found, "tiny", loss, "", ratio("us", "lossops", "eager"))),
-            number(_of(found, "memory", loss, "mean", lambda row: row["gradients"]["lossops"])),
+            number(ratio(half.get("ms", {}), "bfloat16", "float32")),
+            number(ratio(tiny.get("us", {}), "lossops", "eager")),
+            number(memory.get("gradients", {}).get("lossops")),
             *(_errors(found.get(("accuracy", loss, "float32")), w) for w in ("value", "gradient")),
         )
     yield table
@@ -141,30 +141,11 @@ def _variant(row: Result) -> str:
     return row.get(names.get(row["kind"], ""), "")
 
 
-def _of(found: dict, kind: str, loss: str, variant: str, pick) -> float | None:
-    row = found.get((kind, loss, variant))
-    return None if row is None else pick(row)
-
-
-def _both(warm: float | None, fresh: float | None) -> str:
-    return f"{number(warm)} ({number(fresh)})"
-
-
 def _errors(row: Result | None, what: str) -> str:
     if row is None:
         return NOTHING
     theirs = row["torch"] and row["torch"][what]
     return f"{number(row['lossops'][what])} ({number(theirs)})"
-
-
-def _targets(targets: list[Result]) -> Table:
-    table = Table("Goals", ("goal", "bound", "worst", "outcome", "missed by"))
-    for row in targets:
-        if row["device"] == "cpu":
-            outcome = verdict(row["met"], "met", "missed")
-            missed = ", ".join(row["missed"]) or NOTHING
-            table.add(row["target"], row["goal"], number(row["worst"]), outcome, missed)
-    return table
 
 
 if __name__ == "__main__":

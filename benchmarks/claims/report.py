@@ -116,7 +116,7 @@ def _verify(result, folder: Path, quick: bool, say: Say) -> str:
 
 def _bench(result, folder: Path, quick: bool, say: Say) -> str:
     with progress("measuring", bench_all.pieces(FAMILIES)) as advance:
-        found = bench_all.bench_families(FAMILIES, advance, quick)
+        found = bench_all.bench(FAMILIES, advance, quick)
     result |= found
     rows, tables = found["bench"], bench_all.tables(found)
     drawn = (
