@@ -53,7 +53,7 @@ HOST_FILES = {
     "test_docs.py",
     "test_gpu_run.py",
     "test_simd_math.py",
-    "test_softmax_report.py",
+    "test_verify.py",
     "test_triton.py",
     "test_vectors_on_cpu_device.py",
 }
