@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import tables as bench_tables
-from benchmarks.bench.tables import ratio
+from benchmarks.bench import families
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.tables import to_markdown
-from lossops.verify.tables import NOTHING, Table, number
+from lossops.verify.tables import NOTHING
 
 Result = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
@@ -87,65 +86,9 @@ def _origin(file: Path, result: Result, facts: list[str]) -> str:
 
 def _cpu_section(name: str, file: Path, result: Result) -> str:
     info = result["info"]
-    native = info["native"]
-    facts = [f"{info['processor']}, {info['cores']} cores, {native.get('instruction_set')}"]
-    rows = result["bench"]
-    others = [row for row in rows if "_" in row["kind"]]  # not elementwise
-    goals = [outcome for outcome in result["targets"] if outcome["device"] == "cpu"]
-    tables = [*_cpu_table(rows), *bench_tables.tables(others), bench_tables.goals(goals)]
-    return "\n".join([f"### {name}\n", _origin(file, result, facts), *map(to_markdown, tables)])
-
-
-def _cpu_table(rows: list[Result]) -> Iterator[Table]:
-    """One row per loss, with the most important number of each kind of measurement."""
-    rows = [row for row in rows if row.get("device") == "cpu"]
-    found = {(row["kind"], row["loss"], _variant(row)): row for row in rows}
-    steps = [row for row in rows if row["kind"] == "step"]
-    if not steps:
-        return
-    table = Table(
-        f"float32, {steps[0]['count']:,} elements: a training step, memory kept warm "
-        "(in brackets as the allocator comes)",
-        (
-            "loss", "over torch.add", "eager / lossops", "compile / lossops", "bfloat16 / float32",
-            "16 elements, lossops / eager", "peak memory, gradients",
-            "largest error of the value, ulp", "of the gradient",
-        ),
-        note="torch.add(input, target) into fresh memory moves the same bytes as a step. Peak "
-        "memory is what a step holds beyond its inputs. Errors are those in float32, in units in "
-        "the last place, with torch's in brackets; 0.5 is perfect rounding.",
-    )  # fmt: skip
-    for loss in dict.fromkeys(row["loss"] for row in steps):
-        warm, fresh = (
-            found.get(("step", loss, memory), {}).get("ms", {}) for memory in ("warm", "default")
-        )
-        half = found.get(("half", loss, "warm")) or found.get(("half", loss, "default"), {})
-        tiny, memory = found.get(("tiny", loss, ""), {}), found.get(("memory", loss, "mean"), {})
-        table.add(
-            f"`{loss}`",
-            *(
-                f"{number(ratio(warm, *names))} ({number(ratio(fresh, *names))})"
-                for names in (("lossops", "floor"), ("eager", "lossops"), ("compile", "lossops"))
-            ),
-            number(ratio(half.get("ms", {}), "bfloat16", "float32")),
-            number(ratio(tiny.get("us", {}), "lossops", "eager")),
-            number(memory.get("gradients", {}).get("lossops")),
-            *(_errors(found.get(("accuracy", loss, "float32")), w) for w in ("value", "gradient")),
-        )
-    yield table
-
-
-def _variant(row: Result) -> str:
-    """What distinguishes rows of the same kind and loss."""
-    names = {"step": "memory", "half": "memory", "memory": "reduction", "accuracy": "dtype"}
-    return row.get(names.get(row["kind"], ""), "")
-
-
-def _errors(row: Result | None, what: str) -> str:
-    if row is None:
-        return NOTHING
-    theirs = row["torch"] and row["torch"][what]
-    return f"{number(row['lossops'][what])} ({number(theirs)})"
+    facts = [f"{info['processor']}, {info['cores']} cores, {info['native'].get('instruction_set')}"]
+    tables = [to_markdown(table) for table in families.tables(result)]
+    return "\n".join([f"### {name}\n", _origin(file, result, facts), *tables])
 
 
 if __name__ == "__main__":

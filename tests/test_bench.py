@@ -173,7 +173,7 @@ ROW, VECTOR = "512 × 32000", "16384 × 1024"
         (
             row("vectors_step", "dice_loss", VECTOR, lossops=10.0, eager=21.0, compile=9.0),
             1,
-            ["losses over vectors faster than torch.compile"],
+            ["losses over rows faster than torch.compile"],
         ),
         (row("linear_step", "linear_cross_entropy", lossops=100.0, products=87.0), 1, []),
         (row("linear_step", "linear_cross_entropy", lossops=100.0, products=86.0), 0, ["products"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -476,77 +476,54 @@ def test_median_and_quartiles():
 
 
 @pytest.fixture
-def said(monkeypatch) -> list[str]:
-    """Replaces the part of torch.cuda that the clock and the capture use. Records the calls."""
-    said: list[str] = []
-
-    class Event:
-        def __init__(self, enable_timing):
-            assert enable_timing
-
-        def record(self):
-            said.append("record")
-
-        def synchronize(self):
-            said.append("event.synchronize")
-
-        def elapsed_time(self, end):
-            assert end is not self
-            return 6.0
-
-    class Stream:
-        def wait_stream(self, other):
-            said.append("wait_stream")
-
-    class Within:
-        def __init__(self, what):
-            self.what = what
-
-        def __enter__(self):
-            said.append(f"enter {self.what}")
-
-        def __exit__(self, *_):
-            said.append(f"exit {self.what}")
-
-    for name, fake in {
-        "Event": Event,
-        "Stream": Stream,
-        "current_stream": Stream,
-        "stream": lambda stream: Within("stream"),
-        "graph": lambda graph: Within("graph"),
-        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: said.append("replay")),
-        "synchronize": lambda: said.append("synchronize"),
-        "get_device_properties": lambda _: SimpleNamespace(L2_cache_size=1000),
-        "mem_get_info": lambda: (16_000, 32_000),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, fake)  # raises if there is nothing of this name
+def cuda(monkeypatch) -> MagicMock:
+    """Stands for the part of torch.cuda that the clock and the capture use. Records the calls."""
+    cuda = MagicMock()
+    cuda.Event.return_value.elapsed_time.return_value = 6.0
+    cuda.get_device_properties.return_value.L2_cache_size = 1000
+    cuda.mem_get_info.return_value = (16_000, 32_000)
+    for name in (
+        "CUDAGraph", "Event", "Stream", "current_stream", "get_device_properties", "graph",
+        "mem_get_info", "stream", "synchronize",
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))  # raises if there is none
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, device, **kwargs: empty(*size, **kwargs))
-    return said
+    return cuda
 
 
-def test_cuda_clock_times_the_call_alone(said):
+def said(cuda: MagicMock) -> list[str]:
+    """The calls since the last time."""
+    names = [name for name, *_ in cuda.mock_calls]
+    cuda.mock_calls.clear()
+    return names
+
+
+def test_cuda_clock_times_the_call_alone(cuda):
     timer = clock.CudaClock()
     assert timer.flushed.numel() == 2000
     timer.flushed.fill_(1)
-    assert timer.cold(lambda: said.append("call")) == 6.0
+    said(cuda)
+    events = ["Event", "Event", "Event().record"]
+    after = ["Event().record", "Event().synchronize", "Event().elapsed_time"]
+    assert timer.cold(cuda.call) == 6.0
     assert not timer.flushed.any()
-    assert said == ["record", "call", "record", "event.synchronize"]
-    said.clear()
-    assert timer.block(lambda: said.append("call"), 3) == 2.0
-    assert said == [
-        "synchronize", "record", "call", "call", "call", "record", "event.synchronize",
-    ]  # fmt: skip
+    assert said(cuda) == [*events, "call", *after]
+    assert cuda.Event.call_args.kwargs == {"enable_timing": True}
+    assert timer.block(cuda.call, 3) == 2.0
+    assert said(cuda) == ["synchronize", *events, "call", "call", "call", *after]
 
 
-def test_capture_runs_on_another_stream_first(said):
-    replay = measure.captured(lambda: said.append("step"))
-    assert said == [
-        "wait_stream", "enter stream", "step", "step", "step", "exit stream", "wait_stream",
-        "enter graph", "step", "exit graph",
+def test_capture_runs_on_another_stream_first(cuda):
+    replay = measure.captured(cuda.step)
+    assert said(cuda) == [
+        "Stream", "current_stream", "Stream().wait_stream", "stream", "stream().__enter__",
+        "step", "step", "step", "stream().__exit__", "current_stream",
+        "current_stream().wait_stream", "CUDAGraph", "graph", "graph().__enter__", "step",
+        "graph().__exit__",
     ]  # fmt: skip
     replay()
-    assert said[-1] == "replay"
+    assert said(cuda) == ["CUDAGraph().replay"]
 
 
 # Goals and tables

@@ -98,7 +98,11 @@ class Problem:
 
 
 class Case:
-    """A loss over tensors of one shape."""
+    """A loss over tensors of one shape.
+
+    Each has a ``problem(dtype, device)``, and its loss by lossops, ``ours``, and as users of torch
+    write it, ``in_torch``.
+    """
 
     loss: str
     shape: tuple[int, ...]
@@ -106,18 +110,6 @@ class Case:
     floor: ClassVar[str] = FLOOR  # the name of the smallest possible step
     rounds: ClassVar[int] = 9
     compiles: bool = True  # whether the compiled loss fits into memory
-
-    @property
-    def ours(self) -> Loss:
-        raise NotImplementedError
-
-    @property
-    def in_torch(self) -> Loss | None:
-        """The loss as users of torch write it."""
-        raise NotImplementedError
-
-    def problem(self, dtype: torch.dtype, device: str) -> Problem:
-        raise NotImplementedError
 
     @property
     def count(self) -> int:
@@ -131,11 +123,6 @@ class Case:
     def facts(self) -> dict[str, Any]:
         """What identifies its results, besides the loss."""
         return {"case": self.words(), "shape": list(self.shape)}
-
-    def passes(self, forward: bool) -> int:
-        """Passes over memory of the input's size that a fused implementation needs, forward alone
-        or in a step."""
-        raise NotImplementedError
 
     def losses(self, compiled: bool) -> dict[str, Loss]:
         """The loss of each contender."""
@@ -205,6 +192,8 @@ class Elements(Case):
         return Problem([input.requires_grad_()], [target], pair=True)
 
     def passes(self, forward: bool) -> int:
+        """Passes over memory of the input's size that a fused implementation needs, forward alone
+        or in a step."""
         return self.spec.passes_per_forward if forward else self.spec.passes_per_step
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,16 +104,19 @@ WITHIN = "to within 1%, 0.1% and 0.01% of the minimum"
 def _faster(
     steps: dict[str, list[float]], claim: str, fast: str, slow: str, allowed: float
 ) -> Finding:
-    """The claim is confirmed only if it holds at every distance to the minimum."""
-    goal = f"in fewer steps than {plain(slow)}" if allowed == 1 else (
-        f"in at most {allowed:g} times the steps of {plain(slow)}"
-    )  # fmt: skip
-    pairs = list(zip(steps[fast], steps[slow], strict=True))
+    goal = "in fewer steps than" if allowed == 1 else f"in at most {allowed:g} times the steps of"
+    test = f"gradient descent, each at its best rate, arrives {goal} {plain(slow)}, {WITHIN}"
+    return faster(claim, test, zip(steps[fast], steps[slow], strict=True), allowed)
+
+
+def faster(claim: str, test: str, pairs: Iterable[tuple[float, float]], allowed=1.0) -> Finding:
+    """A claim about numbers of steps, which is confirmed only if it holds for every goal."""
+    pairs = list(pairs)
     return Finding(
         claim,
-        f"gradient descent, each at its best rate, arrives {goal}, {WITHIN}",
-        "; ".join(f"{_steps(f)} steps to {_steps(s)}" for f, s in pairs),
-        all(f < s if allowed == 1 else f <= allowed * s for f, s in pairs),
+        test,
+        "; ".join(f"{_steps(fast)} steps to {_steps(slow)}" for fast, slow in pairs),
+        all(fast < slow if allowed == 1 else fast <= allowed * slow for fast, slow in pairs),
     )
 
 

@@ -119,16 +119,12 @@ def _bench(result, folder: Path, quick: bool, say: Say) -> str:
         found = bench_all.bench(FAMILIES, advance, quick)
     result |= found
     rows, tables = found["bench"], bench_all.tables(found)
-    drawn = (
-        plots.draw_bench(folder / "bench.png", rows),
-        classification_plots.draw_bench(folder / "bench_rows.png", rows),
-    )
+    pictures = plots.draw_bench(folder, rows)
     _say_all(tables, say)
     words = (
         "A fused step reads input and target once and writes the gradient once. Contenders take "
         "turns within one process, so that what else the machine does hits all of them."
     )
-    pictures = [picture for picture in drawn if picture]
     return page.section("bench", "Measurements", words, pictures, tables)
 
 
