@@ -98,11 +98,7 @@ class Problem:
 
 
 class Case:
-    """A loss over tensors of one shape.
-
-    Each has a ``problem(dtype, device)``, and its loss by lossops, ``ours``, and as users of torch
-    write it, ``in_torch``.
-    """
+    """A loss over tensors of one shape, with its ``spec`` and its ``problem(dtype, device)``."""
 
     loss: str
     shape: tuple[int, ...]
@@ -110,6 +106,15 @@ class Case:
     floor: ClassVar[str] = FLOOR  # the name of the smallest possible step
     rounds: ClassVar[int] = 9
     compiles: bool = True  # whether the compiled loss fits into memory
+
+    @property
+    def ours(self) -> Loss:
+        return self.spec.function
+
+    @property
+    def in_torch(self) -> Loss | None:
+        """The loss as users of torch write it."""
+        return self.spec.torch_function
 
     @property
     def count(self) -> int:
@@ -267,14 +272,6 @@ class Vectors(Case):
     @property
     def compiles(self) -> bool:
         return self.spec.compiles
-
-    @property
-    def ours(self) -> Loss:
-        return self.spec.function
-
-    @property
-    def in_torch(self) -> Loss:
-        return self.spec.torch_function
 
     def problem(self, dtype: torch.dtype, device: str) -> Problem:
         vectors, given = self.spec.tensors(self.shape, dtype, device=device)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.bench.cases import COMPILE, EAGER, FLOOR, LOSSOPS, PRODUCTS, TRITON, elements
@@ -11,7 +11,8 @@ from lossops.verify.tables import NOTHING, Table, number, verdict
 
 Row = dict[str, Any]
 _MEMORY = {"default": "the allocator as it comes", "warm": "memory kept warm"}
-_RATIOS = ((LOSSOPS, FLOOR), (EAGER, LOSSOPS), (COMPILE, LOSSOPS))
+_UNITS = {"ms": (", ms", 1), "us": (", µs", 1), "gradients": ("", 2)}  # in words; digits
+_PAIR = (LOSSOPS, EAGER)
 _WARM = (
     "Warm memory: the C library is told to keep freed memory (the effect of MALLOC_MMAP_THRESHOLD_ "
     "and MALLOC_TRIM_THRESHOLD_, through mallopt, with a pool touched beforehand), as in a "
@@ -31,15 +32,34 @@ class Words:
     case: str = ""  # the heading of what distinguishes the rows of a loss, if anything does
     floor: str = ""
 
-    def table(self, title: str, *columns: str, other: str = "", note: str = "") -> Table:
-        """A table with a row for each result. Results of a loss are told apart by ``case``, or else
-        by ``other``."""
-        labels = [name for name in ("loss", self.case or other) if name]
-        return Table(title, (*labels, *columns), labels=len(labels), note=note)
+    def labels(self, row: Row, other: str) -> list[str]:
+        """What tells a row from the others: the loss, and ``case`` or else ``other``."""
+        case = row["case"] if self.case else row[other] if other else ""
+        inplace = ", inplace=True" if row.get("inplace") else ""
+        return [row["loss"], case + inplace] if case else [row["loss"]]
 
-    def labels(self, row: Row, other: str = "") -> list[str]:
-        case = row["case"] if self.case else other and row[other]
-        return [label for label in (row["loss"], case) if label]
+    def table(
+        self,
+        title: str,
+        rows: list[Row],
+        unit: str,
+        names: Iterable[str],
+        ratios: Sequence[tuple[str, str]] = (),
+        other: str = "",
+        note: str = "",
+    ) -> Table:
+        """A row for each result: some of its numbers, and ratios of them."""
+        labels = [name for name in ("loss", self.case or other) if name]
+        names = [name for name in names if any(name in row[unit] for row in rows)]
+        words, digits = _UNITS[unit]
+        heads = (*(f"{name}{words}" for name in names), *(" / ".join(pair) for pair in ratios))
+        table = Table(title, (*labels, *heads), labels=len(labels), note=note)
+        for row in rows:
+            found = row[unit]
+            numbers = (number(found.get(name), digits) for name in names)
+            shares = (number(ratio(found, *pair)) for pair in ratios)
+            table.add(*self.labels(row, other), *numbers, *shares)
+        return table
 
 
 FAMILIES = (
@@ -102,57 +122,31 @@ def _steps(words: Words, rows: list[Row], device: str) -> Iterator[Table]:
     for memory in dict.fromkeys(row["memory"] for row in rows):
         here = [row for row in rows if row["memory"] == memory]
         where = _MEMORY[memory] if device == "cpu" else "L2 cache flushed"
-        names = (FLOOR, LOSSOPS, TRITON, EAGER, COMPILE)
-        names = [name for name in names if any(name in row["ms"] for row in here)]
-        table = words.table(
+        yield words.table(
             f"Training step over {_over(words, here)} on {device}: float32, mean, {where}",
-            *(f"{name}, ms" for name in names), *(" / ".join(pair) for pair in _RATIOS),
+            here, "ms", (FLOOR, LOSSOPS, TRITON, EAGER, COMPILE),
+            ((LOSSOPS, FLOOR), (EAGER, LOSSOPS), (COMPILE, LOSSOPS)),
             note=f"Forward and backward; medians of interleaved rounds. {words.floor}",
         )  # fmt: skip
-        for row in here:
-            times = (number(row["ms"].get(name), 1) for name in names)
-            ratios = (number(ratio(row["ms"], *pair)) for pair in _RATIOS)
-            table.add(*words.labels(row), *times, *ratios)
-        yield table
 
 
 def _half(words: Words, rows: list[Row], device: str) -> Iterator[Table]:
-    table = words.table(
-        f"bfloat16 beside float32 on {device}: a step over {_over(words, rows)}",
-        "float32, ms", "bfloat16, ms", "bfloat16 / float32", other="memory",
-    )  # fmt: skip
-    for row in rows:
-        times = (number(row["ms"][name], 1) for name in ("float32", "bfloat16"))
-        share = number(ratio(row["ms"], "bfloat16", "float32"))
-        table.add(*words.labels(row, "memory"), *times, share)
-    yield table
+    title = f"bfloat16 beside float32 on {device}: a step over {_over(words, rows)}"
+    names = ("float32", "bfloat16")
+    yield words.table(title, rows, "ms", names, [names[::-1]], "memory")
 
 
 def _tiny(words: Words, rows: list[Row], device: str) -> Iterator[Table]:
-    table = Table(
-        f"A step over {words.tiny} on {device}: what a call costs",
-        ("loss", "lossops, µs", "torch eager, µs", "lossops / eager"),
-    )
-    for row in rows:
-        times = (number(row["us"].get(name), 1) for name in (LOSSOPS, EAGER))
-        table.add(row["loss"], *times, number(ratio(row["us"], LOSSOPS, EAGER)))
-    yield table
+    title = f"A step over {words.tiny} on {device}: what a call costs"
+    yield replace(words, case="").table(title, rows, "us", _PAIR, [_PAIR])
 
 
 def _memory(words: Words, rows: list[Row], device: str) -> Iterator[Table]:
-    table = words.table(
-        f"Peak memory of a step over {_over(words, rows)} on {device}, beyond its inputs, in "
-        "gradients",
-        "lossops", "torch eager", other="reduction",
-        note="With inplace=True the gradient takes the place of the scores."
-        if any(row.get("inplace") for row in rows) else "",
-    )  # fmt: skip
-    for row in rows:
-        loss, case = words.labels(row, "reduction")
-        case += ", inplace=True" if row.get("inplace") else ""
-        held = (number(row["gradients"].get(name)) for name in (LOSSOPS, EAGER))
-        table.add(loss, case, *held)
-    yield table
+    where = f"over {_over(words, rows)} on {device}"
+    title = f"Peak memory of a step {where}, beyond its inputs, in gradients"
+    inplace = any(row.get("inplace") for row in rows)
+    note = "With inplace=True the gradient takes the place of the scores." if inplace else ""
+    yield words.table(title, rows, "gradients", _PAIR, other="reduction", note=note)
 
 
 def _accuracy(words: Words, rows: list[Row], device: str) -> Iterator[Table]:

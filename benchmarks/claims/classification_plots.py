@@ -29,11 +29,17 @@ _CURVES = (
 def draw_losses(folder: Path) -> list[Picture]:
     """Plots the losses themselves, computed by lossops' own kernels. Returns (file, caption)
     pairs."""
-    return [
-        _draw_hard(folder / "classification_hard.png"),
-        _draw_soft(folder / "classification_soft.png"),
-        _draw_symmetry(folder / "kl_symmetry.png"),
-    ]
+    hard = "Hard label: KL is cross entropy, steep where it errs; L1 is as steep everywhere"
+    soft = f"Soft label: all are least where Ŷ = Y = {SOFT}, cross entropy above 0"
+    drawn = []
+    for name, title, p in (("hard", hard, 1.0), ("soft", soft, SOFT)):
+        path = folder / f"classification_{name}.png"
+        with canvas(path, 2, title) as (left, right):
+            _draw_curves(left, right, p)
+        words = ": KL is that less the label's entropy, with the same derivative" if p < 1 else ""
+        label = "(1, 0)" if p == 1 else f"({SOFT}, {1 - SOFT:.1f})"
+        drawn.append((path.name, f"{title}{words}. Two classes, Y = {label}."))
+    return [*drawn, _draw_symmetry(folder / "kl_symmetry.png")]
 
 
 def _chances() -> Tensor:
@@ -74,26 +80,10 @@ def _draw_curves(left: Any, right: Any, p: float) -> None:
             axes.axvline(p, color=QUIET, linewidth=1, dashes=(2, 2))
     left.set_ylim(-0.1, 4)
     right.set_ylim(-8.5, 1 if p == 1 else 6)
-    legend_below(left)
-
-
-def _draw_hard(path: Path) -> Picture:
-    title = "Hard label: KL is cross entropy, steep where it errs; L1 is as steep everywhere"
-    with canvas(path, 2, title) as (left, right):
-        _draw_curves(left, right, 1.0)
-    return path.name, f"{title}. Two classes, Y = (1, 0)."
-
-
-def _draw_soft(path: Path) -> Picture:
-    title = f"Soft label: all are least where Ŷ = Y = {SOFT}, cross entropy above 0"
-    with canvas(path, 2, title) as (left, right):
-        _draw_curves(left, right, SOFT)
-        right.annotate("Y", (SOFT, 5.1), xytext=(-5, 0), textcoords="offset points", ha="right",
+    if p < 1:
+        right.annotate("Y", (p, 5.1), xytext=(-5, 0), textcoords="offset points", ha="right",
                        color=QUIET)  # fmt: skip
-    return path.name, (
-        f"{title}: KL is that less the label's entropy, with the same derivative. "
-        f"Two classes, Y = ({SOFT}, {1 - SOFT:.1f})."
-    )
+    legend_below(left)
 
 
 def _draw_symmetry(path: Path) -> Picture:

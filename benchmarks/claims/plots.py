@@ -83,14 +83,18 @@ HUBER_1 = Curve.of("huber_loss", "Huber, δ = 1", delta=1.0)
 MSE, L1, LOG_COSH = (Curve.of(name) for name in ("mse_loss", "l1_loss", "log_cosh_loss"))
 _DASHES = {HUBER_5.label: (4, 2)}
 
+FOUR = (MSE, L1, HUBER_1, LOG_COSH)
+DERIVATIVES = "derivatives"
 # name, title, curves, range of the predictions around the truth
 PICTURES: tuple[tuple[str, str, tuple[Curve, ...], float], ...] = (
-    ("losses", "Four regression losses around the truth Y = 0", (MSE, L1, HUBER_1, LOG_COSH), 4),
+    ("losses", "Four regression losses around the truth Y = 0", FOUR, 4),
     ("mse_l1", "MSE grows with the square of the error, L1 in proportion to it", (MSE, L1), 3),
     ("mse_huber", "Huber bends from a parabola into a line where |d| = δ",
      (MSE, HUBER_1, HUBER_5), 8),
     ("mse_huber_log_cosh", "log-cosh follows Huber, without its seam", (MSE, HUBER_1, LOG_COSH), 4),
+    (DERIVATIVES, "Only log-cosh is smooth in both derivatives and bounded in the first", FOUR, 4),
 )  # fmt: skip
+_ORDERS = ("value", "first derivative", "second derivative")
 
 
 def draw_losses(folder: Path) -> list[tuple[str, str]]:
@@ -99,24 +103,15 @@ def draw_losses(folder: Path) -> list[tuple[str, str]]:
     drawn = []
     for name, title, curves, reach in PICTURES:
         path = folder / f"{name}.png"
-        with canvas(path, 2, title) as (left, right):
-            _draw(left, curves, reach, 0, "loss")
-            _draw(right, curves, reach, 1, "derivative")
-            legend_below(left)
-        drawn.append((path.name, f"{title}: value and derivative."))
-    drawn.append(_draw_derivatives(folder / "derivatives.png"))
+        orders = (1, 2) if name == DERIVATIVES else (0, 1)
+        with canvas(path, 2, title) as both:
+            for axes, order in zip(both, orders, strict=True):
+                _draw(axes, curves, reach, order, _ORDERS[order])
+            if name == DERIVATIVES:
+                both[0].set_ylim(-3, 3)
+            legend_below(both[0])
+        drawn.append((path.name, f"{title}: {' and '.join(_ORDERS[order] for order in orders)}."))
     return drawn
-
-
-def _draw_derivatives(path: Path) -> tuple[str, str]:
-    title = "Only log-cosh is smooth in both derivatives and bounded in the first"
-    with canvas(path, 2, title) as (left, right):
-        curves = (MSE, L1, HUBER_1, LOG_COSH)
-        _draw(left, curves, 4, 1, "first derivative")
-        left.set_ylim(-3, 3)
-        _draw(right, curves, 4, 2, "second derivative")
-        legend_below(left)
-    return path.name, f"{title}: first and second derivatives of the four."
 
 
 def _draw(axes: Any, curves: tuple[Curve, ...], reach: float, order: int, what: str) -> None:
@@ -133,12 +128,10 @@ def _draw(axes: Any, curves: tuple[Curve, ...], reach: float, order: int, what: 
     axes.set_title(what)
     axes.set_xlabel("prediction Ŷ")
     axes.axhline(0, color=QUIET, linewidth=0.7, zorder=0.5)
-    if order == 0:
-        tallest = max(c.derivatives(torch.tensor([float(reach)]))[0].item() for c in curves[1:])
-        axes.set_ylim(-0.05 * tallest, 1.6 * tallest)
-    if order == 1:
-        tallest = max(c.derivatives(torch.tensor([float(reach)]))[1].item() for c in curves[1:])
-        axes.set_ylim(-1.9 * tallest, 1.9 * tallest)
+    if order < 2:
+        end = torch.tensor([float(reach)])
+        tallest = max(curve.derivatives(end)[order].item() for curve in curves[1:])
+        axes.set_ylim(*((-0.05 * tallest, 1.6 * tallest), (-1.9 * tallest, 1.9 * tallest))[order])
 
 
 def _pieces(curve: Curve, reach: float, order: int) -> list[torch.Tensor]:

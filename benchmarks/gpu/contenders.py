@@ -133,23 +133,21 @@ def contenders(case: Case, device: str, compiled: bool) -> Found:
 
 def peers(names: list[str]) -> list[dict[str, Any]]:
     """The other libraries: whether they are installed, and which of these losses they have."""
-    return [_look(peer) | {"has": [n for n in names if n in peer.losses]} for peer in PEERS]
-
-
-def _look(peer: Peer) -> dict[str, Any]:
-    row: dict[str, Any] = {"module": peer.module, "version": None, "found": False, "why_not": ""}
-    try:
-        importlib.import_module(peer.module)
-    except ModuleNotFoundError as error:
-        row["why_not"] = "not installed" if error.name == peer.module else in_words(error)
-        return row
-    except Exception as error:
-        row["why_not"] = in_words(error)
-        return row
-    row["found"] = True
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        row["version"] = metadata.version(peer.package)
-    return row
+    found = []
+    for peer in PEERS:
+        why_not = version = ""
+        try:
+            importlib.import_module(peer.module)
+        except Exception as error:
+            absent = isinstance(error, ModuleNotFoundError) and error.name == peer.module
+            why_not = "not installed" if absent else in_words(error)
+        else:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                version = metadata.version(peer.package)
+        has = [name for name in names if name in peer.losses]
+        row = {"module": peer.module, "version": version, "why_not": why_not, "has": has}
+        found.append(row | {"found": not why_not})
+    return found
 
 
 def in_words(error: Exception) -> str:

@@ -18,7 +18,7 @@ from benchmarks.gpu.clock import (
     Timed,
     WallClock,
     block_times,
-    cold_times,
+    interleaved,
     summary,
 )
 from benchmarks.gpu.contenders import OURS, Contender, contenders, peers
@@ -40,7 +40,7 @@ class Session:
 
     task: Task
     sizes: Sizes
-    clock: CudaClock | WallClock
+    clock: CudaClock
     failures: list[str] = field(default_factory=list)  # of our contenders
 
     @property
@@ -157,7 +157,8 @@ class Visited:
             sizes = session.sizes
             times = block_times(timed | yards, sizes.blocks, session.clock, sizes.block_ms)
         else:
-            times = cold_times(timed | yards, session.sizes.rounds, session.clock)
+            # These take longer on the device than their launches.
+            times = interleaved(timed | yards, session.sizes.rounds, session.clock.cold)
         numbers = {name: summary(values) for name, values in times.items()}
         for row in numbers.values():
             row["gb_per_s"] = float(f"{moved / row['ms'] / 1e6:.5g}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gpu import processes
-from benchmarks.gpu.part import ROOT, STATUS, Row, read_rows, rows_of
+from benchmarks.gpu.part import ROOT, STATUS, Row, last_line, read_rows, rows_of
 
 SECONDS = 510  # for all parts; the final steps take a few more
 FINISH_SECONDS = 25
@@ -23,7 +23,9 @@ FINISHED = ("passed", "failed", "skipped")
 GOOD = ("passed", "skipped")
 # Variables of the caller that would change what is tested or measured.
 _CLEARED = ("LOSSOPS_BACKEND", "LOSSOPS_TEST_DEVICE", "TRITON_INTERPRET")
-_SOURCES = ("csrc", "lossops", "tests", "benchmarks/gpu", "setup.py", "pyproject.toml")
+_SOURCES = (
+    "csrc", "lossops", "tests", "benchmarks/bench", "benchmarks/gpu", "setup.py", "pyproject.toml",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,6 @@ def run(parts: Sequence[Part], options: Options) -> int:
     if interrupted:
         return 130
     finished = _finish(options, fresh=bool(waiting))
-    summarize(records.values())
     return 0 if finished and all(r["status"] in GOOD for r in records.values()) else 1
 
 
@@ -164,6 +165,7 @@ def _run_part(part: Part, options: Options, sources: str, limit: float) -> Row:
             status = "timed out" if ended is None else STATUS.get(ended, "failed")
         except KeyboardInterrupt:
             ended, status = None, "interrupted"
+    said = (options.out / LOG).read_bytes()[before:].decode(errors="replace")
     found = read_rows(rows)
     rows.unlink(missing_ok=True)
     reasons = rows_of(found, "reason")
@@ -171,20 +173,13 @@ def _run_part(part: Part, options: Options, sources: str, limit: float) -> Row:
     if status == "timed out" and not reason:
         reason = f"stopped after {limit:.0f} s"
     elif status == "failed" and not reason:
-        reason = f"ended with status {ended}: {_last_line(options.out / LOG, before)}"
+        reason = f"ended with status {ended}: {last_line(said)}"
     _shorten(options.out / LOG)
     return _record(
         part, options, sources, status,
         reason=reason, seconds=round(time.monotonic() - start, 1), limit=round(limit),
         rows=[row for row in found if row not in reasons],
     )  # fmt: skip
-
-
-def _last_line(log: Path, start: int) -> str:
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").split("\n")
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no output")
 
 
 def _shorten(log: Path) -> None:
@@ -206,13 +201,6 @@ def _finish(options: Options, fresh: bool) -> bool:
     if ended != 0:
         print("the results could not be put together", file=sys.stderr)
     return ended == 0
-
-
-def summarize(records: Sequence[Row]) -> None:
-    print(f"\n{'part':<14}  {'status':<11}  {'seconds':>7}  reason")
-    for record in records:
-        line = f"{record['part']:<14}  {record['status']:<11}  {record['seconds']:>7.1f}  "
-        print((line + record["reason"].split("\n")[0][:100]).rstrip())
 
 
 def _say(part: Part, record: Row, note: str = "") -> None:

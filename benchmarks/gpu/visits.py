@@ -11,7 +11,7 @@ from benchmarks.bench.cases import PICTURES, Case, Elements, Rows
 from lossops.specs.elementwise import SPECS, Spec
 from lossops.specs.softmax import row_spec
 
-TIME, ROWS, MEMORY_KIND = "time", "rows_time", "memory"  # the kinds of results
+TIME, ROWS = "time", "rows_time"  # the kinds of results
 FORWARD, STEP, SCALED, GRAPH, MEMORY = "forward", "step", "scaled step", "step in a graph", "memory"
 DTYPES = (torch.bfloat16, torch.float32)
 
