@@ -30,15 +30,14 @@ python -m benchmarks bench --save                # the CPU
 make format                                   # writes this page
 ```
 """
-NO_GPU = "No GPU figures exist yet.\n"
 
 
 def text(folder: Path = RESULTS) -> str:
     """The complete document."""
-    gpus = [_gpu_section(name, file, result) for name, file, result in newest(folder, gpu=True)]
-    cpus = [_cpu_section(name, file, result) for name, file, result in newest(folder, gpu=False)]
-    sections = [HEAD, "## GPUs\n", *(gpus or [NO_GPU])]
-    sections += ["## CPUs\n", *(cpus or ["No CPU figures exist yet.\n"])]
+    sections = [HEAD]
+    for title, gpu in (("GPU", True), ("CPU", False)):
+        found = [_section(*measured, gpu) for measured in newest(folder, gpu)]
+        sections += [f"## {title}s\n", *(found or [f"No {title} figures exist yet.\n"])]
     return "\n".join(sections)
 
 
@@ -57,38 +56,27 @@ def newest(folder: Path, gpu: bool) -> Iterator[tuple[str, Path, Result]]:
                 break
 
 
-def _gpu_section(name: str, file: Path, result: Result) -> str:
-    gpu = result["gpu"]
-    facts = [
-        f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, driver {gpu['driver'] or NOTHING}",
-        f"CUDA {gpu['torch_cuda']}",
-        f"Triton {result['info']['triton'] or NOTHING}",
-    ]
-    tables = [to_markdown(table) for table in gpu_tables.tables(result)]
-    return "\n".join([f"### {name}\n", _origin(file, result, facts), *tables])
-
-
-def _origin(file: Path, result: Result, facts: list[str]) -> str:
-    info = result["info"]
-    commit = result.get("commit")
-    facts = [
-        *facts,
-        f"lossops {info['lossops']}" + (f" at commit {commit[:12]}" if commit else ""),
+def _section(name: str, file: Path, result: Result, gpu: bool) -> str:
+    info, commit = result["info"], result.get("commit") or ""
+    if gpu:
+        of = result["gpu"]
+        memory, driver = f"{of['memory_bytes'] / 2**30:.0f} GiB", of["driver"] or NOTHING
+        facts = [f"{of['name']}, {memory}, driver {driver}", f"CUDA {of['torch_cuda']}"]
+        facts.append(f"Triton {info['triton'] or NOTHING}")
+    else:
+        isa = info["native"].get("instruction_set")
+        facts = [f"{info['processor']}, {info['cores']} cores, {isa}"]
+    at = f" at commit {commit[:12]}" if commit else ""
+    changed = " with changes" if commit.endswith("-dirty") else ""
+    facts += [
+        f"lossops {info['lossops']}{at}{changed}",
         f"torch {info['torch']}",
         f"Python {info['python']}",
         result["date"].replace("T", " ").replace("+00:00", " UTC"),
         f"[all numbers](results/{file.as_posix()})",
     ]
-    if commit and commit.endswith("-dirty"):
-        facts[facts.index(f"lossops {info['lossops']} at commit {commit[:12]}")] += " with changes"
-    return "; ".join(facts) + ".\n"
-
-
-def _cpu_section(name: str, file: Path, result: Result) -> str:
-    info = result["info"]
-    facts = [f"{info['processor']}, {info['cores']} cores, {info['native'].get('instruction_set')}"]
-    tables = [to_markdown(table) for table in families.tables(result)]
-    return "\n".join([f"### {name}\n", _origin(file, result, facts), *tables])
+    tables = (gpu_tables if gpu else families).tables(result)
+    return "\n".join([f"### {name}\n", "; ".join(facts) + ".\n", *map(to_markdown, tables)])
 
 
 if __name__ == "__main__":

@@ -11,28 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.bench import cases, targets
 from benchmarks.bench import tables as bench_tables
-from benchmarks.bench import targets
-from benchmarks.bench.cases import (
-    LANGUAGE,
-    LINEAR,
-    PICTURES,
-    VOCABULARY,
-    WIDE,
-    Case,
-    Elements,
-    Linear,
-    Rows,
-    Vectors,
-    WithoutKernels,
-)
 from lossops.specs.softmax import ROW_SPECS, Sample, row_spec
 from lossops.verify import accuracy
 from lossops.verify.elementwise import devices
 from lossops.verify.tables import Table
 
 Row = dict[str, Any]
-Work = tuple[str, Case, dict[str, Any]]  # the part, the case, and options of the call
+Work = tuple[str, cases.Case, dict[str, Any]]  # the part, the case, and options of the call
 PARTS = ("step", "half", "tiny", "memory", "accuracy")
 TINY = (16, 10)
 
@@ -42,12 +29,12 @@ class Family:
     """A family of losses."""
 
     # The cases of a part for these losses, small if quick, and the options of their calls.
-    cases: Callable[[str, list[str], bool], Iterable[tuple[Case, dict[str, Any]]]]
+    make: Callable[[str, list[str], bool], Iterable[tuple[cases.Case, dict[str, Any]]]]
     warm: tuple[bool, ...] = (True,)  # whether memory is kept warm, for each process on the CPU
 
     def work(self, losses: list[str], parts: Iterable[str], quick: bool) -> list[Work]:
         """All that is measured, one result each."""
-        return [(part, *case) for part in parts for case in self.cases(part, losses, quick)]
+        return [(part, *case) for part in parts for case in self.make(part, losses, quick)]
 
     def tasks(self, losses: list[str], parts: Iterable[str], quick: bool) -> Iterator[dict]:
         """The tasks of the worker processes."""
@@ -63,52 +50,56 @@ class Family:
                     }  # fmt: skip
 
 
-def _elements(part: str, losses: list[str], quick: bool) -> Iterator[tuple[Case, dict]]:
+def _elements(part: str, losses: list[str], quick: bool) -> Iterator[tuple[cases.Case, dict]]:
     count = {"step": 1 << (18 if quick else 25), "half": 1 << (19 if quick else 26), "tiny": 16,
              "memory": 1 << 20, "accuracy": 20_000 if quick else 10_000_000}[part]  # fmt: skip
     for loss in losses:
         if part == "memory":
             for reduction in ("mean", "sum"):
-                yield Elements(loss, (count,)), {"reduction": reduction}
+                yield cases.Elements(loss, (count,)), {"reduction": reduction}
         elif part == "accuracy":
             for dtype in (str(dtype).removeprefix("torch.") for dtype in accuracy.DTYPES):
                 few = dtype == "float64"  # whose truth is computed in numpy's longdouble
-                yield Elements(loss, (count // 10 if few else count,)), {"dtype": dtype}
+                yield cases.Elements(loss, (count // 10 if few else count,)), {"dtype": dtype}
         else:
-            yield Elements(loss, (count,)), {}
+            yield cases.Elements(loss, (count,)), {}
 
 
-def row_cases(losses: list[str]) -> list[Rows]:
+def row_cases(losses: list[str]) -> list[cases.Rows]:
     """The cases that have goals, followed by one case for every other loss."""
     found = [
-        Rows("cross_entropy"),
-        Rows("cross_entropy", WIDE),
-        Rows("cross_entropy", LANGUAGE),
-        Rows("cross_entropy", PICTURES),
-        Rows("kl_divergence", sample=Sample(target="logits")),
-        Rows("js_divergence", sample=Sample(target="logits")),
-        Rows("cross_entropy", sample=Sample({"label_smoothing": 0.1})),
-        Rows("cross_entropy", sample=Sample(target="probs")),
+        cases.Rows("cross_entropy"),
+        cases.Rows("cross_entropy", cases.WIDE),
+        cases.Rows("cross_entropy", cases.LANGUAGE),
+        cases.Rows("cross_entropy", cases.PICTURES),
+        cases.Rows("kl_divergence", sample=Sample(target="logits")),
+        cases.Rows("js_divergence", sample=Sample(target="logits")),
+        cases.Rows("cross_entropy", sample=Sample({"label_smoothing": 0.1})),
+        cases.Rows("cross_entropy", sample=Sample(target="probs")),
     ]
     have = {case.loss for case in found}
-    found += [Rows(row.name, sample=row.samples[0]) for row in ROW_SPECS if row.name not in have]
-    found.append(Rows("l1_distribution_loss"))
+    found += [
+        cases.Rows(row.name, sample=row.samples[0]) for row in ROW_SPECS if row.name not in have
+    ]
+    found.append(cases.Rows("l1_distribution_loss"))
     return [case for case in found if case.loss in losses]
 
 
-def _small(case: Rows) -> Rows:
+def _small(case: cases.Rows) -> cases.Rows:
     _, classes, *picture = case.shape
     shape = (4, classes, 16, 16) if picture else (4, classes // 8)
-    return Rows(case.loss, shape, case.sample)
+    return cases.Rows(case.loss, shape, case.sample)
 
 
-def _rows(part: str, losses: list[str], quick: bool) -> Iterator[tuple[Case, dict]]:
+def _rows(part: str, losses: list[str], quick: bool) -> Iterator[tuple[cases.Case, dict]]:
     if part == "step":
         yield from ((_small(case) if quick else case, {}) for case in row_cases(losses))
         return
-    shape = {"tiny": TINY, "memory": (64, 2048) if quick else VOCABULARY}.get(part, VOCABULARY)
+    shape = {"tiny": TINY, "memory": (64, 2048) if quick else cases.VOCABULARY}.get(
+        part, cases.VOCABULARY
+    )
     for loss in losses:
-        case = Rows(loss, shape, row_spec(loss).samples[0])  # the simplest arguments
+        case = cases.Rows(loss, shape, row_spec(loss).samples[0])  # the simplest arguments
         if part in ("tiny", "memory"):
             yield case, {}
         if part == "memory" and loss == "cross_entropy":
@@ -117,17 +108,17 @@ def _rows(part: str, losses: list[str], quick: bool) -> Iterator[tuple[Case, dic
             yield _small(case) if quick else case, {}
 
 
-def _vectors(part: str, losses: list[str], quick: bool) -> Iterator[tuple[Case, dict]]:
+def _vectors(part: str, losses: list[str], quick: bool) -> Iterator[tuple[cases.Case, dict]]:
     shape = (64, 256) if quick else (16_384, 1024)
     if part in ("step", "tiny", "memory"):
-        yield from ((Vectors(loss, TINY if part == "tiny" else shape), {}) for loss in losses)
+        yield from ((cases.Vectors(loss, TINY if part == "tiny" else shape), {}) for loss in losses)
 
 
-def _others(part: str, losses: list[str], quick: bool) -> Iterator[tuple[Case, dict]]:
+def _others(part: str, losses: list[str], quick: bool) -> Iterator[tuple[cases.Case, dict]]:
     if part == "tiny":
-        yield from ((WithoutKernels(loss, TINY), {}) for loss in losses)
-    if part in ("step", "memory") and LINEAR in losses:
-        yield Linear(shape=(2048, 16, 500)) if quick else Linear(), {}
+        yield from ((cases.WithoutKernels(loss, TINY), {}) for loss in losses)
+    if part in ("step", "memory") and cases.LINEAR in losses:
+        yield cases.Linear(shape=(2048, 16, 500)) if quick else cases.Linear(), {}
 
 
 FAMILIES = {

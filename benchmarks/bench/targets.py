@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.bench import tables
@@ -13,22 +13,6 @@ from lossops.verify.accuracy import ALLOWED_ALONE
 
 Row = dict[str, Any]
 MAIN = ("mse_loss", "huber_loss", "smooth_l1_loss")
-
-
-@dataclass
-class Outcome:
-    """A target, the worst measurement, and where the target was missed."""
-
-    target: str
-    goal: str
-    device: str
-    worst: float
-    missed: list[str] = field(default_factory=list)
-    reason: str = ""
-
-    @property
-    def met(self) -> bool:
-        return not self.missed
 
 
 @dataclass(frozen=True)
@@ -58,24 +42,30 @@ class Target:
             and self.number(row) is not None
         )
 
-    def outcomes(self, rows: Iterable[Row]) -> list[Outcome]:
+    def outcomes(self, rows: Iterable[Row]) -> list[Row]:
+        """For each device the worst measurement, and where the target was missed."""
         found: dict[str, list[Row]] = {}
         for row in filter(self.applies, rows):
             found.setdefault(row["device"], []).append(row)
         return [self._outcome(device, rows) for device, rows in found.items()]
 
-    def _outcome(self, device: str, rows: list[Row]) -> Outcome:
-        numbers = [self.number(row) for row in rows]
-        if self.at_most is not None:
-            worst, missed = max(numbers), [n > self.at_most for n in numbers]
-        else:
-            worst, missed = min(numbers), [n < self.at_least for n in numbers]
-        names = [
+    def _outcome(self, device: str, rows: list[Row]) -> Row:
+        pairs = [(self.number(row), row) for row in rows]
+        low, high = self.at_least, self.at_most
+        missed = [
             f"{_label(row)} {number:.3g}"
-            for row, number, bad in zip(rows, numbers, missed, strict=True)
-            if bad
+            for number, row in pairs
+            if (number < low if high is None else number > high)
         ]
-        return Outcome(self.text, self.goal, device, worst, names, self.reason if names else "")
+        return {
+            "target": self.text,
+            "goal": self.goal,
+            "device": device,
+            "worst": (min if high is None else max)(number for number, _ in pairs),
+            "missed": missed,
+            "reason": self.reason if missed else "",
+            "met": not missed,
+        }
 
 
 def _label(row: Row) -> str:
@@ -259,7 +249,7 @@ def outcomes(
     """The outcomes of all targets that were measured."""
     rows = list(rows)
     found = [outcome for target in among for outcome in target.outcomes(rows)]
-    if quick:
-        for outcome in filter(lambda o: not o.met, found):
-            outcome.reason = "Quick mode: the tensors are too small for the targets to apply."
-    return [asdict(outcome) | {"met": outcome.met} for outcome in found]
+    for outcome in found:
+        if quick and not outcome["met"]:
+            outcome["reason"] = "Quick mode: the tensors are too small for the targets to apply."
+    return found

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.claims.training import Split, arrival, generator
+from benchmarks.claims.training import EVERY, Split, arrival, descend, generator
 from lossops.specs.softmax import row_spec
 from lossops.verify import optional
 from lossops.verify.measure import one_thread
 
 SEEDS = 8
 STEPS = 600
-EVERY = 10  # steps between two evaluations on the test set
 WRONG = 0.3  # share of the training labels
 BATCH, HIDDEN, CLASSES = 128, 128, 10
 RATE = 3e-3  # learning rate of Adam, for every loss
@@ -109,7 +108,6 @@ class Classifiers(torch.nn.Module):
         hidden = torch.baddbmm(self.first_bias, x, self.first).relu()
         return torch.baddbmm(self.second_bias, hidden, self.second)
 
-    @torch.no_grad()
     def accuracy(self, x: Tensor, y: Tensor) -> Tensor:
         """The accuracy per seed."""
         return (self(x).argmax(-1) == y).float().mean(1)
@@ -129,18 +127,14 @@ def fit(loss: Contender, data: Digits, steps: int, optimize: Optimizer = _adam) 
     model = Classifiers(count)
     optimizer = optimize(model)
     own = generator(9)
-    accuracies = []
-    for step in range(steps + 1):
-        if step % EVERY == 0:
-            accuracies.append(model.accuracy(data.test_x, data.test_y))
+
+    def of_a_batch() -> Tensor:
         batch = torch.randint(data.train_y.shape[1], (BATCH,), generator=own)
-        optimizer.zero_grad()
         logits = model(data.train_x[:, batch])
         # Normalised by the rows of one seed, so that each seed trains as if it were alone.
-        value = loss(logits.flatten(0, 1), truth[:, batch].flatten(0, 1), normalizer=BATCH)
-        value.backward()
-        optimizer.step()
-    return torch.stack(accuracies)
+        return loss(logits.flatten(0, 1), truth[:, batch].flatten(0, 1), normalizer=BATCH)
+
+    return descend(optimizer, steps, of_a_batch, lambda: model.accuracy(data.test_x, data.test_y))
 
 
 def train(
@@ -172,18 +166,11 @@ RATES = [10.0 ** (k / 3) for k in range(-6, 4)]
 RACERS = ("cross entropy", "L1", "KL", "Jensen-Shannon", "focal", "poly")
 
 
-class Descent(torch.optim.Optimizer):
+def _descent(model: Classifiers, rates: Tensor) -> torch.optim.Optimizer:
     """Gradient descent with a separate rate for each of the models trained side by side."""
-
-    def __init__(self, model: Classifiers, rates: Tensor):
-        super().__init__(model.parameters(), {})
-        self.rates = rates.view(-1, 1, 1)
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter -= self.rates * parameter.grad
+    for parameter in model.parameters():
+        parameter.register_hook(lambda gradient: rates.view(-1, 1, 1) * gradient)
+    return torch.optim.SGD(model.parameters(), lr=1.0)
 
 
 def race(
@@ -198,7 +185,7 @@ def race(
     rows = []
     with one_thread():
         for name in RACERS:
-            found = fit(contender(name), data, steps, lambda model: Descent(model, rates))
+            found = fit(contender(name), data, steps, lambda model: _descent(model, rates))
             means = found.view(len(found), len(RATES), seeds).mean(2)  # [times, rates]
             rows.append({"name": name, "steps": [_arrival(means, goal) for goal in GOALS]})
             advance(f"{name} at its best rate")

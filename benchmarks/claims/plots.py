@@ -94,7 +94,6 @@ PICTURES: tuple[tuple[str, str, tuple[Curve, ...], float], ...] = (
     ("mse_huber_log_cosh", "log-cosh follows Huber, without its seam", (MSE, HUBER_1, LOG_COSH), 4),
     (DERIVATIVES, "Only log-cosh is smooth in both derivatives and bounded in the first", FOUR, 4),
 )  # fmt: skip
-_ORDERS = ("value", "first derivative", "second derivative")
 
 
 def draw_losses(folder: Path) -> list[tuple[str, str]]:
@@ -103,14 +102,16 @@ def draw_losses(folder: Path) -> list[tuple[str, str]]:
     drawn = []
     for name, title, curves, reach in PICTURES:
         path = folder / f"{name}.png"
-        orders = (1, 2) if name == DERIVATIVES else (0, 1)
+        orders = {0: "loss", 1: "derivative"}
+        if name == DERIVATIVES:
+            orders = {1: "first derivative", 2: "second derivative"}
         with canvas(path, 2, title) as both:
-            for axes, order in zip(both, orders, strict=True):
-                _draw(axes, curves, reach, order, _ORDERS[order])
+            for axes, (order, what) in zip(both, orders.items(), strict=True):
+                _draw(axes, curves, reach, order, what)
             if name == DERIVATIVES:
                 both[0].set_ylim(-3, 3)
             legend_below(both[0])
-        drawn.append((path.name, f"{title}: {' and '.join(_ORDERS[order] for order in orders)}."))
+        drawn.append((path.name, f"{title}: {' and '.join(orders.values())}."))
     return drawn
 
 

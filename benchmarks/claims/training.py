@@ -84,6 +84,27 @@ class LinearModels(torch.nn.Module):
         return torch.baddbmm(self.bias, x, self.weight).squeeze(-1)
 
 
+def descend(
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    loss: Callable[[], Tensor],
+    evaluate: Callable[[], Tensor],
+    decay: float = 1.0,
+) -> Tensor:
+    """What is found after every ``EVERY`` steps."""
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, decay)
+    found = []
+    for step in range(steps + 1):
+        if step % EVERY == 0:
+            with torch.no_grad():
+                found.append(evaluate())
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        schedule.step()
+    return torch.stack(found)
+
+
 def fit(spec: Spec, split: Split, steps: int = STEPS, rate: float = 0.02) -> Tensor:
     """Predictions for the test sets after every ``EVERY`` steps: [times, seeds, m].
 
@@ -96,17 +117,12 @@ def fit(spec: Spec, split: Split, steps: int = STEPS, rate: float = 0.02) -> Ten
     model = LinearModels(len(truth), split.train_x.shape[-1])
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     loss_fn = spec.module(**spec.defaults)
-    predictions = []
-    for step in range(steps + 1):
-        if step % EVERY == 0:
-            with torch.no_grad():
-                predictions.append(model(split.test_x) * scale + center)
-        optimizer.zero_grad()
-        predicted = model(split.train_x)
-        loss = loss_fn(predicted, truth)
-        loss.backward()
-        optimizer.step()
-    return torch.stack(predictions)
+    return descend(
+        optimizer,
+        steps,
+        lambda: loss_fn(model(split.train_x), truth),
+        lambda: model(split.test_x) * scale + center,
+    )
 
 
 def train(
@@ -189,14 +205,11 @@ def _polished(spec: Spec, x: Tensor, y: Tensor) -> float:
     """The smallest loss that Adam finds with a decaying rate."""
     weights = torch.zeros(x.shape[1], requires_grad=True)
     optimizer = torch.optim.Adam([weights], lr=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.995**step)
-    for _ in range(1500):
-        optimizer.zero_grad()
-        loss = spec.function(x @ weights, y, **spec.defaults)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return loss.item()
+
+    def loss() -> Tensor:
+        return spec.function(x @ weights, y, **spec.defaults)
+
+    return descend(optimizer, 1500, loss, loss, decay=0.995)[-1].item()
 
 
 def outlier_fit(steps: int = 800) -> dict[str, Any]:
@@ -224,12 +237,9 @@ def _curve(spec: Spec, features: Tensor, y: Tensor, steps: int) -> Tensor:
     torch.nn.init.zeros_(model.weight)
     torch.nn.init.zeros_(model.bias)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.995)
     loss_fn = spec.module(**spec.defaults)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss_fn(model(features).squeeze(-1), y).backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
+
+    def curve() -> Tensor:
         return model(features).squeeze(-1)
+
+    return descend(optimizer, steps, lambda: loss_fn(curve(), y), curve, decay=0.995)[-1]

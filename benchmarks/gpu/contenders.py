@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-from torch import Tensor
+import torch
 
 import lossops
 from benchmarks.bench.cases import COMPILE, LOSSOPS, Case, Loss, Rows
@@ -41,38 +42,22 @@ def _liger_cross_entropy() -> Loss:
     return liger_cross_entropy
 
 
-def _liger_kl_divergence() -> Loss:
-    """It takes log-probabilities and probabilities, which its users compute with torch."""
-    from liger_kernel.transformers import LigerKLDIVLoss
+def _liger_divergence(name: str, of_target: Loss, **options) -> Callable[[], Loss]:
+    """It takes log-probabilities, which its users compute with torch, as they do its targets."""
 
-    divergence = LigerKLDIVLoss(reduction="batchmean")
+    def load() -> Loss:
+        library = importlib.import_module("liger_kernel.transformers")
+        divergence = getattr(library, name)(**options)
+        return lambda logits, target: divergence(logits.log_softmax(1), of_target(target, 1))
 
-    def loss(input: Tensor, target: Tensor) -> Tensor:
-        return divergence(input.log_softmax(1), target.softmax(1))
-
-    return loss
-
-
-def _liger_js_divergence() -> Loss:
-    """It takes log-probabilities, which its users compute with torch."""
-    from liger_kernel.transformers import LigerJSD
-
-    divergence = LigerJSD()  # with equal weights 1/2; averages over the rows
-
-    def loss(input: Tensor, target: Tensor) -> Tensor:
-        return divergence(input.log_softmax(1), target.log_softmax(1))
-
-    return loss
+    return load
 
 
 def _quack_cross_entropy() -> Loss:
     """It does not overwrite the logits by default."""
     from quack.cross_entropy import cross_entropy
 
-    def loss(input: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy(input, target, reduction="mean")
-
-    return loss
+    return functools.partial(cross_entropy, reduction="mean")
 
 
 @dataclass(frozen=True)
@@ -93,8 +78,11 @@ PEERS = (
         "liger-kernel",
         {
             "cross_entropy": _liger_cross_entropy,
-            "kl_divergence": _liger_kl_divergence,
-            "js_divergence": _liger_js_divergence,
+            "kl_divergence": _liger_divergence(
+                "LigerKLDIVLoss", torch.softmax, reduction="batchmean"
+            ),
+            # With equal weights 1/2; averages over the rows.
+            "js_divergence": _liger_divergence("LigerJSD", torch.log_softmax),
         },
         overwrites=frozenset({"cross_entropy"}),
     ),

@@ -13,14 +13,7 @@ from torch import Tensor
 
 from benchmarks.bench.cases import COMPILE, EAGER, Loss, Problem
 from benchmarks.gpu import checks, visits
-from benchmarks.gpu.clock import (
-    CudaClock,
-    Timed,
-    WallClock,
-    block_times,
-    interleaved,
-    summary,
-)
+from benchmarks.gpu import clock as clocks
 from benchmarks.gpu.contenders import OURS, Contender, contenders, peers
 from benchmarks.gpu.part import FailedError, OutOfTimeError, Row, SkippedError, Task, main
 from benchmarks.gpu.visits import DRY, FORWARD, GPU, GRAPH, MEMORY, SCALED, STEP, Sizes, Visit
@@ -40,7 +33,7 @@ class Session:
 
     task: Task
     sizes: Sizes
-    clock: CudaClock
+    clock: clocks.CudaClock
     failures: list[str] = field(default_factory=list)  # of our contenders
 
     @property
@@ -50,7 +43,7 @@ class Session:
 
 def measure(task: Task) -> None:
     sizes = DRY if task.dry else GPU
-    session = Session(task, sizes, WallClock() if task.dry else CudaClock())
+    session = Session(task, sizes, clocks.WallClock() if task.dry else clocks.CudaClock())
     task.emit({"kind": "peers", "peers": peers([s.name for s in SPECS + ROW_SPECS])})
     task.emit({"kind": "settings", "flushed_bytes": session.clock.flushed.numel()} | asdict(sizes))
     wake(session)
@@ -118,7 +111,7 @@ class Visited:
         self.problem.forget()
         return row
 
-    def prepared(self, what: str) -> tuple[dict[str, Timed], dict[str, str]]:
+    def prepared(self, what: str) -> tuple[dict[str, clocks.Timed], dict[str, str]]:
         """The warmed-up calls, and the errors of those that cannot run."""
         timed, errors = {}, {}
         for name, contender in self.found.items():
@@ -137,29 +130,29 @@ class Visited:
                 _synchronize(self.session.device)  # if this raises, nothing more can be measured
         return timed, errors
 
-    def _warmed_up(self, what: str, contender: Contender) -> Timed:
+    def _warmed_up(self, what: str, contender: Contender) -> clocks.Timed:
         each = timed_call(what, contender, self.problem, self.grad_output)
         for _ in range(3):
             with each.within():
                 each.call()
         if what == GRAPH:
             with each.within():
-                each = Timed(captured(each.call), each.within)
+                each = clocks.Timed(captured(each.call), each.within)
                 each.call()
         _synchronize(self.session.device)
         return each
 
-    def times(self, what: str, timed: dict[str, Timed]) -> Row:
+    def times(self, what: str, timed: dict[str, clocks.Timed]) -> Row:
         session, visit = self.session, self.visit
         moved = visit.passes(what) * self.problem.bytes
         yards = {} if what == GRAPH else yardsticks(what, self.problem, moved)
         if visit.short:
             sizes = session.sizes
-            times = block_times(timed | yards, sizes.blocks, session.clock, sizes.block_ms)
+            times = clocks.block_times(timed | yards, sizes.blocks, session.clock, sizes.block_ms)
         else:
             # These take longer on the device than their launches.
-            times = interleaved(timed | yards, session.sizes.rounds, session.clock.cold)
-        numbers = {name: summary(values) for name, values in times.items()}
+            times = clocks.interleaved(timed | yards, session.sizes.rounds, session.clock.cold)
+        numbers = {name: clocks.summary(values) for name, values in times.items()}
         for row in numbers.values():
             row["gb_per_s"] = float(f"{moved / row['ms'] / 1e6:.5g}")
         for name in timed if COPY in numbers else ():
@@ -173,7 +166,7 @@ class Visited:
             "yardsticks": {name: numbers[name] for name in yards},
         }
 
-    def memory(self, timed: dict[str, Timed]) -> Row:
+    def memory(self, timed: dict[str, clocks.Timed]) -> Row:
         """Peak memory of a step beyond its inputs, in multiples of the input's size."""
         peaks: dict[str, Any] = {}
         for name, each in timed.items():
@@ -209,12 +202,14 @@ def free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info()[0] + kept
 
 
-def timed_call(what: str, contender: Contender, problem: Problem, grad_output: Tensor) -> Timed:
+def timed_call(
+    what: str, contender: Contender, problem: Problem, grad_output: Tensor
+) -> clocks.Timed:
     """The measured call and its context."""
     if not contender.overwrites:
-        return Timed(call_of(what, contender.loss, problem, grad_output), contender.within)
+        return clocks.Timed(call_of(what, contender.loss, problem, grad_output), contender.within)
     own = checks.Own(problem)
-    return Timed(call_of(what, contender.loss, own, grad_output), own.fresh)
+    return clocks.Timed(call_of(what, contender.loss, own, grad_output), own.fresh)
 
 
 def call_of(what: str, loss: Loss, problem: Problem, grad_output: Tensor):
@@ -248,17 +243,17 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def yardsticks(what: str, problem: Problem, moved: int) -> dict[str, Timed]:
+def yardsticks(what: str, problem: Problem, moved: int) -> dict[str, clocks.Timed]:
     """A copy that reads and writes the same number of bytes. For a step with a target of the
     input's size, also the plain sum of two tensors, which reads two and writes one, as the step
     does."""
     half = torch.empty(moved // 2, dtype=torch.int8, device=problem.target.device)
     other = torch.zeros_like(half)
-    found = {COPY: Timed(lambda: half.copy_(other))}
+    found = {COPY: clocks.Timed(lambda: half.copy_(other))}
     if what == STEP and problem.pair:
         sum = torch.empty_like(problem.target)
         input, target = problem.input.detach(), problem.target
-        found[ADD] = Timed(lambda: torch.add(input, target, out=sum))
+        found[ADD] = clocks.Timed(lambda: torch.add(input, target, out=sum))
     for timed in found.values():
         timed.call()
     return found

@@ -61,8 +61,9 @@ class Options:
 def run(parts: Sequence[Part], options: Options) -> int:
     """Runs the parts that are not finished yet. Returns the exit status."""
     options.out.mkdir(parents=True, exist_ok=True)
-    sources = digest()
-    records = {part.name: _finished(part, options, sources) for part in parts}
+    same = {"sources": digest(), "dry": options.dry, "python": sys.executable}
+    same["tests"] = list(options.tests)
+    records = {part.name: _finished(part, options, same) for part in parts}
     waiting = [part for part in parts if records[part.name] is None]
     start = time.monotonic()
     blocked = interrupted = ""
@@ -71,13 +72,13 @@ def run(parts: Sequence[Part], options: Options) -> int:
         if record is not None:
             _say(part, record, " (earlier)")
         elif blocked or interrupted:
-            record = _record(part, options, sources, "not run", reason=blocked or interrupted)
+            record = _record(part, options, same, "not run", reason=blocked or interrupted)
             _say(part, record)
         else:
             later = sum(p.seconds for p in waiting[waiting.index(part) + 1 :])
             limit = SECONDS - (time.monotonic() - start) - later
             print(f"{part.name:<14} …", flush=True)
-            record = _run_part(part, options, sources, limit)
+            record = _run_part(part, options, same, limit)
             _say(part, record)
         if part.needed and record["status"] not in GOOD:
             blocked = f"{part.name} {record['status']}"
@@ -116,20 +117,18 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
-def _finished(part: Part, options: Options, sources: str) -> Row | None:
+def _finished(part: Part, options: Options, same: Row) -> Row | None:
     """The outcome of the part in an earlier run of the same kind with the same sources, or None."""
     try:
         record = json.loads((options.out / f"{part.name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = {"sources": sources, "dry": options.dry, "python": sys.executable}
-    same["tests"] = list(options.tests)
     if options.again or record["status"] not in FINISHED:
         return None
     return record if all(record.get(key) == value for key, value in same.items()) else None
 
 
-def _record(part: Part, options: Options, sources: str, status: str, **more) -> Row:
+def _record(part: Part, options: Options, same: Row, status: str, **more) -> Row:
     """Creates the record of a part, and writes it to its file."""
     now = datetime.datetime.now(datetime.timezone.utc)
     record = {
@@ -138,18 +137,15 @@ def _record(part: Part, options: Options, sources: str, status: str, **more) -> 
         "reason": "",
         "seconds": 0.0,
         "date": now.isoformat(timespec="seconds"),
-        "dry": options.dry,
-        "sources": sources,
-        "python": sys.executable,
-        "tests": list(options.tests),
         "rows": [],
-    } | more
+    }
+    record |= same | more
     path = options.out / f"{part.name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 
-def _run_part(part: Part, options: Options, sources: str, limit: float) -> Row:
+def _run_part(part: Part, options: Options, same: Row, limit: float) -> Row:
     rows = options.out / f"{part.name}.jsonl"
     rows.unlink(missing_ok=True)
     command = [sys.executable, "-m", part.module, "--rows", str(rows), "--seconds", f"{limit:.0f}"]
@@ -176,7 +172,7 @@ def _run_part(part: Part, options: Options, sources: str, limit: float) -> Row:
         reason = f"ended with status {ended}: {last_line(said)}"
     _shorten(options.out / LOG)
     return _record(
-        part, options, sources, status,
+        part, options, same, status,
         reason=reason, seconds=round(time.monotonic() - start, 1), limit=round(limit),
         rows=[row for row in found if row not in reasons],
     )  # fmt: skip

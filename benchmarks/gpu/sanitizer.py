@@ -8,18 +8,9 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.gpu import machine, processes
+from benchmarks.gpu import machine, part, processes
 from benchmarks.gpu.kernels import DONE
-from benchmarks.gpu.part import (
-    ROOT,
-    FailedError,
-    OutOfTimeError,
-    Row,
-    SkippedError,
-    Task,
-    last_line,
-    main,
-)
+from benchmarks.gpu.part import ROOT, FailedError, OutOfTimeError, Row, SkippedError, Task
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 BACKENDS = ("native", "triton")
@@ -120,7 +111,9 @@ def _without_tool(task: Task, backend: str) -> None:
     if status is None:
         raise OutOfTimeError(f"the {backend} kernels did not end, without any sanitizer")
     if status or DONE not in text:
-        raise FailedError(f"the {backend} kernels fail without any sanitizer: {last_line(text)}")
+        raise FailedError(
+            f"the {backend} kernels fail without any sanitizer: {part.last_line(text)}"
+        )
 
 
 def kernels(backend: str, device: str) -> list[str]:
@@ -150,4 +143,4 @@ def _run(command: list[str], seconds: float, environment) -> tuple[int | None, s
 
 
 if __name__ == "__main__":
-    sys.exit(main(sanitizer))
+    sys.exit(part.main(sanitizer))

@@ -107,11 +107,8 @@ def _local_bytes(row: Row) -> int:
 def _fit(rows: Sequence[Row]) -> str:
     if not rows:
         return NOTHING
-    return f"{_range(row['registers'] for row in rows)} {_percent(_least_occupancy(rows)):>4}"
-
-
-def _least_occupancy(rows: Iterable[Row]) -> float:
-    return min(row["occupancy"] for row in rows)
+    occupancy = _percent(min(row["occupancy"] for row in rows))
+    return f"{_range(row['registers'] for row in rows)} {occupancy:>4}"
 
 
 def _percent(share: float) -> str:
