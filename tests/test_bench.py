@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from conftest import cpu_only
 
 from benchmarks.bench import families, targets, worker
 from benchmarks.bench.cases import Elements, Linear, Rows, Vectors
@@ -14,8 +13,6 @@ from benchmarks.claims import page
 from benchmarks.claims.report import FAMILIES as ALL
 from lossops.specs.softmax import ROW_SPECS
 from lossops.verify.tables import Table, number, to_html, to_text, verdict
-
-pytestmark = cpu_only
 
 # Some losses of each family, and the kinds of results in order.
 FEW = {

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import cpu_only
 
 from benchmarks.claims import classification, classifying, regression
 from lossops import functional
-
-pytestmark = cpu_only
 
 
 def test_soft_labels_are_distributions_and_wrong_labels_wrong():

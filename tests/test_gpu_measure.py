@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 import torch.nn.functional as torch_functional
-from conftest import cpu_only, expect_ops
+from conftest import expect_ops
 
 import lossops
 from benchmarks.bench.cases import PICTURES, Elements, Rows
@@ -19,7 +19,6 @@ from lossops.specs.elementwise import SPECS
 from lossops.specs.softmax import ROW_SPECS, Sample
 from lossops.verify.tables import NOTHING, Table, to_text
 
-pytestmark = cpu_only
 SINGLE, HALF = torch.float32, torch.bfloat16
 PAIR = Sample(target="logits")
 ELEMENTS, LABELS = Elements("mse_loss", (256,)), Rows("cross_entropy", (6, 40))

@@ -20,7 +20,7 @@ import torch
 from conftest import expect_ops
 
 from benchmarks import readme
-from benchmarks.bench.cases import Elements
+from benchmarks.bench.cases import Elements, name_of
 from benchmarks.gpu import finish, kernels, part, run, sanitizer, suite, visits
 from benchmarks.gpu import machine as gpu_machine
 from lossops.core import library
@@ -100,7 +100,7 @@ def test_measurements_make_sense(dry):
     whats = {visits.FORWARD, visits.STEP, visits.SCALED}
     assert len(times) == len(seen)
     assert seen == {
-        (visit.case.loss, visits.name(visit.dtype), visit.case.words(), what)
+        (visit.case.loss, name_of(visit.dtype), visit.case.words(), what)
         for visit in plan
         for what in whats & {*visit.whats}
     }
@@ -393,7 +393,16 @@ def test_plugins_that_are_absent_are_not_asked_for(tmp_path):
     assert "-n" not in suite.pytest_command(tmp_path / "x", "native", ["tests"], 0)
     command = suite.pytest_command(tmp_path / "x", "native", ["tests"], 8)
     assert command[command.index("-n") + 1] == "8"
-    assert "--ignore=tests/test_gpu_run.py" in command  # it would build while tests run
+
+
+def test_what_computes_nothing_on_a_device_is_left_out():
+    """test_gpu_run.py would build the extension while other tests run."""
+    command = [sys.executable, "-c", "import conftest; print(*conftest.collect_ignore)"]
+    for device, found in (("meta", True), ("cpu", False)):
+        environment = os.environ | {suite.SWITCH: device, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert ("test_gpu_run.py" in done.stdout) == found
 
 
 def test_tests_cut_off_are_still_counted(tmp_path):

@@ -26,6 +26,10 @@ FLOOR, LOSSOPS, TRITON, EAGER, COMPILE = "floor", "lossops", "triton", "eager", 
 PRODUCTS, CHUNKED = "products", "chunked"  # only of a linear layer with its loss
 
 
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def elements(count: int) -> str:
     """Formats a power of two as one."""
     exponent = count.bit_length() - 1
@@ -145,20 +149,12 @@ class Case:
         steps = {self.floor: problem.floor}
         steps |= {name: problem.train(loss) for name, loss in losses.items()}
         if "triton" in backends.backends_for(problem.device):
-            steps[TRITON] = _on_triton(steps[LOSSOPS])
+            steps[TRITON] = lossops.backend("triton")(steps[LOSSOPS])  # a context and a decorator
         return steps
 
     def held(self, peaks: dict[str, int], problem: Problem) -> dict[str, Any]:
         """Peaks of memory relative to a gradient."""
         return {"gradients": {name: peak / problem.bytes for name, peak in peaks.items()}}
-
-
-def _on_triton(train: Step) -> Step:
-    def step() -> None:
-        with lossops.backend("triton"):
-            train()
-
-    return step
 
 
 @dataclass(frozen=True)
@@ -306,22 +302,6 @@ class WithoutKernels(Case):
 LINEAR = "linear_cross_entropy"
 
 
-class Layer(Problem):
-    """A linear layer and labels. The floor of a step is its three matrix products."""
-
-    def __init__(self, x: Tensor, weight: Tensor, labels: Tensor):
-        super().__init__([x, weight], [labels])
-        shape = len(x), len(weight)
-        self.of_logits = torch.full(shape, 1e-4, dtype=x.dtype, device=x.device)  # their gradient
-
-    def floor(self) -> None:
-        x, weight = self.leaves
-        with torch.no_grad():
-            torch_functional.linear(x, weight)
-            x.grad = self.of_logits @ weight
-            weight.grad = self.of_logits.T @ x
-
-
 def _in_two_steps(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     return torch_functional.cross_entropy(torch_functional.linear(x, weight), labels)
 
@@ -352,20 +332,30 @@ class Linear(Case):
     def in_torch(self) -> Loss:
         return _in_two_steps
 
-    def problem(self, dtype: torch.dtype, device: str) -> Layer:
+    def problem(self, dtype: torch.dtype, device: str) -> Problem:
         rows, features, classes = self.shape
         generator = torch.Generator(device).manual_seed(0)
         make: dict[str, Any] = {"device": device, "generator": generator}
         x = torch.randn(rows, features, dtype=dtype, **make)
         weight = torch.randn(classes, features, dtype=dtype, **make) / features**0.5
         labels = torch.randint(classes, (rows,), **make)
-        return Layer(x.requires_grad_(), weight.requires_grad_(), labels)
+        problem = Problem([x.requires_grad_(), weight.requires_grad_()], [labels])
+        of_logits = torch.full((rows, classes), 1e-4, dtype=dtype, device=device)  # their gradient
+
+        def products() -> None:
+            with torch.no_grad():
+                torch_functional.linear(x, weight)
+                x.grad, weight.grad = of_logits @ weight, of_logits.T @ x
+
+        problem.floor = products
+        return problem
 
     def losses(self, compiled: bool) -> dict[str, Loss]:
         has_chunks = hasattr(torch.nn, "LinearCrossEntropyOptions")
         return super().losses(compiled) | ({CHUNKED: _chunked} if has_chunks else {})
 
-    def held(self, peaks: dict[str, int], problem: Layer) -> dict[str, Any]:
+    def held(self, peaks: dict[str, int], problem: Problem) -> dict[str, Any]:
         """Peaks of memory beyond the gradients, relative to the logits."""
-        size = problem.of_logits.nbytes
+        rows, _, classes = self.shape
+        size = rows * classes * problem.input.itemsize
         return {"logits": {name: (n - problem.bytes) / size for name, n in peaks.items()}}

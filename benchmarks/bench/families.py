@@ -58,7 +58,7 @@ def _elements(part: str, losses: list[str], quick: bool) -> Iterator[tuple[cases
             for reduction in ("mean", "sum"):
                 yield cases.Elements(loss, (count,)), {"reduction": reduction}
         elif part == "accuracy":
-            for dtype in (str(dtype).removeprefix("torch.") for dtype in accuracy.DTYPES):
+            for dtype in map(cases.name_of, accuracy.DTYPES):
                 few = dtype == "float64"  # whose truth is computed in numpy's longdouble
                 yield cases.Elements(loss, (count // 10 if few else count,)), {"dtype": dtype}
         else:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.bench.cases import LOSSOPS, Case, Linear
+from benchmarks.bench.cases import LOSSOPS, Case, Linear, name_of
 from benchmarks.bench.families import FAMILIES, Row
 from lossops.specs.elementwise import spec
 from lossops.verify import accuracy
@@ -74,7 +74,7 @@ def _half(case: Case, options: Options, setting: Setting) -> Row:
     steps = {}
     for dtype in (torch.float32, torch.bfloat16):
         problem = case.problem(dtype, setting.device)
-        steps[str(dtype).removeprefix("torch.")] = problem.train(case.ours)
+        steps[name_of(dtype)] = problem.train(case.ours)
     clock = clock_for(setting.device, setting.warm, problem.bytes)
     return {"ms": interleaved(steps, setting.rounds(case), clock)}
 

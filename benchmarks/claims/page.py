@@ -69,20 +69,14 @@ def summary(
 ) -> str:
     """The summary: verdicts, and the reasons for all failures."""
     checked = [*verified["numbers"], *verified["checks"]]
-    cards = (
-        (sum(row["passed"] for row in checked), len(checked), "verifications passed", "verify"),
-        (sum(o["met"] for o in outcomes), len(outcomes), "targets met", "bench"),
-        (
-            sum(f["confirmed"] for f in findings),
-            len(findings),
-            "claims confirmed",
-            "classification",
-        ),
-    )
     drawn = "".join(
-        f'<a class="card" href="#{anchor}"><b class="{"good" if n == of else "bad"}">{n} / {of}</b>'
-        f"<span>{words}</span></a>"
-        for n, of, words, anchor in cards
+        f'<a class="card" href="#{anchor}"><b class="{"good" if all(good) else "bad"}">{sum(good)} '
+        f"/ {len(good)}</b><span>{words}</span></a>"
+        for words, anchor, good in (
+            ("verifications passed", "verify", [row["passed"] for row in checked]),
+            ("targets met", "bench", [outcome["met"] for outcome in outcomes]),
+            ("claims confirmed", "classification", [row["confirmed"] for row in findings]),
+        )
     )
     return f'<div class="cards">{drawn}</div>\n{_shortfalls(failures, outcomes, findings)}'
 

@@ -181,7 +181,10 @@ def draw_outlier_fit(path: Path, fit: dict[str, Any]) -> tuple[str, str]:
 
 def draw_training(path: Path, rows: list[dict[str, Any]], every: int) -> tuple[str, str]:
     """Test errors on real data, with true and with corrupted labels."""
-    rises = {row["loss"]: _mean(row, WRONG) / _mean(row, "clean") - 1 for row in rows}
+    rises = {
+        row["loss"]: statistics.fmean(row[WRONG]["mae"]) / statistics.fmean(row["clean"]["mae"]) - 1
+        for row in rows
+    }
     title = (
         "Real data: 10% wrong labels raise the test error of MSE by "
         f"{100 * rises['mse_loss']:.0f}%, of L1 by {100 * rises['l1_loss']:.0f}%"
@@ -199,10 +202,6 @@ def draw_training(path: Path, rows: list[dict[str, Any]], every: int) -> tuple[s
         left.set_xlim(0)
         right.set_ylim(0)
     return path.name, f"{title}. Diabetes set; means over the splits, bars: standard deviation."
-
-
-def _mean(row: dict[str, Any], labels: str) -> float:
-    return statistics.fmean(row[labels]["mae"])
 
 
 @contextlib.contextmanager

@@ -46,7 +46,9 @@ def measure(task: Task) -> None:
     session = Session(task, sizes, clocks.WallClock() if task.dry else clocks.CudaClock())
     task.emit({"kind": "peers", "peers": peers([s.name for s in SPECS + ROW_SPECS])})
     task.emit({"kind": "settings", "flushed_bytes": session.clock.flushed.numel()} | asdict(sizes))
-    wake(session)
+    until = time.monotonic() + 0.5
+    while not task.dry and time.monotonic() < until:
+        session.clock.cold(lambda: None)  # keeps the device busy until its clocks have ramped up
     if task.dry:
         torch.set_num_threads(1)  # with so little work, threads would only wait for each other
     gc.disable()  # a garbage collection must not run during a timing
@@ -65,13 +67,6 @@ def measure(task: Task) -> None:
         raise FailedError("; ".join(session.failures[:5]))
     if left_out:
         raise OutOfTimeError(f"no time was left for {len(left_out)} measurements")
-
-
-def wake(session: Session, seconds: float = 0.5) -> None:
-    """Keeps the device busy until its clocks have ramped up."""
-    until = time.monotonic() + (0 if session.task.dry else seconds)
-    while time.monotonic() < until:
-        session.clock.cold(lambda: None)
 
 
 class Visited:

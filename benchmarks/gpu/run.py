@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,12 +102,9 @@ def digest() -> str:
     return found.hexdigest()[:16]
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        yield path
-    for below in path.rglob("*"):
-        if below.is_file() and below.suffix not in (".so", ".pyc"):
-            yield below
+def _files(path: Path) -> list[Path]:
+    found = [path, *path.rglob("*")]
+    return [file for file in found if file.is_file() and file.suffix not in (".so", ".pyc")]
 
 
 def environment() -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.bench.cases import PICTURES, Case, Elements, Rows
-from lossops.specs.elementwise import SPECS, Spec
+from benchmarks.bench.cases import PICTURES, Case, Elements, Rows, name_of
+from lossops.specs.elementwise import SPECS
 from lossops.specs.softmax import row_spec
 
 TIME, ROWS = "time", "rows_time"  # the kinds of results
@@ -45,7 +45,7 @@ class Visit:
     short: bool = False  # calls are timed in blocks, with a warm cache
 
     def __str__(self) -> str:
-        words = f"{self.case.loss} {name(self.dtype)} {self.case.words()}"
+        words = f"{self.case.loss} {name_of(self.dtype)} {self.case.words()}"
         return f"{words}: {', '.join(self.whats)}"
 
     @property
@@ -64,7 +64,7 @@ class Visit:
         """The values that identify its results."""
         return {
             "loss": self.case.loss,
-            "dtype": name(self.dtype),
+            "dtype": name_of(self.dtype),
             "case": self.case.words(),
             "shape": list(self.case.shape),
             "count": self.case.count,
@@ -74,10 +74,6 @@ class Visit:
         """Passes over memory of the input's size that a fused implementation needs."""
         # A gradient written for grad_output = 1 must be read and written again.
         return self.case.passes(what == FORWARD) + (2 if what == SCALED else 0)
-
-
-def name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def plan(sizes: Sizes, dry: bool) -> list[Visit]:
@@ -92,10 +88,10 @@ def plan(sizes: Sizes, dry: bool) -> list[Visit]:
     return made
 
 
-def visits(sizes: Sizes, dry: bool, specs: Iterable[Spec] = SPECS) -> Iterator[Visit]:
+def visits(sizes: Sizes, dry: bool) -> Iterator[Visit]:
     """All elementwise visits. A dry run compiles only once and measures memory only twice, because
     both are slow."""
-    pairs = [(spec.name, dtype) for spec in specs for dtype in DTYPES]
+    pairs = [(spec.name, dtype) for spec in SPECS for dtype in DTYPES]
     whats = (STEP, SCALED, FORWARD)
 
     def visit(count: int, pair: tuple, whats: tuple = whats, **more) -> Visit:
