@@ -219,6 +219,18 @@ def test_kernels_that_spill_exit_with_1(monkeypatch, capsys):
     assert re.search(r"step +fp32 fp32 +32 100% +0 +8 +2.4 ", printed.out)
 
 
+@pytest.mark.parametrize("every", [False, True])
+def test_kernels_of_every_dtype_are_shown(every):
+    from benchmarks.kernels import machine_code, tables
+    from benchmarks.kernels.rows import row
+
+    numbers = dict.fromkeys(("shared", "stack", "spill_stores", "spill_loads", "local"), 0)
+    kernel = machine_code.Kernel("symbol", 256, 32, **numbers, loads={"4": 2}, stores={})
+    rows = [row("triton", "90", "count", "", [dtype], "", kernel) for dtype in tables._SHORT]
+    (table,) = tables.tables({"compilers": {"triton": "a compiler"}, "kernels": rows}, every)
+    assert len(table.rows) == len(rows)
+
+
 def test_plot(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert main(["plot", "--out", str(tmp_path)]) == 0

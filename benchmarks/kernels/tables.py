@@ -95,7 +95,7 @@ def _grouped(rows: Sequence[Row]) -> dict[tuple[str, tuple[str, ...]], list[Row]
 def _order(group: tuple[str, tuple[str, ...]]) -> tuple[str, int, list[int]]:
     """Sorts by kernel, then single dtypes before mixed ones, then in the usual order of dtypes."""
     kernel, dtypes = group
-    order = ["float32", "bfloat16", "float16", "float64"]
+    order = ["float32", "bfloat16", "float16", "float64", "int64", "int32"]
     return kernel, len(set(dtypes)), [order.index(dtype) for dtype in dtypes]
 
 
