@@ -55,6 +55,18 @@ def test_bench_quick(family):
         assert {"products", "lossops", "eager"} <= set(rows[0]["ms"])
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_results_tell_whether_memory_was_warm(kept, monkeypatch):
+    monkeypatch.setattr(worker, "keep_memory_warm", lambda pool: kept)
+    task = {"losses": ["nll_loss"], "parts": ["tiny"], "device": "cpu", "quick": True}
+    for warm in (False, True):
+        (row,) = worker.run(task | {"family": "softmax", "warm": warm})
+        assert row["memory"] == ("warm" if warm and kept else "default")
+    task |= {"family": "elementwise", "losses": ["mse_loss"]}
+    rows = list(worker.run(task | {"warm": True}))  # with cold memory measured by another process
+    assert [row["memory"] for row in rows] == (["warm"] if kept else [])
+
+
 def test_every_loss_is_measured():
     """In every part of its family, and as often as progress says."""
     parts = ({"step", "half", "tiny", "memory", "accuracy"}, *[{"step", "tiny", "memory"}] * 2,

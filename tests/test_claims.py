@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.claims import classification, classifying, regression
+from benchmarks.claims import classification, classifying, regression, training
 from lossops import functional
 
 
@@ -20,6 +20,13 @@ def test_soft_labels_are_distributions_and_wrong_labels_wrong():
     assert torch.equal(wrong.test_y, data.test_y)
     assert int(wrong.train_y.min()) >= 0
     assert int(wrong.train_y.max()) < classifying.CLASSES
+
+
+def test_who_leaves_again_has_not_arrived():
+    there = torch.tensor([[False, True], [True, False], [True, True]])
+    assert training.arrival(there) == 1
+    assert training.arrival(there[:, 1:]) == 2
+    assert training.arrival(~there[:, :1]) == 3  # never
 
 
 def test_training_learns():
@@ -94,4 +101,8 @@ def test_claims_about_regression_are_decided_by_the_numbers(robust):
     assert found["MSE is more sensitive to outliers"] is robust
     assert found["Huber is robust to outliers"] is robust
     assert found["MSE converges faster than L1"] is False
+    assert found["Huber is fast like MSE"] is True
+    convergence[2]["steps"] = [10, 20, 38 if robust else 1]  # of Huber
+    found = {f["claim"]: f["confirmed"] for f in regression.findings(rows, convergence)}
+    assert found["Huber is fast like MSE"] is not robust
     assert found["log-cosh is differentiable twice everywhere"] is True

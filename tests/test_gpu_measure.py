@@ -67,6 +67,7 @@ def test_the_most_telling_comes_first():
         (spec.name, dtype) for spec in SPECS for dtype in visits.DTYPES
     }
     assert all(v.case.count == 1 << 26 and v.whats[0] == visits.STEP and v.compiled for v in first)
+    assert [first[0].passes(what) for what in WHATS] == [3, 5, 2]
     assert all(v.whats == (visits.GRAPH,) for v in plan[-4 * len(SPECS) :])
     assert {v.case.count for v in plan} == {1 << 10, 1 << 16, 1 << 26, 1 << 28}
     assert sum(v.compiled for v in visits.visits(visits.DRY, dry=True)) == 1
