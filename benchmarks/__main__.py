@@ -57,19 +57,18 @@ def _add_bench(commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from benchmarks.bench import elementwise as bench
-    from benchmarks.bench import families as bench_all
+    from benchmarks.bench import families as bench
 
     families, parts = wanted_losses(options), options.part or bench.PARTS
-    with progress("measuring", bench_all.pieces(families, parts)) as advance:
-        found = bench_all.bench_families(families, advance, options.quick, parts)
+    with progress("measuring", bench.pieces(families, parts)) as advance:
+        found = bench.bench(families, advance, options.quick, parts)
     result = machine.stamp() | {"quick": options.quick} | found
     if not found["bench"]:
         print(
             "lossops: nothing was measured: no such part, or losses without kernels",
             file=sys.stderr,
         )
-    deliver(result, bench_all.tables(found), options.json)
+    deliver(result, bench.tables(found), options.json)
     if options.save:
         print(f"saved {machine.save(result, options.out)}", file=sys.stderr)
     return 0

@@ -7,13 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import others as others_bench
-from benchmarks.bench import softmax_tables
-from benchmarks.bench import vectors as vectors_bench
-from benchmarks.bench.targets import ratio
+from benchmarks.bench import families
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.tables import to_markdown
-from lossops.verify.tables import NOTHING, Table, number, verdict
+from lossops.verify.tables import NOTHING
 
 Result = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
@@ -33,15 +30,14 @@ python -m benchmarks bench --save                # the CPU
 make format                                   # writes this page
 ```
 """
-NO_GPU = "No GPU figures exist yet.\n"
 
 
 def text(folder: Path = RESULTS) -> str:
     """The complete document."""
-    gpus = [_gpu_section(name, file, result) for name, file, result in newest(folder, gpu=True)]
-    cpus = [_cpu_section(name, file, result) for name, file, result in newest(folder, gpu=False)]
-    sections = [HEAD, "## GPUs\n", *(gpus or [NO_GPU])]
-    sections += ["## CPUs\n", *(cpus or ["No CPU figures exist yet.\n"])]
+    sections = [HEAD]
+    for title, gpu in (("GPU", True), ("CPU", False)):
+        found = [_section(*measured, gpu) for measured in newest(folder, gpu)]
+        sections += [f"## {title}s\n", *(found or [f"No {title} figures exist yet.\n"])]
     return "\n".join(sections)
 
 
@@ -60,111 +56,27 @@ def newest(folder: Path, gpu: bool) -> Iterator[tuple[str, Path, Result]]:
                 break
 
 
-def _gpu_section(name: str, file: Path, result: Result) -> str:
-    gpu = result["gpu"]
-    facts = [
-        f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, driver {gpu['driver'] or NOTHING}",
-        f"CUDA {gpu['torch_cuda']}",
-        f"Triton {result['info']['triton'] or NOTHING}",
-    ]
-    tables = [to_markdown(table) for table in gpu_tables.tables(result)]
-    return "\n".join([f"### {name}\n", _origin(file, result, facts), *tables])
-
-
-def _origin(file: Path, result: Result, facts: list[str]) -> str:
-    info = result["info"]
-    commit = result.get("commit")
-    facts = [
-        *facts,
-        f"lossops {info['lossops']}" + (f" at commit {commit[:12]}" if commit else ""),
+def _section(name: str, file: Path, result: Result, gpu: bool) -> str:
+    info, commit = result["info"], result.get("commit") or ""
+    if gpu:
+        of = result["gpu"]
+        memory, driver = f"{of['memory_bytes'] / 2**30:.0f} GiB", of["driver"] or NOTHING
+        facts = [f"{of['name']}, {memory}, driver {driver}", f"CUDA {of['torch_cuda']}"]
+        facts.append(f"Triton {info['triton'] or NOTHING}")
+    else:
+        isa = info["native"].get("instruction_set")
+        facts = [f"{info['processor']}, {info['cores']} cores, {isa}"]
+    at = f" at commit {commit[:12]}" if commit else ""
+    changed = " with changes" if commit.endswith("-dirty") else ""
+    facts += [
+        f"lossops {info['lossops']}{at}{changed}",
         f"torch {info['torch']}",
         f"Python {info['python']}",
         result["date"].replace("T", " ").replace("+00:00", " UTC"),
         f"[all numbers](results/{file.as_posix()})",
     ]
-    if commit and commit.endswith("-dirty"):
-        facts[facts.index(f"lossops {info['lossops']} at commit {commit[:12]}")] += " with changes"
-    return "; ".join(facts) + ".\n"
-
-
-def _cpu_section(name: str, file: Path, result: Result) -> str:
-    info = result["info"]
-    native = info["native"]
-    facts = [f"{info['processor']}, {info['cores']} cores, {native.get('instruction_set')}"]
-    rows = result["bench"]
-    tables = [
-        *_cpu_table(rows), *softmax_tables.tables(rows), *vectors_bench.tables(rows),
-        *others_bench.tables(rows), _targets(result["targets"]),
-    ]  # fmt: skip
-    return "\n".join([f"### {name}\n", _origin(file, result, facts), *map(to_markdown, tables)])
-
-
-def _cpu_table(rows: list[Result]) -> Iterator[Table]:
-    """One row per loss, with the most important number of each kind of measurement."""
-    rows = [row for row in rows if row.get("device") == "cpu"]
-    found = {(row["kind"], row["loss"], _variant(row)): row for row in rows}
-    steps = [row for row in rows if row["kind"] == "step"]
-    if not steps:
-        return
-    table = Table(
-        f"float32, {steps[0]['count']:,} elements: a training step, memory kept warm "
-        "(in brackets as the allocator comes)",
-        (
-            "loss", "over torch.add", "eager / lossops", "compile / lossops", "bfloat16 / float32",
-            "16 elements, lossops / eager", "peak memory, gradients",
-            "largest error of the value, ulp", "of the gradient",
-        ),
-        note="torch.add(input, target) into fresh memory moves the same bytes as a step. Peak "
-        "memory is what a step holds beyond its inputs. Errors are those in float32, in units in "
-        "the last place, with torch's in brackets; 0.5 is perfect rounding.",
-    )  # fmt: skip
-    for loss in dict.fromkeys(row["loss"] for row in steps):
-        warm, fresh = (found.get(("step", loss, memory)) for memory in ("warm", "default"))
-        half = found.get(("half", loss, "warm")) or found.get(("half", loss, "default"))
-        table.add(
-            f"`{loss}`",
-            *(
-                _both(*(row and ratio("ms", *names)(row) for row in (warm, fresh)))
-                for names in (("lossops", "floor"), ("eager", "lossops"), ("compile", "lossops"))
-            ),
-            number(half and ratio("ms", "bfloat16", "float32")(half)),
-            number(_of(found, "tiny", loss, "", ratio("us", "lossops", "eager"))),
-            number(_of(found, "memory", loss, "mean", lambda row: row["gradients"]["lossops"])),
-            *(_errors(found.get(("accuracy", loss, "float32")), w) for w in ("value", "gradient")),
-        )
-    yield table
-
-
-def _variant(row: Result) -> str:
-    """What distinguishes rows of the same kind and loss."""
-    names = {"step": "memory", "half": "memory", "memory": "reduction", "accuracy": "dtype"}
-    return row.get(names.get(row["kind"], ""), "")
-
-
-def _of(found: dict, kind: str, loss: str, variant: str, pick) -> float | None:
-    row = found.get((kind, loss, variant))
-    return None if row is None else pick(row)
-
-
-def _both(warm: float | None, fresh: float | None) -> str:
-    return f"{number(warm)} ({number(fresh)})"
-
-
-def _errors(row: Result | None, what: str) -> str:
-    if row is None:
-        return NOTHING
-    theirs = row["torch"] and row["torch"][what]
-    return f"{number(row['lossops'][what])} ({number(theirs)})"
-
-
-def _targets(targets: list[Result]) -> Table:
-    table = Table("Goals", ("goal", "bound", "worst", "outcome", "missed by"))
-    for row in targets:
-        if row["device"] == "cpu":
-            outcome = verdict(row["met"], "met", "missed")
-            missed = ", ".join(row["missed"]) or NOTHING
-            table.add(row["target"], row["goal"], number(row["worst"]), outcome, missed)
-    return table
+    tables = (gpu_tables if gpu else families).tables(result)
+    return "\n".join([f"### {name}\n", "; ".join(facts) + ".\n", *map(to_markdown, tables)])
 
 
 if __name__ == "__main__":

@@ -45,18 +45,24 @@ cpu_only = pytest.mark.skipif(
     DEVICE.type != "cpu" or BACKEND != "native",
     reason="about the native backend on the CPU, or about nothing that runs on a device",
 )
+# Files of which nothing computes on a device. Some are slow, or rebuild the extension.
 HOST_FILES = {
     "test_architecture.py",
+    "test_bench.py",
+    "test_claims.py",
     "test_command_line.py",
     "test_cuda_build.py",
     "test_cuda_on_cpu.py",
     "test_docs.py",
+    "test_gpu_measure.py",
     "test_gpu_run.py",
     "test_simd_math.py",
-    "test_softmax_report.py",
+    "test_softmax_on_cpu_device.py",
     "test_triton.py",
     "test_vectors_on_cpu_device.py",
+    "test_verify.py",
 }
+collect_ignore = sorted(HOST_FILES) if DEVICE.type != "cpu" else []
 needs_kernels = pytest.mark.skipif(BACKEND == "reference", reason="the reference has no kernels")
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

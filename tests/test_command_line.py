@@ -10,15 +10,10 @@ import torch
 
 import lossops
 from benchmarks.__main__ import main as benchmarks_main
-from benchmarks.bench import tables as bench_tables
-from benchmarks.bench import targets
-from benchmarks.claims import page
-from benchmarks.claims import regression as claims
 from lossops.__main__ import main as verify_main
 from lossops.elementwise import reference
 from lossops.specs.elementwise import spec
 from lossops.specs.softmax import row_spec
-from lossops.verify.tables import Table, number, to_html, to_text, verdict
 
 PROGRAMS = {
     "lossops": (verify_main, ("info", "verify")),
@@ -126,58 +121,6 @@ def test_bench_quick(capsys, tmp_path):
     assert [json.loads(path.read_text()) for path in saved] == [result]
 
 
-def test_bench_reports_what_a_worker_died_of(monkeypatch):
-    from benchmarks.bench import elementwise as bench
-
-    with pytest.raises(RuntimeError, match="no loss named 'nonsense'"):
-        list(bench._in_process(next(bench.tasks(["nonsense"], True, ("memory",)))))
-
-
-def step_row(**ms):
-    return {"kind": "step", "loss": CHEAP, "device": "cpu", "count": 1 << 25, "memory": "warm",
-            "ms": ms}  # fmt: skip
-
-
-def test_targets_met_and_missed():
-    good = step_row(floor=10.0, lossops=10.5, eager=30.0, compile=20.0)
-    assert all(outcome["met"] for outcome in targets.outcomes([good]))
-    bad = step_row(floor=10.0, lossops=13.0, eager=30.0, compile=20.0)
-    outcomes = targets.outcomes([bad])
-    missed = [outcome for outcome in outcomes if not outcome["met"]]
-    assert (len(outcomes), len(missed)) == (5, 3)
-    assert all(outcome["reason"] for outcome in missed)
-    slow = step_row(floor=10.0, lossops=10.5, eager=20.0, compile=10.0)
-    found = {outcome["target"]: outcome["met"] for outcome in targets.outcomes([slow])}
-    assert not found["every loss faster than torch eager, warm memory"]
-    assert not found["every loss faster than torch.compile, warm memory"]
-    text = to_text(bench_tables.tables([bad], outcomes)[0])
-    assert "missed" in text
-    assert "mse_loss 1.3" in text
-
-
-def training_row(loss, clean, corrupted):
-    return {
-        "loss": loss,
-        "clean": {"mae": [clean, clean + 1], "rmse": [clean, clean]},
-        "corrupted": {"mae": [corrupted, corrupted + 1], "rmse": [corrupted, corrupted]},
-    }
-
-
-@pytest.mark.parametrize("robust", [True, False])
-def test_claims_are_decided_by_the_numbers(robust):
-    names = ("mse_loss", "l1_loss", "huber_loss", "log_cosh_loss")
-    rows = [training_row(name, 40.0, 41.0 if robust else 90.0) for name in names]
-    rows[0] = training_row("mse_loss", 40.0, 90.0)
-    convergence = [
-        {"loss": name, "steps": [10, 20, 30] if robust else [None] * 3} for name in names
-    ]
-    found = {f["claim"]: f["confirmed"] for f in claims.findings(rows, convergence)}
-    assert found["MSE is more sensitive to outliers"] is robust
-    assert found["Huber is robust to outliers"] is robust
-    assert found["MSE converges faster than L1"] is False
-    assert found["log-cosh is differentiable twice everywhere"] is True
-
-
 KERNELS = ["kernels", "--arch", "90", "--loss", CHEAP]
 
 
@@ -276,6 +219,18 @@ def test_kernels_that_spill_exit_with_1(monkeypatch, capsys):
     assert re.search(r"step +fp32 fp32 +32 100% +0 +8 +2.4 ", printed.out)
 
 
+@pytest.mark.parametrize("every", [False, True])
+def test_kernels_of_every_dtype_are_shown(every):
+    from benchmarks.kernels import machine_code, tables
+    from benchmarks.kernels.rows import row
+
+    numbers = dict.fromkeys(("shared", "stack", "spill_stores", "spill_loads", "local"), 0)
+    kernel = machine_code.Kernel("symbol", 256, 32, **numbers, loads={"4": 2}, stores={})
+    rows = [row("triton", "90", "count", "", [dtype], "", kernel) for dtype in tables._SHORT]
+    (table,) = tables.tables({"compilers": {"triton": "a compiler"}, "kernels": rows}, every)
+    assert len(table.rows) == len(rows)
+
+
 def test_plot(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert main(["plot", "--out", str(tmp_path)]) == 0
@@ -292,40 +247,3 @@ def test_a_missing_extra_is_named(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["plot", "--out", str(tmp_path)]) == 1
     assert 'pip install "lossops[report]"' in capsys.readouterr().err
-
-
-def test_tables_align_and_escape():
-    table = Table("a & b", ("loss", "ms"), note="<note>")
-    table.add("mse", number(1.5))
-    table.add("log-cosh", verdict(False))
-    lines = to_text(table).splitlines()
-    assert lines[4] == "mse       1.50"
-    assert lines[5] == "log-cosh  FAIL"
-    drawn = to_html(table)
-    assert "a &amp; b" in drawn
-    assert "&lt;note&gt;" in drawn
-    assert '<td class="number bad">FAIL</td>' in drawn
-    with pytest.raises(ValueError, match="1 cells for 2 columns"):
-        table.add("too few")
-
-
-def test_page_says_what_fell_short():
-    outcomes = targets.outcomes([step_row(floor=10.0, lossops=13.0, eager=30.0, compile=20.0)])
-    verified = {"numbers": [{"passed": True}, {"passed": False}], "checks": []}
-    finding = {"claim": "x < y", "measured": "x = 2", "confirmed": False}
-    top = page.summary(verified, ["mse_loss native: wrong"], outcomes, [finding])
-    table = Table("Errors", ("loss", "ulp"))
-    section = page.section("verify", "Verification", "words", [("a.png", "a picture")], [table])
-    text = page.page([section], "title", "lead", top)
-    assert "<b>Fails:</b> mse_loss native: wrong" in text
-    assert text.count("<b>Target missed:</b>") == 3
-    assert outcomes[0]["reason"] in text
-    assert "x &lt; y" in text
-    assert '<img src="a.png" alt="a picture">' in text
-    assert ">1 / 2</b>" in text
-    assert not re.search(r"https?://|<script", text), "the page stands alone"
-
-
-def test_page_without_shortfalls():
-    verified = {"numbers": [{"passed": True}], "checks": []}
-    assert "Nothing fell short." in page.summary(verified, [], [], [])

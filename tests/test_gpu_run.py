@@ -6,42 +6,27 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import expect_ops
 
-import lossops
 from benchmarks import readme
-from benchmarks.gpu import (
-    clock,
-    contenders,
-    finish,
-    goals,
-    kernels,
-    measure,
-    part,
-    run,
-    sanitizer,
-    suite,
-    tables,
-    visits,
-)
+from benchmarks.bench.cases import Elements, name_of
+from benchmarks.gpu import finish, kernels, part, run, sanitizer, suite, visits
 from benchmarks.gpu import machine as gpu_machine
 from lossops.core import library
 from lossops.specs.elementwise import SPECS
-from lossops.specs.softmax import ROW_SPECS, Sample
+from lossops.specs.softmax import ROW_SPECS
 from lossops.verify import machine
-from lossops.verify.tables import NOTHING, Table, to_text
 
 ROOT = Path(__file__).parents[1]
 PARTS = ["build", "tests_native", "tests_triton", "sanitizer", "measure"]
@@ -103,74 +88,58 @@ def test_result_is_all_of_it(dry):
     assert {"date", "commit", "gpu", "goals"} <= set(result)
     printed = (dry / "printed").read_text()
     assert "nothing here is a measurement" in printed
-    assert printed.rstrip().splitlines()[-1].startswith("measure         passed")
-    assert "Small tensors" in (dry / "tables.txt").read_text()
+    assert re.search(r"^measure +passed", printed, re.MULTILINE)
+    assert "Losses over few elements" in (dry / "tables.txt").read_text()
 
 
 def test_measurements_make_sense(dry):
     rows = load(dry / "measure.json")["rows"]
-    times = part.rows_of(rows, "time")
-    seen = {(row["loss"], row["dtype"], row["count"], row["what"]) for row in times}
-    sizes = visits.DRY
+    plan = visits.plan(visits.DRY, dry=True)
+    times = [row for kind in (visits.TIME, visits.ROWS) for row in part.rows_of(rows, kind)]
+    seen = {(row["loss"], row["dtype"], row["case"], row["what"]) for row in times}
+    whats = {visits.FORWARD, visits.STEP, visits.SCALED}
+    assert len(times) == len(seen)
     assert seen == {
-        (spec.name, dtype, count, what)
-        for spec in SPECS
-        for dtype in ("float32", "bfloat16")
-        for count in (sizes.tiny, sizes.small, sizes.large, sizes.huge)
-        for what in ("forward", "step", "scaled step")
+        (visit.case.loss, name_of(visit.dtype), visit.case.words(), what)
+        for visit in plan
+        for what in whats & {*visit.whats}
     }
+    assert {row["count"] for row in part.rows_of(rows, visits.TIME)} == {
+        getattr(visits.DRY, size) for size in ("tiny", "small", "large", "huge")
+    }
+    labels = {"forward": 1, "step": 2}
     passes = {"forward": 2, "step": 3, "scaled step": 5}
     for row in times:
-        size = 4 if row["dtype"] == "float32" else 2
-        assert row["bytes"] == passes[row["what"]] * row["count"] * size
+        alone = row["loss"] == "cross_entropy"
+        size = row["count"] * (4 if row["dtype"] == "float32" else 2)
+        assert row["bytes"] == (labels if alone else passes)[row["what"]] * size
         assert not row["errors"]
         assert {"native", "eager"} <= set(row["contenders"])
         assert "triton" in row["absent"]
-        copy = row["yardsticks"]["copy"]
+        copy, native = row["yardsticks"]["copy"], row["contenders"]["native"]
+        assert ("add" in row["yardsticks"]) == (row["what"] == "step" and not alone)
         for numbers in [*row["contenders"].values(), copy]:
             assert 0 < numbers["p25"] <= numbers["ms"] <= numbers["p75"]
             expected = row["bytes"] / (numbers["ms"] * 1e-3) / 1e9
             assert numbers["gb_per_s"] == pytest.approx(expected, rel=1e-3)
-        native = row["contenders"]["native"]
         assert native["of_copy"] == pytest.approx(copy["ms"] / native["ms"], rel=1e-3)
-    compiled = [row for row in times if "compile" in row["contenders"]]
-    assert {(row["loss"], row["dtype"]) for row in compiled} == {("mse_loss", "bfloat16")}
+    compiled = {(row["loss"], row["dtype"]) for row in times if "compile" in row["contenders"]}
+    assert compiled == {("mse_loss", "bfloat16")}
     memory = part.rows_of(rows, "memory")
+    assert len(memory) == 2
     assert all(row["gradients"]["native"] == pytest.approx(1, abs=0.01) for row in memory)
     assert all(row["gradients"]["eager"] > 1.5 for row in memory)
     (peers,) = part.rows_of(rows, "peers")
-    names = {"liger_kernel", "quack", "cut_cross_entropy"}
-    assert {peer["module"] for peer in peers["peers"]} == names
-    has = {peer["module"]: peer["has"] for peer in peers["peers"]}
-    divergences = ["kl_divergence", "js_divergence"]
-    assert has["liger_kernel"] == ["cross_entropy", *divergences]
-    assert (has["quack"], has["cut_cross_entropy"]) == (["cross_entropy"], [])
+    cross_entropy, *divergences = "cross_entropy", "kl_divergence", "js_divergence"
+    assert {peer["module"]: peer["has"] for peer in peers["peers"]} == {
+        "liger_kernel": [cross_entropy, *divergences],
+        "quack": [cross_entropy],
+        "cut_cross_entropy": [],
+    }
     graphs = [row for row in part.rows_of(rows, "omitted") if "graph" in row["visit"]]
     assert len(graphs) == 4 * len(SPECS)
-
-
-def test_measurements_over_rows_make_sense(dry):
-    times = part.rows_of(load(dry / "measure.json")["rows"], visits.ROWS)
-    both = ("step", "forward")
-    assert {(r["loss"], r["dtype"], tuple(r["shape"]), r["what"]) for r in times} == {
-        (visit.case.loss, visits.words(visit.dtype), visit.case.shape, what)
-        for visit in visits.row_visits(dry=True)
-        for what in both
-    }
-    assert len(times) == 2 * 9
-    passes = {"cross_entropy": (2, 1), "kl_divergence": (3, 2), "js_divergence": (3, 2)}
-    for row in times:
-        size = math.prod(row["shape"]) * (4 if row["dtype"] == "float32" else 2)
-        assert row["bytes"] == passes[row["loss"]][both.index(row["what"])] * size
-        assert row["cold"]
-        assert not row["errors"]
-        assert {"native", "eager"} <= set(row["contenders"])
-        copy, native = row["yardsticks"]["copy"], row["contenders"]["native"]
-        assert native["of_copy"] == pytest.approx(copy["ms"] / native["ms"], rel=1e-3)
-        assert ("add" in row["yardsticks"]) == (row["what"] == "step" and "logits" in row["case"])
     text = (dry / "tables.txt").read_text()
     assert text.count("\nkl_divergence") >= 3  # step, forward, bandwidth
-    assert load(dry / "measure.json")["status"] == "passed"
 
 
 def test_dry_runs_are_not_kept(dry):
@@ -303,7 +272,8 @@ def test_a_failure_stops_nobody_else(fake, capsys):
     assert records["fail"]["reason"] == "it is wrong"
     assert "a surprise" in records["crash"]["reason"]
     assert all(len(record["rows"]) == 1 for record in records.values())
-    assert "it is wrong" in capsys.readouterr().out.split("reason\n")[1]
+    assert "failed, " in (said := capsys.readouterr().out)
+    assert said.count("it is wrong") == 1
 
 
 def test_all_well_exits_with_0(fake):
@@ -423,7 +393,16 @@ def test_plugins_that_are_absent_are_not_asked_for(tmp_path):
     assert "-n" not in suite.pytest_command(tmp_path / "x", "native", ["tests"], 0)
     command = suite.pytest_command(tmp_path / "x", "native", ["tests"], 8)
     assert command[command.index("-n") + 1] == "8"
-    assert "--ignore=tests/test_gpu_run.py" in command  # it would build while tests run
+
+
+def test_what_computes_nothing_on_a_device_is_left_out():
+    """test_gpu_run.py would build the extension while other tests run."""
+    command = [sys.executable, "-c", "import conftest; print(*conftest.collect_ignore)"]
+    for device, found in (("meta", True), ("cpu", False)):
+        environment = os.environ | {suite.SWITCH: device, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert ("test_gpu_run.py" in done.stdout) == found
 
 
 def test_tests_cut_off_are_still_counted(tmp_path):
@@ -500,7 +479,7 @@ def test_sanitizer_quotes_what_it_was_told():
 
 
 @pytest.mark.parametrize("wrong", ["", "initcheck"])
-def test_all_tools_over_all_kernels(tmp_path, monkeypatch, wrong):
+def test_all_tools_are_asked(tmp_path, monkeypatch, wrong):
     """Uses a stand-in for compute-sanitizer that reports a finding with one tool."""
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(
@@ -512,6 +491,8 @@ def test_all_tools_over_all_kernels(tmp_path, monkeypatch, wrong):
     monkeypatch.setattr(gpu_machine, "cuda_tool", lambda name: str(tool))
     monkeypatch.setattr(part.Task, "device", "cpu")
     monkeypatch.setattr(sanitizer, "BACKENDS", ("native",))
+    command = [sys.executable, "-c", f"print('{kernels.DONE} 9')"]  # in place of the kernels
+    monkeypatch.setattr(sanitizer, "kernels", lambda backend, device: command)
     task = part.Task(tmp_path / "rows", 200, dry=False)
     if wrong:
         with pytest.raises(part.FailedError, match="initcheck of native: 2 errors"):
@@ -533,300 +514,17 @@ def test_kernels_are_all_there_is():
     }
 
 
-# Measuring
-
-
-def session(tmp_path, seconds=100.0) -> measure.Session:
-    task = part.Task(tmp_path / "rows", seconds, dry=True)
-    return measure.Session(task, visits.DRY, clock.WallClock())
-
-
-MSE = SPECS[0]
-STEPS = visits.Visit(MSE, torch.float32, 256, (visits.STEP, visits.SCALED))
-
-
-def test_a_contender_that_fails_is_left_out_and_ours_is_a_failure(tmp_path, monkeypatch):
-    both = session(tmp_path)
-
-    def broken(input, target):
-        raise ValueError("no such kernel")
-
-    found, absent = contenders.contenders(MSE, "cpu", compiled=False)
-    found |= {name: contenders.Contender(name, broken) for name in ("native", "peer")}
-    monkeypatch.setattr(measure, "contenders", lambda *_: (found, absent))
-    measure.run_visit(both, STEPS)
-    rows = part.read_rows(both.task.rows)
-    assert len(rows) == 2
-    for row in rows:
-        assert set(row["contenders"]) == {"eager"}
-        assert row["errors"]["native"] == row["errors"]["peer"] == "ValueError: no such kernel"
-    assert both.failures == [f"native {what}: ValueError: no such kernel" for what in STEPS.whats]
-
-
-def test_failures_of_ours_fail_the_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(visits, "plan", lambda sizes, dry: [STEPS])
-    monkeypatch.setattr(measure, "run_visit", lambda s, v: s.failures.append("native: broken"))
-    with pytest.raises(part.FailedError, match="native: broken"):
-        measure.measure(part.Task(tmp_path / "rows", 100, dry=True))
-
-
-def test_what_no_time_was_left_for_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(visits, "plan", lambda sizes, dry: [STEPS, STEPS])
-    task = part.Task(tmp_path / "rows", measure.LAST_SECONDS - 1, dry=True)
-    with pytest.raises(part.OutOfTimeError, match="2 measurements"):
-        measure.measure(task)
-    (row,) = part.rows_of(part.read_rows(task.rows), "left out")
-    assert row["visits"] == [str(STEPS)] * 2
-
-
-def test_what_does_not_fit_into_memory_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(visits, "plan", lambda sizes, dry: [STEPS])
-    monkeypatch.setattr(measure, "free_bytes", lambda device: 14 * 4 * 256 - 1)
-    task = part.Task(tmp_path / "rows", 100, dry=True)
-    measure.measure(task)
-    (row,) = part.rows_of(part.read_rows(task.rows), "omitted")
-    assert "may be needed" in row["reason"]
-
-
-def test_nothing_is_compiled_when_time_runs_out(tmp_path):
-    short = session(tmp_path, seconds=100)
-    short.task.start -= 70
-    visit = visits.Visit(MSE, torch.float32, 256, (visits.STEP,), compiled=True)
-    measure.run_visit(short, visit)
-    (row,) = part.read_rows(short.task.rows)
-    assert row["absent"]["compile"] == "no time was left to compile"
-    assert "compile" not in row["contenders"]
-
-
-def test_the_most_telling_comes_first():
-    plan = list(visits.visits(visits.GPU, dry=False))
-    first = plan[: 2 * len(SPECS)]
-    assert {(v.spec.name, v.dtype) for v in first} == {
-        (spec.name, dtype) for spec in SPECS for dtype in visits.DTYPES
-    }
-    assert all(v.count == 1 << 26 and v.whats[0] == visits.STEP and v.compiled for v in first)
-    assert all(v.whats == (visits.GRAPH,) for v in plan[-4 * len(SPECS) :])
-    assert {v.count for v in plan} == {1 << 10, 1 << 16, 1 << 26, 1 << 28}
-    assert sum(v.compiled for v in visits.visits(visits.DRY, dry=True)) == 1
-
-
-def test_steps_do_what_they_say():
-    tensors = measure.Tensors(MSE, 64, torch.float32, "cpu")
-    grad_output = torch.tensor(measure.GRAD_OUTPUT)
-    contender = contenders.Contender("eager", torch.nn.functional.mse_loss)
-    expected = 2 * (tensors.input - tensors.target).detach() / 64
-    for what, scale in ((visits.STEP, 1.0), (visits.SCALED, measure.GRAD_OUTPUT)):
-        call = measure.call_of(what, contender, tensors, grad_output)
-        for _ in range(2):  # gradients are new, not accumulated
-            call()
-            torch.testing.assert_close(tensors.input.grad, scale * expected)
-    tensors.input.grad = None
-    measure.call_of(visits.FORWARD, contender, tensors, grad_output)()
-    assert tensors.input.grad is None
-
-
-@pytest.mark.parametrize("what", [visits.FORWARD, visits.STEP, visits.SCALED])
-def test_the_copy_moves_as_many_bytes(what):
-    tensors = measure.Tensors(MSE, 64, torch.bfloat16, "cpu")
-    moved = visits.passes(MSE, what) * tensors.bytes
-    found = measure.yardsticks(what, tensors, moved)
-    copied = found[measure.COPY].call()
-    assert 2 * copied.numel() * copied.itemsize == moved
-    assert (measure.ADD in found) == (what == visits.STEP)
-
-
-def test_peers_are_an_entry_in_a_table(tmp_path, monkeypatch):
-    def broken():
-        raise ImportError("built for another torch")
-
-    both = (
-        contenders.Peer("json", "pytest", {"mse_loss": lambda: torch.nn.functional.mse_loss}),
-        contenders.Peer("no_such_library", "nothing", {"mse_loss": broken}),
-    )
-    monkeypatch.setattr(contenders, "PEERS", both)
-    measure.run_visit(session(tmp_path), STEPS)
-    row = part.read_rows(tmp_path / "rows")[0]
-    assert row["contenders"]["json"]["ms"] > 0
-    assert "another torch" in row["absent"]["no_such_library"]
-    found = contenders.peers(["mse_loss", "l1_loss"])
-    assert [peer["found"] for peer in found] == [True, False]
-    assert found[0]["has"] == ["mse_loss"]
-    assert found[0]["version"] == pytest.__version__
-    assert found[1]["why_not"] == "not installed"
-
-
-def test_a_contender_of_ours_runs_on_its_backend():
-    for name in ("native", "reference"):
-        x = torch.randn(8, requires_grad=True)
-        contender = contenders.Contender(name, MSE.function)
-        ours = name in contenders.OURS
-        with contender.within() if ours else lossops.backend(name), expect_ops() as names:
-            contender.loss(x, torch.zeros(8)).backward()
-        assert any(op.startswith("lossops::") for op in names) == (name == "native")
-
-
-def test_torch_computes_what_a_loss_needs_only():
-    """torch's contender must not do more work than its users would."""
-    scores = torch.randn(3, 5)
-    softmax, log_softmax = "aten::_softmax", "aten::_log_softmax"
-    needed = {"kl_divergence": {log_softmax}, "soft_cross_entropy": {log_softmax}}
-    for spec in ROW_SPECS:
-        if not spec.takes_forms:
-            continue
-        with expect_ops() as names:
-            spec.torch_call(Sample(target="probs"))(scores, scores.exp())
-        assert {softmax, log_softmax} & set(names) == needed.get(spec.name, {softmax})
-
-
-# The clock
-
-
-def test_flush_is_larger_than_the_cache():
-    gib = 1 << 30
-    assert clock.flush_bytes(60 << 20, 130 * gib) == gib
-    assert clock.flush_bytes(400 << 20, 130 * gib) == 1600 << 20
-    assert clock.flush_bytes(60 << 20, 4 * gib) == gib // 2  # leaves room for the measurement
-    assert clock.flush_bytes(60 << 20, 100 << 20) == 120 << 20
-    assert clock.flush_bytes(0, 0) > 0
-
-
-def test_contenders_take_turns():
-    order, ticks = [], iter(range(100))
-
-    def timed(name):
-        return clock.Timed(lambda: order.append(name))
-
-    def tick(call):
-        call()
-        return next(ticks)
-
-    times = clock.interleaved({name: timed(name) for name in "abc"}, 3, tick)
-    assert "".join(order) == "abcbcacab"
-    assert times == {"a": [0, 5, 7], "b": [1, 3, 8], "c": [2, 4, 6]}
-
-
-def test_blocks_are_as_long_as_asked_for():
-    class Counted:
-        counts = []
-
-        def block(self, call, count):
-            self.counts.append(count)
-            return 0.5 if call == "slow" else 0.01
-
-    both = {name: clock.Timed(name) for name in ("slow", "quick")}
-    times = clock.block_times(both, 2, Counted(), block_ms=10)
-    assert Counted.counts == [10, 10, 20, 20, 20, 20]
-    assert times == {"slow": [0.5] * 2, "quick": [0.01] * 2}
-
-
-def test_median_and_quartiles():
-    found = clock.summary([5.0, 1.0, 2.0, 3.0, 4.0])
-    assert found == {"ms": 3.0, "p25": 2.0, "p75": 4.0}
-
-
-class FakeCuda:
-    """The part of torch.cuda that the clock and the capture use. Records the calls."""
-
-    def __init__(self):
-        self.said = []
-        fake = self
-
-        class Event:
-            def __init__(self, enable_timing):
-                assert enable_timing
-
-            def record(self):
-                fake.said.append("record")
-
-            def synchronize(self):
-                fake.said.append("event.synchronize")
-
-            def elapsed_time(self, end):
-                assert end is not self
-                return 6.0
-
-        class Stream:
-            def wait_stream(self, other):
-                fake.said.append("wait_stream")
-
-        class Within:
-            def __init__(self, what):
-                self.what = what
-
-            def __enter__(self):
-                fake.said.append(f"enter {self.what}")
-
-            def __exit__(self, *_):
-                fake.said.append(f"exit {self.what}")
-
-        self.Event, self.Stream = Event, Stream
-        self.current_stream = Stream
-        self.stream = lambda stream: Within("stream")
-        self.graph = lambda graph: Within("graph")
-        self.CUDAGraph = lambda: SimpleNamespace(replay=lambda: fake.said.append("replay"))
-        self.synchronize = lambda: fake.said.append("synchronize")
-        self.get_device_properties = lambda _: SimpleNamespace(L2_cache_size=1000)
-        self.mem_get_info = lambda: (16_000, 32_000)
-
-
-@pytest.fixture
-def cuda(monkeypatch):
-    fake = FakeCuda()
-    for name in vars(fake):
-        if name != "said":
-            assert hasattr(torch.cuda, name), name  # everything faked exists
-            monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
-    real = torch.empty
-    monkeypatch.setattr(
-        torch, "empty", lambda *size, device, **kwargs: real(*size, **kwargs), raising=True
-    )
-    return fake
-
-
-def test_cuda_clock_times_the_call_alone(cuda):
-    timer = clock.CudaClock()
-    assert timer.flushed.numel() == 2000
-    timer.flushed.fill_(1)
-    assert timer.cold(lambda: cuda.said.append("call")) == 6.0
-    assert not timer.flushed.any()
-    assert cuda.said == ["record", "call", "record", "event.synchronize"]
-    cuda.said.clear()
-    assert timer.block(lambda: cuda.said.append("call"), 3) == 2.0
-    assert cuda.said == [
-        "synchronize", "record", "call", "call", "call", "record", "event.synchronize",
-    ]  # fmt: skip
-
-
-def test_capture_runs_on_another_stream_first(cuda):
-    replay = measure.captured(lambda: cuda.said.append("step"))
-    assert cuda.said == [
-        "wait_stream", "enter stream", "step", "step", "step", "exit stream", "wait_stream",
-        "enter graph", "step", "exit graph",
-    ]  # fmt: skip
-    replay()
-    assert cuda.said[-1] == "replay"
-
-
 # The document
 
 
-def gpu_result(date="2031-05-06T07:08:09+00:00", step_ms=1.0, compile_ms=2.0, **more) -> dict:
-    def time_row(loss, dtype, what, count, cold=True):
-        numbers = {"ms": step_ms, "p25": 1, "p75": 1, "gb_per_s": 800 / step_ms}
-        return {
-            "kind": "time", "what": what, "loss": loss, "dtype": dtype, "count": count,
-            "bytes": 1, "cold": cold, "timings": 3, "absent": {}, "errors": {"triton": "broken"},
-            "contenders": {
-                "native": numbers | {"of_copy": 0.95 / step_ms},
-                "compile": numbers | {"ms": compile_ms},
-            },
-            "yardsticks": {"copy": numbers},
-        }  # fmt: skip
-
-    pairs = [(spec.name, dtype) for spec in SPECS[:2] for dtype in ("float32", "bfloat16")]
-    rows = [time_row(*pair, "step", 1 << 26) for pair in pairs]
-    rows += [time_row(*pair, "step", 1 << 10, cold=False) for pair in pairs]
-    record = {"status": "passed", "seconds": 9.0, "reason": "", "rows": rows, "dry": False}
+def gpu_result(date="2031-05-06T07:08:09+00:00", step_ms=1.0, **more) -> dict:
+    numbers = {"ms": step_ms, "p25": 1, "p75": 1, "gb_per_s": 800 / step_ms, "of_copy": 0.95}
+    row = {
+        "kind": "time", "what": "step", "device": "cuda", "cold": True, "absent": {}, "errors": {},
+        "contenders": {"native": numbers}, "yardsticks": {"copy": numbers},
+    }  # fmt: skip
+    row |= visits.Visit(Elements("mse_loss", (1 << 26,)), torch.float32).facts
+    record = {"status": "passed", "seconds": 9.0, "reason": "", "rows": [row], "dry": False}
     return {
         "date": date,
         "commit": "0123456789abcdef-dirty",
@@ -863,25 +561,8 @@ def test_newest_result_is_shown(tmp_path):
     assert "3.500" in text
     for fact in ("NVIDIA Z9, 128 GiB, driver 777", "CUDA 99", "torch 9.9", "0123456789ab with"):
         assert fact in text
-
-
-@pytest.mark.parametrize(
-    ("step", "compiled", "verdicts"),
-    [(1.0, 1.6, ["met", "met"]), (1.1, 1.77, ["missed", "met"]), (1.0, 1.59, ["met", "missed"])],
-)
-def test_goals_are_judged(tmp_path, step, compiled, verdicts):
-    result = gpu_result(step_ms=step, compile_ms=compiled)
-    found = goals.outcomes(result["parts"]["measure"]["rows"])
-    native = [goal for goal in found if goal["backend"] == "native" and goal["measured"]]
-    assert ["met" if goal["met"] else "missed" for goal in native] == verdicts
-    assert all(goal["measured"] == 4 for goal in native)  # not the small ones
-    assert all(goal["met"] is None for goal in found if goal["backend"] == "triton")
-    finish.store(result, tmp_path)
-    lines = [line for line in readme.text(tmp_path).splitlines() if "training step:" in line]
-    lines = [line for line in lines if "| native |" in line]
-    assert "| not measured |" in readme.text(tmp_path)  # the goals of rows
-    for line, outcome in zip(lines, verdicts, strict=True):
-        assert "**met**" in line if outcome == "met" else "**missed 4 times**" in line
+    assert "| **met** |" in text
+    assert "| not measured |" in text  # the goals of others
 
 
 def test_results_go_where_they_are_looked_for(tmp_path):
@@ -913,26 +594,7 @@ def test_cpu_results_are_shown(tmp_path):
         assert f"### {folder.name}" in text
     newest = next(readme.newest(readme.RESULTS, gpu=False))[2]
     step = next(r for r in newest["bench"] if r["kind"] == "step" and r["memory"] == "warm")
-    assert f"| {step['ms']['eager'] / step['ms']['lossops']:.2f} (" in text
-
-
-def test_tables_as_markdown():
-    table = Table("Title", ("word", "number"), note="Why.")
-    table.add("a|b", "1.5")
-    table.add("c", NOTHING)
-    assert tables.to_markdown(table) == (
-        f"**Title**\n\n| word | number |\n|---|---:|\n| a\\|b | 1.5 |\n| c | {NOTHING} |\n\nWhy.\n"
-    )
-    for table in tables.tables(gpu_result()):
-        assert to_text(table).startswith(table.title)
-
-
-def test_a_failed_contender_is_no_number():
-    (steps,) = (t for t in tables.tables(gpu_result()) if t.title.startswith("Training step"))
-    row = dict(zip(steps.columns, steps.rows[0], strict=True))
-    assert row["native"] == "1.000"
-    assert row["triton"] == "error"
-    assert row["eager"] == NOTHING
+    assert f"| {step['ms']['eager'] / step['ms']['lossops']:.2f} |" in text
 
 
 # The commit

@@ -2,146 +2,154 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.bench.cases import COMPILE, EAGER, FLOOR, LOSSOPS, PRODUCTS, TRITON, elements
 from lossops.verify.tables import NOTHING, Table, number, verdict
 
 Row = dict[str, Any]
-_ALLOCATORS = {
-    "default": "the allocator as it comes",
-    "warm": "memory kept warm",
-}
-_ALLOCATOR_NOTES = {
-    "default": "Every large tensor is fresh from the system, whose page faults cost all contenders "
-    "alike.",
-    "warm": "The C library is told to keep freed memory (the effect of MALLOC_MMAP_THRESHOLD_ and "
-    "MALLOC_TRIM_THRESHOLD_, through mallopt, with a pool touched beforehand), as in a training "
-    "process under jemalloc. A step that still took fresh pages is timed again.",
-}
+_MEMORY = {"default": "the allocator as it comes", "warm": "memory kept warm"}
+_UNITS = {"ms": (", ms", 1), "us": (", µs", 1), "gradients": ("", 2)}  # in words; digits
+_PAIR = (LOSSOPS, EAGER)
+_WARM = (
+    "Warm memory: the C library is told to keep freed memory (the effect of MALLOC_MMAP_THRESHOLD_ "
+    "and MALLOC_TRIM_THRESHOLD_, through mallopt, with a pool touched beforehand), as in a "
+    "training process under jemalloc. A step that still took fresh pages is timed again. With the "
+    "allocator as it comes, every large tensor is fresh from the system, whose page faults cost "
+    "all contenders alike."
+)
 
 
-def tables(rows: Iterable[Row], outcomes: Iterable[dict[str, Any]]) -> list[Table]:
+@dataclass(frozen=True)
+class Words:
+    """What the tables of a family say."""
+
+    prefix: str  # of the kinds of its rows
+    over: str  # what a step is over
+    tiny: str  # the same where there is almost nothing to compute
+    case: str = ""  # the heading of what distinguishes the rows of a loss, if anything does
+    floor: str = ""
+
+    def labels(self, row: Row, other: str) -> list[str]:
+        """What tells a row from the others: the loss, and ``case`` or else ``other``."""
+        case = row["case"] if self.case else row[other] if other else ""
+        inplace = ", inplace=True" if row.get("inplace") else ""
+        return [row["loss"], case + inplace] if case else [row["loss"]]
+
+    def table(
+        self,
+        title: str,
+        rows: list[Row],
+        unit: str,
+        names: Iterable[str],
+        ratios: Sequence[tuple[str, str]] = (),
+        other: str = "",
+        note: str = "",
+    ) -> Table:
+        """A row for each result: some of its numbers, and ratios of them."""
+        labels = [name for name in ("loss", self.case or other) if name]
+        names = [name for name in names if any(name in row[unit] for row in rows)]
+        words, digits = _UNITS[unit]
+        heads = (*(f"{name}{words}" for name in names), *(" / ".join(pair) for pair in ratios))
+        table = Table(title, (*labels, *heads), labels=len(labels), note=note)
+        for row in rows:
+            found = row[unit]
+            numbers = (number(found.get(name), digits) for name in names)
+            shares = (number(ratio(found, *pair)) for pair in ratios)
+            table.add(*self.labels(row, other), *numbers, *shares)
+        return table
+
+
+FAMILIES = (
+    Words(
+        "", "{count} elements", "16 elements",
+        floor="The floor is torch.add(input, target) into fresh memory, which moves the same "
+        f"bytes. {_WARM}",
+    ),
+    Words(
+        "rows_", "rows of class scores", "16 rows of 10 classes", "scores",
+        floor="The floor moves the same bytes: torch.mul(scores, 2) where the target is labels, "
+        "torch.add(scores, target) where it is as large as they are. Eager: torch's function, or "
+        "what its users write: log_softmax, softmax and kl_div for kl_divergence, say.",
+    ),
+    Words(
+        "vectors_", "rows of vectors", "16 rows of vectors of 10", "rows",
+        floor="The floor: torch.mul(x, 2) of each vector that wants a gradient. Eager: torch's "
+        "function, or what its users write.",
+    ),
+    Words("others_", "", "16 × 10 of losses without kernels"),
+)  # fmt: skip
+
+
+def tables(rows: Iterable[Row]) -> list[Table]:
     """Tables of all measurements."""
-    rows = list(rows)
-    made = [_targets(outcomes)]
-    for device in dict.fromkeys(row["device"] for row in rows if "device" in row):
-        here = [row for row in rows if row.get("device") == device]
-        for memory in _ALLOCATORS:
-            made.append(_steps([r for r in here if r["memory"] == memory], device, memory))
-        made += [_half(here, device), _tiny(here, device), _memory(here, device)]
-        made.append(_accuracy(here, device))
-    return [table for table in made if table.rows]
+    rows, made = list(rows), []
+    for words in FAMILIES:
+        for device in dict.fromkeys(row["device"] for row in rows):
+            for part, table in _PARTS.items():
+                kind = f"{words.prefix}{part}"
+                here = [row for row in rows if (row["kind"], row["device"]) == (kind, device)]
+                made += table(words, here, device) if here else []
+    return [*made, *_linear(rows)]
 
 
-def _targets(outcomes: Iterable[dict[str, Any]]) -> Table:
-    table = Table(
-        "Targets", ("target", "device", "goal", "worst", "outcome", "missed by"), labels=2
-    )
+def goals(outcomes: Iterable[Row]) -> Table:
+    table = Table("Goals", ("goal", "device", "bound", "worst", "outcome", "missed by"), labels=2)
     for outcome in outcomes:
+        met = outcome["met"]
         table.add(
             outcome["target"],
             outcome["device"],
             outcome["goal"],
             number(outcome["worst"]),
-            verdict(outcome["met"], "met", "missed"),
+            "not measured" if met is None else verdict(met, "met", "missed"),
             "; ".join(outcome["missed"]) or NOTHING,
         )
     return table
 
 
-def _of(rows: Iterable[Row], kind: str) -> list[Row]:
-    return [row for row in rows if row["kind"] == kind]
-
-
-def _elements(rows: list[Row]) -> str:
-    count = rows[0]["count"] if rows else 0
-    return f"2^{count.bit_length() - 1}" if count and count & (count - 1) == 0 else f"{count:,}"
-
-
-def _steps(rows: list[Row], device: str, memory: str) -> Table:
-    rows = _of(rows, "step")
-    where = _ALLOCATORS[memory] if device == "cpu" else "L2 cache flushed"
-    others = [n for n in ("floor", "lossops", "triton", "eager", "compile") if _any(rows, n)]
-    columns = [f"{name}, ms" for name in others]
-    table = Table(
-        f"Training step on {device}: float32, {_elements(rows)} elements, mean, {where}",
-        ("loss", *columns, "over floor", "eager / lossops", "compile / lossops"),
-        note="Forward and backward; medians of interleaved rounds. The floor is torch.add(input, "
-        "target) into fresh memory, which moves the same bytes. "
-        + (_ALLOCATOR_NOTES[memory] if device == "cpu" else ""),
-    )
-    for row in rows:
-        ms = row["ms"]
-        table.add(
-            row["loss"],
-            *(number(ms.get(name), 1) for name in others),
-            number(_ratio(ms, "lossops", "floor")),
-            number(_ratio(ms, "eager", "lossops")),
-            number(_ratio(ms, "compile", "lossops")),
-        )
-    return table
-
-
-def _any(rows: list[Row], name: str) -> bool:
-    return any(name in row["ms"] for row in rows)
-
-
-def calls(title: str, rows: list[Row]) -> Table:
-    """The cost of calls with tiny tensors."""
-    table = Table(title, ("loss", "lossops, µs", "torch eager, µs", "lossops / eager"))
-    for row in rows:
-        us = row["us"]
-        times = (number(us["lossops"], 1), number(us.get("eager"), 1))
-        table.add(row["loss"], *times, number(_ratio(us, "lossops", "eager")))
-    return table
-
-
-def _ratio(numbers: dict[str, float], above: str, below: str) -> float | None:
+def ratio(numbers: dict[str, float], above: str, below: str) -> float | None:
     return numbers[above] / numbers[below] if above in numbers and below in numbers else None
 
 
-def _half(rows: list[Row], device: str) -> Table:
-    rows = _of(rows, "half")
-    table = Table(
-        f"bfloat16 beside float32 on {device}: a step over {_elements(rows)} elements",
-        ("loss", "memory", "float32, ms", "bfloat16, ms", "bfloat16 / float32"),
-        labels=2,
-    )
-    for row in rows:
-        ms = row["ms"]
-        numbers = (number(ms["float32"], 1), number(ms["bfloat16"], 1))
-        share = number(_ratio(ms, "bfloat16", "float32"))
-        table.add(row["loss"], row["memory"], *numbers, share)
-    return table
+def _over(words: Words, rows: list[Row]) -> str:
+    return words.over.format(count=elements(rows[0].get("count", 0) or 1))
 
 
-def _tiny(rows: list[Row], device: str) -> Table:
-    table = Table(
-        f"A step over 16 elements on {device}: what a call costs",
-        ("loss", "lossops, µs", "torch eager, µs", "lossops / eager"),
-    )
-    for row in _of(rows, "tiny"):
-        us = row["us"]
-        numbers = (number(us["lossops"], 1), number(us["eager"], 1))
-        table.add(row["loss"], *numbers, number(_ratio(us, "lossops", "eager")))
-    return table
+def _steps(words: Words, rows: list[Row], device: str) -> Iterator[Table]:
+    for memory in dict.fromkeys(row["memory"] for row in rows):
+        here = [row for row in rows if row["memory"] == memory]
+        where = _MEMORY[memory] if device == "cpu" else "L2 cache flushed"
+        yield words.table(
+            f"Training step over {_over(words, here)} on {device}: float32, mean, {where}",
+            here, "ms", (FLOOR, LOSSOPS, TRITON, EAGER, COMPILE),
+            ((LOSSOPS, FLOOR), (EAGER, LOSSOPS), (COMPILE, LOSSOPS)),
+            note=f"Forward and backward; medians of interleaved rounds. {words.floor}",
+        )  # fmt: skip
 
 
-def _memory(rows: list[Row], device: str) -> Table:
-    table = Table(
-        f"Peak memory of a step on {device}, beyond its inputs, in gradients",
-        ("loss", "reduction", "lossops", "torch eager"),
-        labels=2,
-        note="From the profiler's record of every allocation and release by torch's allocator.",
-    )
-    for row in _of(rows, "memory"):
-        peaks = row["gradients"]
-        table.add(row["loss"], row["reduction"], number(peaks["lossops"]), number(peaks["eager"]))
-    return table
+def _half(words: Words, rows: list[Row], device: str) -> Iterator[Table]:
+    title = f"bfloat16 beside float32 on {device}: a step over {_over(words, rows)}"
+    names = ("float32", "bfloat16")
+    yield words.table(title, rows, "ms", names, [names[::-1]], "memory")
 
 
-def _accuracy(rows: list[Row], device: str) -> Table:
+def _tiny(words: Words, rows: list[Row], device: str) -> Iterator[Table]:
+    title = f"A step over {words.tiny} on {device}: what a call costs"
+    yield replace(words, case="").table(title, rows, "us", _PAIR, [_PAIR])
+
+
+def _memory(words: Words, rows: list[Row], device: str) -> Iterator[Table]:
+    where = f"over {_over(words, rows)} on {device}"
+    title = f"Peak memory of a step {where}, beyond its inputs, in gradients"
+    inplace = any(row.get("inplace") for row in rows)
+    note = "With inplace=True the gradient takes the place of the scores." if inplace else ""
+    yield words.table(title, rows, "gradients", _PAIR, other="reduction", note=note)
+
+
+def _accuracy(words: Words, rows: list[Row], device: str) -> Iterator[Table]:
     table = Table(
         f"Largest errors on {device}, in units in the last place of the exact result",
         (
@@ -155,7 +163,7 @@ def _accuracy(rows: list[Row], device: str) -> Table:
         "quantile, which it lacks, the formula as users write it. Wrong kind: NaN or infinite "
         "where the truth is not, or reversed.",
     )  # fmt: skip
-    for row in _of(rows, "accuracy"):
+    for row in rows:
         ours, theirs = row["lossops"], row["torch"] or {}
         table.add(
             row["loss"], row["dtype"], f"{row['count']:,}",
@@ -163,4 +171,30 @@ def _accuracy(rows: list[Row], device: str) -> Table:
             number(ours["gradient"]), number(theirs.get("gradient")),
             str(ours["wrong_kind"]), str(theirs.get("wrong_kind", NOTHING)),
         )  # fmt: skip
-    return table
+    yield table
+
+
+_PARTS = {
+    "step": _steps,
+    "half": _half,
+    "tiny": _tiny,
+    "memory": _memory,
+    "accuracy": _accuracy,
+}
+
+
+def _linear(rows: list[Row]) -> Iterator[Table]:
+    held = {(r["device"], r["case"]): r["logits"] for r in rows if r["kind"] == "linear_memory"}
+    for row in (row for row in rows if row["kind"] == "linear_step"):
+        table = Table(
+            f"linear_cross_entropy on {row['device']}: {row['case']}, float32",
+            ("", "a step, ms", "over its products", "memory beyond inputs and gradients, logits"),
+            note="products: the three matrix products alone. eager: cross_entropy of linear; "
+            "compile: the same compiled. chunked: torch's linear_cross_entropy with its default "
+            "options.",
+        )
+        here = held.get((row["device"], row["case"]), {})
+        for name, ms in row["ms"].items():
+            relative = number(ratio(row["ms"], name, PRODUCTS))
+            table.add(name, number(ms, 0), relative, number(here.get(name), 3))
+        yield table

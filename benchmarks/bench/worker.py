@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.bench.steps import LOSSOPS, Tensors, contenders
-from lossops.specs.elementwise import Spec, spec
-from lossops.verify.accuracy import DTYPES
+from benchmarks.bench.cases import LOSSOPS, Case, Linear, name_of
+from benchmarks.bench.families import FAMILIES, Row
+from lossops.specs.elementwise import spec
 from lossops.verify.families import measure
 from lossops.verify.measure import (
+    Step,
     available_bytes,
     clock_for,
     interleaved,
@@ -27,94 +28,94 @@ from lossops.verify.measure import (
     peak_bytes,
 )
 
-Row = dict[str, Any]
+Options = dict[str, Any]  # of a call
+_TENSORS = 14  # as large as the largest of a family, for which memory is kept warm
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all measurements of a process."""
+
+    device: str
+    warm: bool
+    compiled: bool
+    quick: bool
+
+    def rounds(self, case: Case) -> int:
+        return 3 if self.quick else case.rounds
 
 
 def run(task: dict[str, Any]) -> Iterator[Row]:
     """Yields the results of a task as they become available."""
-    if task["warm"]:
-        largest = 4 * max(task["count"], task["half_count"] if task["half"] else 0)
-        pool = min(14 * largest, available_bytes() // 2)
-        if not keep_memory_warm(pool):
-            yield {"kind": "note", "text": "memory cannot be kept warm with this C library"}
-            return
-    specs = [spec(name) for name in task["losses"]]
-    for kind in ("step", "half", "tiny", "memory", "accuracy"):
-        for row in specs if task[kind] else ():
-            yield from _MEASURES[kind](row, task)
+    family, device, warm = FAMILIES[task["family"]], task["device"], task["warm"]
+    work = family.work(task["losses"], task["parts"], task["quick"])
+    if warm:
+        largest = 4 * max(case.count for _, case, _ in work)
+        warm = keep_memory_warm(min(_TENSORS * largest, available_bytes() // 2))
+        if not warm and False in family.warm:
+            return  # measured by another process
+    setting = Setting(device, warm, task.get("compile", True), task["quick"])
+    for part, case, options in work:
+        row = {"kind": f"{case.prefix}{part}", "loss": case.loss, "device": device}
+        row |= {"memory": "warm" if warm else "default"} | case.facts | options
+        yield row | _MEASURES[part](case, options, setting)
 
 
-def _step(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
+def _step(case: Case, options: Options, setting: Setting) -> Row:
     """All contenders: float32, mean, forward and backward."""
-    tensors = Tensors(row, task["count"], torch.float32, task["device"])
-    clock = clock_for(task["device"], task["warm"], tensors.bytes)
-    steps = contenders(row, tensors, task["compile"])
-    times = interleaved(steps, task["rounds"], clock)
-    yield _row("step", row, task, ms=times, repeated=clock.repeated)
+    problem = case.problem(torch.float32, setting.device)
+    clock = clock_for(setting.device, setting.warm, problem.bytes)
+    steps = case.steps(problem, setting.compiled)
+    return {"ms": interleaved(steps, setting.rounds(case), clock), "repeated": clock.repeated}
 
 
-def _half(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
+def _half(case: Case, options: Options, setting: Setting) -> Row:
     """bfloat16 compared with float32, for the same number of elements."""
     steps = {}
     for dtype in (torch.float32, torch.bfloat16):
-        tensors = Tensors(row, task["half_count"], dtype, task["device"])
-        steps[str(dtype).removeprefix("torch.")] = tensors.train(row.function, **row.defaults)
-    clock = clock_for(task["device"], task["warm"], tensors.bytes)
-    times = interleaved(steps, task["rounds"], clock)
-    yield _row("half", row, task, ms=times, count=task["half_count"])
+        problem = case.problem(dtype, setting.device)
+        steps[name_of(dtype)] = problem.train(case.ours)
+    clock = clock_for(setting.device, setting.warm, problem.bytes)
+    return {"ms": interleaved(steps, setting.rounds(case), clock)}
 
 
-def _tiny(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
+def _tiny(case: Case, options: Options, setting: Setting) -> Row:
     """The overhead of a call: the time with almost nothing to compute."""
-    tensors = Tensors(row, 16, torch.float32, task["device"])
-    steps = {name: s for name, s in contenders(row, tensors, False).items() if name != "floor"}
-    clock = clock_for(task["device"], False, tensors.bytes)
-    times = interleaved_blocks(steps, 5 * task["rounds"], 4, clock)
-    yield _row("tiny", row, task, us=times, count=16)
+    problem = case.problem(torch.float32, setting.device)
+    steps = case.steps(problem, compiled=False)
+    del steps[case.floor]
+    clock = clock_for(setting.device, False, problem.bytes)
+    with one_thread():
+        return {"us": interleaved_blocks(steps, 5 * setting.rounds(case), 4, clock)}
 
 
-def _memory(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
-    """Peak memory that a step allocates, in multiples of a gradient's size."""
-    tensors = Tensors(row, 1 << 20, torch.float32, task["device"])
-    for reduction in ("mean", "sum"):
-        peaks = {}
-        for name, loss in ((LOSSOPS, row.function), ("eager", row.written_in_torch())):
-            step = tensors.train(loss, reduction=reduction, **row.defaults)
-            step()
-            tensors.input.grad = None
-            peaks[name] = peak_bytes(step, task["device"]) / tensors.bytes
-        yield _row("memory", row, task, gradients=peaks, reduction=reduction, count=1 << 20)
+def _memory(case: Case, options: Options, setting: Setting) -> Row:
+    """Peak memory that a step allocates, relative to what it cannot do without."""
+    problem = case.problem(torch.float32, setting.device)
+    inplace = options.get("inplace", False)
+
+    def step(loss) -> Step:
+        return (problem.of_model() if inplace else problem).train(loss, **options)
+
+    peaks = {}
+    for name, loss in case.losses(setting.compiled and isinstance(case, Linear)).items():
+        if inplace and name != LOSSOPS:
+            continue  # torch has nothing like it
+        step(loss)()  # compiles
+        problem.forget()
+        peaks[name] = peak_bytes(step(loss), setting.device)
+    return case.held(peaks, problem)
 
 
-def _accuracy(row: Spec, task: dict[str, Any]) -> Iterator[Row]:
-    for dtype in DTYPES:
-        count = task["values"] // 10 if dtype == torch.float64 else task["values"]
-        with one_thread():
-            found = measure(row, dtype, count, device=task["device"])
-        errors = {name: e and asdict(e) for name, e in found.items()}
-        name = str(dtype).removeprefix("torch.")
-        own = row.torch_function is not None
-        yield _row("accuracy", row, task, **errors, torchs_own=own, dtype=name, count=count)
+def _accuracy(case: Case, options: Options, setting: Setting) -> Row:
+    row, dtype = spec(case.loss), getattr(torch, options["dtype"])
+    with one_thread():
+        found = measure(row, dtype, case.count, device=setting.device)
+    errors = {name: each and asdict(each) for name, each in found.items()}
+    return errors | {"torchs_own": row.torch_function is not None}
 
 
-def _row(kind: str, row: Spec, task: dict[str, Any], **found: Any) -> Row:
-    shared = {
-        "kind": kind,
-        "loss": row.name,
-        "device": task["device"],
-        "count": task["count"],
-        "memory": "warm" if task["warm"] else "default",
-    }
-    return shared | found
-
-
-_MEASURES = {
-    "step": _step,
-    "half": _half,
-    "tiny": _tiny,
-    "memory": _memory,
-    "accuracy": _accuracy,
-}
+_MEASURES = {"step": _step, "half": _half, "tiny": _tiny, "memory": _memory, "accuracy": _accuracy}
 
 
 if __name__ == "__main__":

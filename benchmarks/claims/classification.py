@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import statistics
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.claims.classifying import EVERY, GOALS, RATES, SHARED, WRONG
-from benchmarks.claims.regression import Finding, _mean_and_error, _steps
+from benchmarks.claims.regression import Finding, faster, margin
 from lossops import functional
 from lossops.specs.softmax import ROW_SPECS
 from lossops.verify.tables import Table, number
@@ -41,8 +42,7 @@ def findings(training: list[Row], race: list[Row]) -> list[dict[str, Any]]:
 
 def _drop(row: Row) -> list[float]:
     """How much wrong labels lower the test accuracy, for each seed."""
-    pairs = zip(row["clean"]["accuracy"], row["wrong"]["accuracy"], strict=True)
-    return [clean - wrong for clean, wrong in pairs]
+    return list(map(operator.sub, row["clean"]["accuracy"], row["wrong"]["accuracy"]))
 
 
 def _robust(row: Row) -> Finding:
@@ -57,10 +57,9 @@ def _robust(row: Row) -> Finding:
 
 
 def _sensitive(rows: dict[str, Row]) -> Finding:
-    """A paired comparison: both losses saw the same splits and the same wrong labels."""
-    pairs = zip(_drop(rows["cross entropy"]), _drop(rows["L1"]), strict=True)
-    mean, error = _mean_and_error([ours - theirs for ours, theirs in pairs])
-    drop = statistics.fmean(_drop(rows["cross entropy"]))
+    drops = _drop(rows["cross entropy"])
+    mean, error = margin(drops, _drop(rows["L1"]))
+    drop = statistics.fmean(drops)
     return Finding(
         "Cross entropy is sensitive to label noise",
         "wrong labels lower its test accuracy by more than that of L1 (by two standard errors)",
@@ -77,22 +76,18 @@ def _first(row: Row, goal: float) -> float:
 
 
 def _slower(rows: dict[str, Row]) -> Finding:
-    pairs = [(_first(rows["L1"], g), _first(rows["cross entropy"], g)) for g in GOALS]
-    return Finding(
+    return faster(
         "L1 over distributions learns more slowly than cross entropy",
-        f"Adam at the same rate, true labels: more steps {_WITHIN}",
-        "; ".join(f"{_steps(ours)} steps to {_steps(theirs)}" for ours, theirs in pairs),
-        all(ours > theirs for ours, theirs in pairs),
+        f"Adam at the same rate, true labels: cross entropy takes fewer steps {_WITHIN}",
+        ((_first(rows["cross entropy"], goal), _first(rows["L1"], goal)) for goal in GOALS),
     )
 
 
 def _faster(steps: dict[str, list[float]]) -> Finding:
-    pairs = list(zip(steps["cross entropy"], steps["L1"], strict=True))
-    return Finding(
+    return faster(
         "Cross entropy learns faster than L1 over distributions",
         f"stochastic gradient descent, each at its best rate, arrives in fewer steps {_WITHIN}",
-        "; ".join(f"{_steps(ours)} steps to {_steps(theirs)}" for ours, theirs in pairs),
-        all(ours < theirs for ours, theirs in pairs),
+        zip(steps["cross entropy"], steps["L1"], strict=True),
     )
 
 

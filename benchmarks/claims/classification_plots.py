@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.claims.classifying import EVERY, WRONG
-from benchmarks.claims.plots import INK, PALETTE, QUIET, canvas, draw_bars, legend_below
+from benchmarks.claims.plots import INK, PALETTE, QUIET, canvas, legend_below, mislabeled
 from lossops import functional
 
 Picture = tuple[str, str]  # file, caption
@@ -29,11 +29,17 @@ _CURVES = (
 def draw_losses(folder: Path) -> list[Picture]:
     """Plots the losses themselves, computed by lossops' own kernels. Returns (file, caption)
     pairs."""
-    return [
-        _draw_hard(folder / "classification_hard.png"),
-        _draw_soft(folder / "classification_soft.png"),
-        _draw_symmetry(folder / "kl_symmetry.png"),
-    ]
+    hard = "Hard label: KL is cross entropy, steep where it errs; L1 is as steep everywhere"
+    soft = f"Soft label: all are least where Ŷ = Y = {SOFT}, cross entropy above 0"
+    drawn = []
+    for name, title, p in (("hard", hard, 1.0), ("soft", soft, SOFT)):
+        path = folder / f"classification_{name}.png"
+        with canvas(path, 2, title) as (left, right):
+            _draw_curves(left, right, p)
+        words = ": KL is that less the label's entropy, with the same derivative" if p < 1 else ""
+        label = "(1, 0)" if p == 1 else f"({SOFT}, {1 - SOFT:.1f})"
+        drawn.append((path.name, f"{title}{words}. Two classes, Y = {label}."))
+    return [*drawn, _draw_symmetry(folder / "kl_symmetry.png")]
 
 
 def _chances() -> Tensor:
@@ -74,26 +80,10 @@ def _draw_curves(left: Any, right: Any, p: float) -> None:
             axes.axvline(p, color=QUIET, linewidth=1, dashes=(2, 2))
     left.set_ylim(-0.1, 4)
     right.set_ylim(-8.5, 1 if p == 1 else 6)
-    legend_below(left)
-
-
-def _draw_hard(path: Path) -> Picture:
-    title = "Hard label: KL is cross entropy, steep where it errs; L1 is as steep everywhere"
-    with canvas(path, 2, title) as (left, right):
-        _draw_curves(left, right, 1.0)
-    return path.name, f"{title}. Two classes, Y = (1, 0)."
-
-
-def _draw_soft(path: Path) -> Picture:
-    title = f"Soft label: all are least where Ŷ = Y = {SOFT}, cross entropy above 0"
-    with canvas(path, 2, title) as (left, right):
-        _draw_curves(left, right, SOFT)
-        right.annotate("Y", (SOFT, 5.1), xytext=(-5, 0), textcoords="offset points", ha="right",
+    if p < 1:
+        right.annotate("Y", (p, 5.1), xytext=(-5, 0), textcoords="offset points", ha="right",
                        color=QUIET)  # fmt: skip
-    return path.name, (
-        f"{title}: KL is that less the label's entropy, with the same derivative. "
-        f"Two classes, Y = ({SOFT}, {1 - SOFT:.1f})."
-    )
+    legend_below(left)
 
 
 def _draw_symmetry(path: Path) -> Picture:
@@ -168,58 +158,26 @@ def draw_training(path: Path, rows: list[dict[str, Any]]) -> Picture:
     """Plots the experiment with wrong labels: test accuracy with true and with wrong labels, one
     curve per loss."""
     by_name = {row["name"]: row for row in rows}
-    ends = {n: 100 * _mean(by_name[n], "wrong") for n in ("cross entropy", "L1")}
+    ends = {
+        name: 100 * statistics.fmean(by_name[name]["wrong"]["accuracy"])
+        for name in ("cross entropy", "L1")
+    }
     title = (
         f"Digits with {100 * WRONG:.0f}% wrong labels: cross entropy learns the errors "
         f"({ends['cross entropy']:.0f}% right at the end), L1 does not ({ends['L1']:.0f}%)"
     )
-    with canvas(path, 2, title, width=5.4, height=4.3) as (left, right):
-        _draw_before_and_after(left, rows)
-        for name, color, dashes in _SERIES:
-            means = [100 * mean for mean in by_name[name]["wrong"]["by_step"]]
-            steps = range(0, EVERY * len(means), EVERY)
-            right.plot(steps, means, color=color, dashes=dashes or (None, None), label=name)
-        right.set_title("while training on wrong labels")
-        right.set_xlabel("training step")
-        right.set_ylabel("test accuracy, %")
+    bars = [
+        (row["name"], _color(row["name"]), *(
+            [100 * share for share in row[labels]["accuracy"]] for labels in ("clean", "wrong")
+        ))
+        for row in rows
+    ]  # fmt: skip
+    curves = [
+        (*series, [100 * mean for mean in by_name[series[0]]["wrong"]["by_step"]])
+        for series in _SERIES
+    ]
+    words = f"{100 * WRONG:.0f}%", "test accuracy, %"
+    with mislabeled(path, title, bars, curves, EVERY, *words, width=5.4, height=4.3) as (_, right):
         right.set_ylim(80, 100)
         right.set_yticks(range(80, 101, 5))
-        handles, _ = right.get_legend_handles_labels()
-        right.figure.legend(handles=handles, loc="outside lower left", ncols=4)
     return path.name, f"{title}. Means over the splits, bars: standard deviation."
-
-
-def _mean(row: dict[str, Any], labels: str) -> float:
-    return statistics.fmean(row[labels]["accuracy"])
-
-
-def _draw_before_and_after(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """From the accuracy with true labels (open circle) to that with wrong labels."""
-    for place, row in enumerate(rows):
-        color = _color(row["name"])
-        clean, wrong = (100 * _mean(row, labels) for labels in ("clean", "wrong"))
-        spread = 100 * statistics.pstdev(row["wrong"]["accuracy"])
-        axes.plot([clean, wrong], [place, place], color=color, linewidth=1.5, zorder=1)
-        axes.errorbar(wrong, place, xerr=spread, color=color, elinewidth=1, zorder=1)
-        axes.scatter([clean], [place], s=46, facecolor="white", edgecolor=color, linewidth=1.6)
-        axes.scatter([wrong], [place], s=46, color=color)
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    axes.margins(y=0.07)
-    axes.set_title(f"true labels (open) → {100 * WRONG:.0f}% wrong labels (filled)")
-    axes.set_xlabel("test accuracy, %")
-
-
-def draw_bench(path: Path, rows: list[dict[str, Any]]) -> Picture | None:
-    """Plots the times of a training step over rows of class scores and of vectors, in multiples of
-    the floor."""
-    steps = [row for row in rows if row["kind"] in ("rows_step", "vectors_step")]
-    if not steps:
-        return None
-    title = "A step over rows, in multiples of a fresh torch.mul or add"
-    names = [f"{row['loss'].replace('_', ' ')}\n{row['case']}" for row in steps]
-    draw_bars(path, steps, names, title)
-    return path.name, (
-        f"{title} (the line), which moves the same bytes: float32, forward and backward."
-    )

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.claims.training import EVERY, Split, arrival, descend, generator
 from lossops.specs.softmax import row_spec
 from lossops.verify import optional
 from lossops.verify.measure import one_thread
 
 SEEDS = 8
 STEPS = 600
-EVERY = 10  # steps between two evaluations on the test set
 WRONG = 0.3  # share of the training labels
 BATCH, HIDDEN, CLASSES = 128, 128, 10
 RATE = 3e-3  # learning rate of Adam, for every loss
@@ -60,24 +60,16 @@ def contender(name: str) -> Contender:
     return next(row for row in CONTENDERS if row.name == name)
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Training and test sets for every seed."""
-
-    train_x: Tensor  # [seeds, n, 64]
-    train_y: Tensor  # [seeds, n]
-    test_x: Tensor
-    test_y: Tensor
+class Digits(Split):
+    """Labels are classes."""
 
     def with_wrong_labels(self) -> Digits:
         """A copy in which a share of the training labels is replaced by other classes."""
-        labels = self.train_y.clone()
-        count = round(WRONG * labels.shape[1])
-        for seed, row in enumerate(labels):
-            generator = _generator(2000 + seed)
-            chosen = torch.randperm(len(row), generator=generator)[:count]
-            row[chosen] += torch.randint(1, CLASSES, (count,), generator=generator)
-        return Digits(self.train_x, labels % CLASSES, self.test_x, self.test_y)
+
+        def others(labels: Tensor, own: torch.Generator) -> Tensor:
+            return (labels + torch.randint(1, CLASSES, labels.shape, generator=own)) % CLASSES
+
+        return self.mislabeled(WRONG, 2000, others)
 
     def soft(self) -> Tensor:
         """Distributions to replace the training labels, [seeds, n, classes]. Most of the
@@ -90,19 +82,10 @@ class Digits:
         return torch.stack([row[y] for row, y in zip(share, self.train_y, strict=True)])
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def digits(seeds: int = SEEDS) -> Digits:
-    """Splits the data for each seed, with a random fifth of the images as the test set."""
     data = optional("sklearn.datasets").load_digits()
     x = torch.tensor(data.data, dtype=torch.float32) / 16
-    y = torch.tensor(data.target, dtype=torch.int64)
-    orders = torch.stack([torch.randperm(len(y), generator=_generator(s)) for s in range(seeds)])
-    cut = len(y) // 5
-    test, train = orders[:, :cut], orders[:, cut:]
-    return Digits(x[train], y[train], x[test], y[test])
+    return Digits.of(x, torch.tensor(data.target, dtype=torch.int64), seeds)
 
 
 class Classifiers(torch.nn.Module):
@@ -111,10 +94,10 @@ class Classifiers(torch.nn.Module):
 
     def __init__(self, count: int, features: int = 64):
         super().__init__()
-        generator = _generator(5)
+        own = generator(5)
 
         def normal(*shape: int) -> torch.nn.Parameter:
-            weights = torch.randn(*shape, generator=generator) * (2 / shape[-2]) ** 0.5
+            weights = torch.randn(*shape, generator=own) * (2 / shape[-2]) ** 0.5
             return torch.nn.Parameter(weights.expand(count, *shape[-2:]).clone())
 
         self.first, self.second = normal(features, HIDDEN), normal(HIDDEN, CLASSES)
@@ -125,7 +108,6 @@ class Classifiers(torch.nn.Module):
         hidden = torch.baddbmm(self.first_bias, x, self.first).relu()
         return torch.baddbmm(self.second_bias, hidden, self.second)
 
-    @torch.no_grad()
     def accuracy(self, x: Tensor, y: Tensor) -> Tensor:
         """The accuracy per seed."""
         return (self(x).argmax(-1) == y).float().mean(1)
@@ -144,19 +126,15 @@ def fit(loss: Contender, data: Digits, steps: int, optimize: Optimizer = _adam) 
     truth = data.soft() if loss.soft else data.train_y
     model = Classifiers(count)
     optimizer = optimize(model)
-    generator = _generator(9)
-    accuracies = []
-    for step in range(steps + 1):
-        if step % EVERY == 0:
-            accuracies.append(model.accuracy(data.test_x, data.test_y))
-        batch = torch.randint(data.train_y.shape[1], (BATCH,), generator=generator)
-        optimizer.zero_grad()
+    own = generator(9)
+
+    def of_a_batch() -> Tensor:
+        batch = torch.randint(data.train_y.shape[1], (BATCH,), generator=own)
         logits = model(data.train_x[:, batch])
         # Normalised by the rows of one seed, so that each seed trains as if it were alone.
-        value = loss(logits.flatten(0, 1), truth[:, batch].flatten(0, 1), normalizer=BATCH)
-        value.backward()
-        optimizer.step()
-    return torch.stack(accuracies)
+        return loss(logits.flatten(0, 1), truth[:, batch].flatten(0, 1), normalizer=BATCH)
+
+    return descend(optimizer, steps, of_a_batch, lambda: model.accuracy(data.test_x, data.test_y))
 
 
 def train(
@@ -188,18 +166,11 @@ RATES = [10.0 ** (k / 3) for k in range(-6, 4)]
 RACERS = ("cross entropy", "L1", "KL", "Jensen-Shannon", "focal", "poly")
 
 
-class Descent(torch.optim.Optimizer):
+def _descent(model: Classifiers, rates: Tensor) -> torch.optim.Optimizer:
     """Gradient descent with a separate rate for each of the models trained side by side."""
-
-    def __init__(self, model: Classifiers, rates: Tensor):
-        super().__init__(model.parameters(), {})
-        self.rates = rates.view(-1, 1, 1)
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter -= self.rates * parameter.grad
+    for parameter in model.parameters():
+        parameter.register_hook(lambda gradient: rates.view(-1, 1, 1) * gradient)
+    return torch.optim.SGD(model.parameters(), lr=1.0)
 
 
 def race(
@@ -208,14 +179,13 @@ def race(
     """The number of steps of stochastic gradient descent until the mean test accuracy reaches each
     goal. Each loss uses the best of the same learning rates."""
     one = digits(seeds)
-    repeat = [tensor.repeat(len(RATES), *[1] * (tensor.dim() - 1)) for tensor in (
-        one.train_x, one.train_y, one.test_x, one.test_y)]  # fmt: skip
+    repeat = (tensor.repeat(len(RATES), *[1] * (tensor.dim() - 1)) for tensor in vars(one).values())
     data = Digits(*repeat)
     rates = torch.tensor(RATES).repeat_interleave(seeds)
     rows = []
     with one_thread():
         for name in RACERS:
-            found = fit(contender(name), data, steps, lambda model: Descent(model, rates))
+            found = fit(contender(name), data, steps, lambda model: _descent(model, rates))
             means = found.view(len(found), len(RATES), seeds).mean(2)  # [times, rates]
             rows.append({"name": name, "steps": [_arrival(means, goal) for goal in GOALS]})
             advance(f"{name} at its best rate")
@@ -224,6 +194,5 @@ def race(
 
 def _arrival(means: Tensor, goal: float) -> int | None:
     """The first step from which some rate stays at the goal or above."""
-    below = torch.where(means < goal, torch.arange(len(means))[:, None], -1).amax(0) + 1
-    first = int(below.min())
+    first = arrival(means >= goal)
     return first * EVERY if first < len(means) else None

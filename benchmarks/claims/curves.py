@@ -61,10 +61,6 @@ def differentiability() -> list[dict[str, Any]]:
             jumps = [
                 max(j, abs(d[1] - d[0]).item()) for j, d in zip(jumps, derivatives, strict=True)
             ]
-        rows.append({"loss": row.name, "jumps": jumps, "times": _first_jump(jumps)})
+        times = next((i - 1 for i, jump in enumerate(jumps) if jump > 1e-3), 2)  # 2: or more
+        rows.append({"loss": row.name, "jumps": jumps, "times": times})
     return rows
-
-
-def _first_jump(jumps: list[float]) -> int:
-    """The number of continuous derivatives; 2 stands for two or more."""
-    return next((i - 1 for i, jump in enumerate(jumps) if jump > 1e-3), 2)

@@ -11,40 +11,25 @@ from lossops.verify.tables import Table, to_html
 Picture = tuple[str, str]  # file, caption
 
 _CSS = """
-:root { --ink: #222; --quiet: #667; --line: #e3e3e8; --accent: #0072b2; --good: #00795a;
-        --bad: #b93a00; --paper: #fff; --shade: #f6f7f9; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6ea; --quiet: #a0a3ad; --line: #34363d;
-        --accent: #56b4e9; --good: #3ccf9f; --bad: #ff8a57; --paper: #17181c; --shade: #202227; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 68rem; color: var(--ink);
-       background: var(--paper); font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 2.1rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; }
-h2 { font-size: 1.35rem; margin: 3.5rem 0 .6rem; padding-top: .8rem;
-     border-top: 1px solid var(--line); }
-p { max-width: 46rem; }
-.lead, .note, figcaption { color: var(--quiet); }
-.note { font-size: .87rem; margin: .5rem 0 0; }
-nav a { margin-right: 1.1rem; }
-a { color: var(--accent); text-decoration: none; }
-a:hover { text-decoration: underline; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem;
-         margin: 1.8rem 0; }
+:root { color-scheme: light dark; --line: #8884; --shade: #8881; --good: #00996f; --bad: #d94f10; }
+body { margin: 0 auto; padding: 3rem 1.5rem; max-width: 68rem;
+       font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
+h2 { margin-top: 3.5rem; padding-top: .8rem; border-top: 1px solid var(--line); }
+p, li { max-width: 46rem; }
+a { color: inherit; text-decoration: none; }
+.lead, .note, figcaption, th, .card span { opacity: .7; }
+.note, .card span { font-size: .88rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem; }
 .card { background: var(--shade); border-radius: 8px; padding: 1rem 1.2rem; }
-.card b { display: block; font-size: 1.7rem; line-height: 1.2; font-weight: 650; }
-.card span { color: var(--quiet); font-size: .9rem; }
+.card b { display: block; font-size: 1.7rem; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
-figure { margin: 1.8rem 0; }
-figure.table figcaption { font-weight: 600; color: var(--ink); margin-bottom: .5rem; }
-figure img { width: 100%; height: auto; border-radius: 8px; background: #fff;
-             border: 1px solid var(--line); padding: .8rem; }
+figure { margin: 1.8rem 0; } .table figcaption { font-weight: 600; opacity: 1; }
+figure img { width: 100%; background: #fff; border-radius: 8px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; width: 100%; }
 th, td { padding: .32rem .7rem; text-align: left; vertical-align: top;
          border-bottom: 1px solid var(--line); }
-th { color: var(--quiet); font-weight: 500; vertical-align: bottom; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-tbody tr:hover { background: var(--shade); }
-ul.reasons { padding-left: 1.2rem; } ul.reasons li { margin: .35rem 0; max-width: 50rem; }
 """
 
 
@@ -84,20 +69,14 @@ def summary(
 ) -> str:
     """The summary: verdicts, and the reasons for all failures."""
     checked = [*verified["numbers"], *verified["checks"]]
-    cards = (
-        (sum(row["passed"] for row in checked), len(checked), "verifications passed", "verify"),
-        (sum(o["met"] for o in outcomes), len(outcomes), "targets met", "bench"),
-        (
-            sum(f["confirmed"] for f in findings),
-            len(findings),
-            "claims confirmed",
-            "classification",
-        ),
-    )
     drawn = "".join(
-        f'<a class="card" href="#{anchor}"><b class="{"good" if n == of else "bad"}">{n} / {of}</b>'
-        f"<span>{words}</span></a>"
-        for n, of, words, anchor in cards
+        f'<a class="card" href="#{anchor}"><b class="{"good" if all(good) else "bad"}">{sum(good)} '
+        f"/ {len(good)}</b><span>{words}</span></a>"
+        for words, anchor, good in (
+            ("verifications passed", "verify", [row["passed"] for row in checked]),
+            ("targets met", "bench", [outcome["met"] for outcome in outcomes]),
+            ("claims confirmed", "classification", [row["confirmed"] for row in findings]),
+        )
     )
     return f'<div class="cards">{drawn}</div>\n{_shortfalls(failures, outcomes, findings)}'
 

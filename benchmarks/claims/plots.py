@@ -18,6 +18,7 @@ from lossops.verify import optional
 PALETTE = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#999999")
 COLORS = {spec.name: PALETTE[i % len(PALETTE)] for i, spec in enumerate(SPECS)}
 INK, QUIET = "#222222", "#8a8a8a"
+WRONG = "corrupted"  # the kind of labels
 DPI = 160
 
 _STYLE = {
@@ -74,7 +75,7 @@ def legend_below(axes: Any, handles: Any = None) -> None:
     figure = axes.figure
     if handles is None:
         handles, _ = axes.get_legend_handles_labels()
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), 6))
 
 
 HUBER_5 = Curve.of("huber_loss", "Huber, δ = 5", delta=5.0)
@@ -82,13 +83,16 @@ HUBER_1 = Curve.of("huber_loss", "Huber, δ = 1", delta=1.0)
 MSE, L1, LOG_COSH = (Curve.of(name) for name in ("mse_loss", "l1_loss", "log_cosh_loss"))
 _DASHES = {HUBER_5.label: (4, 2)}
 
+FOUR = (MSE, L1, HUBER_1, LOG_COSH)
+DERIVATIVES = "derivatives"
 # name, title, curves, range of the predictions around the truth
 PICTURES: tuple[tuple[str, str, tuple[Curve, ...], float], ...] = (
-    ("losses", "Four regression losses around the truth Y = 0", (MSE, L1, HUBER_1, LOG_COSH), 4),
+    ("losses", "Four regression losses around the truth Y = 0", FOUR, 4),
     ("mse_l1", "MSE grows with the square of the error, L1 in proportion to it", (MSE, L1), 3),
     ("mse_huber", "Huber bends from a parabola into a line where |d| = δ",
      (MSE, HUBER_1, HUBER_5), 8),
     ("mse_huber_log_cosh", "log-cosh follows Huber, without its seam", (MSE, HUBER_1, LOG_COSH), 4),
+    (DERIVATIVES, "Only log-cosh is smooth in both derivatives and bounded in the first", FOUR, 4),
 )  # fmt: skip
 
 
@@ -98,24 +102,17 @@ def draw_losses(folder: Path) -> list[tuple[str, str]]:
     drawn = []
     for name, title, curves, reach in PICTURES:
         path = folder / f"{name}.png"
-        with canvas(path, 2, title) as (left, right):
-            _draw(left, curves, reach, 0, "loss")
-            _draw(right, curves, reach, 1, "derivative")
-            legend_below(left)
-        drawn.append((path.name, f"{title}: value and derivative."))
-    drawn.append(_draw_derivatives(folder / "derivatives.png"))
+        orders = {0: "loss", 1: "derivative"}
+        if name == DERIVATIVES:
+            orders = {1: "first derivative", 2: "second derivative"}
+        with canvas(path, 2, title) as both:
+            for axes, (order, what) in zip(both, orders.items(), strict=True):
+                _draw(axes, curves, reach, order, what)
+            if name == DERIVATIVES:
+                both[0].set_ylim(-3, 3)
+            legend_below(both[0])
+        drawn.append((path.name, f"{title}: {' and '.join(orders.values())}."))
     return drawn
-
-
-def _draw_derivatives(path: Path) -> tuple[str, str]:
-    title = "Only log-cosh is smooth in both derivatives and bounded in the first"
-    with canvas(path, 2, title) as (left, right):
-        curves = (MSE, L1, HUBER_1, LOG_COSH)
-        _draw(left, curves, 4, 1, "first derivative")
-        left.set_ylim(-3, 3)
-        _draw(right, curves, 4, 2, "second derivative")
-        legend_below(left)
-    return path.name, f"{title}: first and second derivatives of the four."
 
 
 def _draw(axes: Any, curves: tuple[Curve, ...], reach: float, order: int, what: str) -> None:
@@ -132,12 +129,10 @@ def _draw(axes: Any, curves: tuple[Curve, ...], reach: float, order: int, what: 
     axes.set_title(what)
     axes.set_xlabel("prediction Ŷ")
     axes.axhline(0, color=QUIET, linewidth=0.7, zorder=0.5)
-    if order == 0:
-        tallest = max(c.derivatives(torch.tensor([float(reach)]))[0].item() for c in curves[1:])
-        axes.set_ylim(-0.05 * tallest, 1.6 * tallest)
-    if order == 1:
-        tallest = max(c.derivatives(torch.tensor([float(reach)]))[1].item() for c in curves[1:])
-        axes.set_ylim(-1.9 * tallest, 1.9 * tallest)
+    if order < 2:
+        end = torch.tensor([float(reach)])
+        tallest = max(curve.derivatives(end)[order].item() for curve in curves[1:])
+        axes.set_ylim(*((-0.05 * tallest, 1.6 * tallest), (-1.9 * tallest, 1.9 * tallest))[order])
 
 
 def _pieces(curve: Curve, reach: float, order: int) -> list[torch.Tensor]:
@@ -186,48 +181,65 @@ def draw_outlier_fit(path: Path, fit: dict[str, Any]) -> tuple[str, str]:
 
 def draw_training(path: Path, rows: list[dict[str, Any]], every: int) -> tuple[str, str]:
     """Test errors on real data, with true and with corrupted labels."""
-    rises = {row["loss"]: _mean(row, "corrupted") / _mean(row, "clean") - 1 for row in rows}
+    rises = {
+        row["loss"]: statistics.fmean(row[WRONG]["mae"]) / statistics.fmean(row["clean"]["mae"]) - 1
+        for row in rows
+    }
     title = (
         "Real data: 10% wrong labels raise the test error of MSE by "
         f"{100 * rises['mse_loss']:.0f}%, of L1 by {100 * rises['l1_loss']:.0f}%"
     )
-    with canvas(path, 2, title) as (left, right):
-        _draw_before_and_after(left, rows)
-        for row in rows:
-            errors = row["corrupted"]["mae_by_step"]
-            steps = range(0, every * len(errors), every)
-            dashes = (3, 2) if row["loss"] in _COINCIDE else (None, None)
-            right.plot(steps, errors, color=COLORS[row["loss"]], label=plain(row["loss"]),
-                       dashes=dashes)  # fmt: skip
-        right.set_title("while training on wrong labels")
-        right.set_xlabel("training step")
-        right.set_ylabel("test error (MAE)")
+    bars = [
+        (plain(row["loss"]), COLORS[row["loss"]], row["clean"]["mae"], row[WRONG]["mae"])
+        for row in rows
+    ]
+    curves = [
+        (plain(row["loss"]), COLORS[row["loss"]], (3, 2) if row["loss"] in _COINCIDE else None,
+         row[WRONG]["mae_by_step"])
+        for row in rows
+    ]  # fmt: skip
+    with mislabeled(path, title, bars, curves, every, "10%", "test error (MAE)") as (left, right):
+        left.set_xlim(0)
         right.set_ylim(0)
-        legend_below(right)
     return path.name, f"{title}. Diabetes set; means over the splits, bars: standard deviation."
 
 
-def _mean(row: dict[str, Any], labels: str) -> float:
-    return statistics.fmean(row[labels]["mae"])
-
-
-def _draw_before_and_after(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """From the error with true labels (open circle) to that with wrong labels."""
-    for place, row in enumerate(rows):
-        color = COLORS[row["loss"]]
-        clean, corrupted = _mean(row, "clean"), _mean(row, "corrupted")
-        spread = statistics.pstdev(row["corrupted"]["mae"])
-        axes.plot([clean, corrupted], [place, place], color=color, linewidth=1.5, zorder=1)
-        axes.errorbar(corrupted, place, xerr=spread, color=color, elinewidth=1, zorder=1)
-        axes.scatter([clean], [place], s=46, facecolor="white", edgecolor=color, linewidth=1.6)
-        axes.scatter([corrupted], [place], s=46, color=color)
-    axes.set_yticks(range(len(rows)), [plain(row["loss"]) for row in rows])
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    axes.set_xlim(0)
-    axes.margins(y=0.12)
-    axes.set_title("true labels (open) → 10% wrong labels (filled)")
-    axes.set_xlabel("test error (MAE)")
+@contextlib.contextmanager
+def mislabeled(
+    path: Path,
+    title: str,
+    bars: list[tuple[str, str, list[float], list[float]]],
+    curves: list[tuple[str, str, tuple[int, int] | None, list[float]]],
+    every: int,
+    share: str,
+    result: str,
+    **size: float,
+):
+    """Left the means with true labels (open circles) and with wrong ones: name, colour and values
+    of each loss. Right the results while training on wrong labels: name, colour, dashes and values
+    after every so many steps."""
+    with canvas(path, 2, title, **size) as (left, right):
+        for place, (_, color, clean, wrong) in enumerate(bars):
+            ends = statistics.fmean(clean), statistics.fmean(wrong)
+            left.plot(ends, [place, place], color=color, linewidth=1.5, zorder=1)
+            spread = statistics.pstdev(wrong)
+            left.errorbar(ends[1], place, xerr=spread, color=color, elinewidth=1, zorder=1)
+            left.scatter(ends[:1], [place], s=46, facecolor="white", edgecolor=color, linewidth=1.6)
+            left.scatter(ends[1:], [place], s=46, color=color)
+        left.set_yticks(range(len(bars)), [name for name, *_ in bars])
+        left.invert_yaxis()
+        left.grid(visible=False, axis="y")
+        left.margins(y=0.1)
+        left.set_title(f"true labels (open) → {share} wrong labels (filled)")
+        left.set_xlabel(result)
+        for name, color, dashes, values in curves:
+            steps = range(0, every * len(values), every)
+            right.plot(steps, values, color=color, dashes=dashes or (None, None), label=name)
+        right.set_title("while training on wrong labels")
+        right.set_xlabel("training step")
+        right.set_ylabel(result)
+        yield left, right
+        legend_below(right)
 
 
 # Smooth L1 with β = 1 equals Huber with δ = 1, and quantile with q = ½ is half of L1. Dashes keep
@@ -238,16 +250,26 @@ _COINCIDE = {"huber_loss", "quantile_loss"}
 _LONGEST = 8.0  # in multiples of the floor; longer bars would leave the others no room
 
 
-def draw_bench(path: Path, rows: list[dict[str, Any]]) -> tuple[str, str] | None:
+def draw_bench(folder: Path, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Times of a training step in multiples of the floor, with warm memory if that was measured."""
-    steps = [row for row in rows if row["kind"] == "step"]
-    kept = [r for r in steps if r["memory"] == "warm"] or steps
-    if not kept:
-        return None
-    title = "A training step, in multiples of one fresh torch.add"
-    draw_bars(path, kept, [plain(row["loss"]) for row in kept], title)
-    memory = "warm memory" if kept[0]["memory"] == "warm" else "memory as it comes"
-    return path.name, f"{title} (the line): float32, forward and backward, {memory}."
+    drawn = []
+    for file, kinds, over, floor in (
+        ("bench.png", ("step",), "", "one fresh torch.add"),
+        ("bench_rows.png", ("rows_step", "vectors_step"), " over rows", "a fresh torch.mul or add"),
+    ):
+        steps = [row for row in rows if row["kind"] in kinds]
+        steps = [row for row in steps if row["memory"] == "warm"] or steps
+        if steps:
+            title = f"A training step{over}, in multiples of {floor}"
+            names = [
+                "\n".join([plain(row["loss"]), *([row["case"]] if "case" in row else [])])
+                for row in steps
+            ]
+            draw_bars(folder / file, steps, names, title)
+            memory = "warm memory" if steps[0]["memory"] == "warm" else "memory as it comes"
+            caption = f"{title} (the line), which moves the same bytes: float32, forward and "
+            drawn.append((file, f"{caption}backward, {memory}."))
+    return drawn
 
 
 def draw_bars(path: Path, rows: list[dict[str, Any]], names: list[str], title: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,25 +47,21 @@ def findings(training: list[Row], convergence: list[Row]) -> list[dict[str, Any]
 
 def _rise(row: Row) -> list[float]:
     """How much corrupted labels raise the test error, for each seed."""
-    pairs = zip(row["clean"]["mae"], row["corrupted"]["mae"], strict=True)
-    return [corrupted - clean for clean, corrupted in pairs]
+    return list(map(operator.sub, row["corrupted"]["mae"], row["clean"]["mae"]))
 
 
-def _mean_and_error(values: list[float]) -> tuple[float, float]:
-    """The mean and its standard error."""
-    if len(values) < 2:
-        return statistics.fmean(values), math.inf
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+def margin(ours: list[float], theirs: list[float]) -> tuple[float, float]:
+    """The mean difference and its standard error, in a paired comparison: both losses saw the same
+    splits and the same wrong labels."""
+    values = list(map(operator.sub, ours, theirs))
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return statistics.fmean(values), error
 
 
 def _more_sensitive(rows: dict[str, Row]) -> Finding:
-    """A paired comparison: both losses saw the same splits and the same wrong labels."""
-    margins = []
-    for loss in ROBUST:
-        pairs = zip(_rise(rows["mse_loss"]), _rise(rows[loss]), strict=True)
-        margins.append(_mean_and_error([ours - theirs for ours, theirs in pairs]))
-    mean, error = min(margins)
-    rise = statistics.fmean(_rise(rows["mse_loss"]))
+    rises = _rise(rows["mse_loss"])
+    mean, error = min(margin(rises, _rise(rows[loss])) for loss in ROBUST)
+    rise = statistics.fmean(rises)
     return Finding(
         "MSE is more sensitive to outliers",
         "its test error rises by more than that of L1, Huber and log-cosh (by two standard errors)",
@@ -103,16 +101,19 @@ WITHIN = "to within 1%, 0.1% and 0.01% of the minimum"
 def _faster(
     steps: dict[str, list[float]], claim: str, fast: str, slow: str, allowed: float
 ) -> Finding:
-    """The claim is confirmed only if it holds at every distance to the minimum."""
-    goal = f"in fewer steps than {plain(slow)}" if allowed == 1 else (
-        f"in at most {allowed:g} times the steps of {plain(slow)}"
-    )  # fmt: skip
-    pairs = list(zip(steps[fast], steps[slow], strict=True))
+    goal = "in fewer steps than" if allowed == 1 else f"in at most {allowed:g} times the steps of"
+    test = f"gradient descent, each at its best rate, arrives {goal} {plain(slow)}, {WITHIN}"
+    return faster(claim, test, zip(steps[fast], steps[slow], strict=True), allowed)
+
+
+def faster(claim: str, test: str, pairs: Iterable[tuple[float, float]], allowed=1.0) -> Finding:
+    """A claim about numbers of steps, which is confirmed only if it holds for every goal."""
+    pairs = list(pairs)
     return Finding(
         claim,
-        f"gradient descent, each at its best rate, arrives {goal}, {WITHIN}",
-        "; ".join(f"{_steps(f)} steps to {_steps(s)}" for f, s in pairs),
-        all(f < s if allowed == 1 else f <= allowed * s for f, s in pairs),
+        test,
+        "; ".join(f"{_steps(fast)} steps to {_steps(slow)}" for fast, slow in pairs),
+        all(fast < slow if allowed == 1 else fast <= allowed * slow for fast, slow in pairs),
     )
 
 

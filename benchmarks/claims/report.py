@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,15 @@ from lossops.verify import machine, optional, verifier
 from lossops.verify.progress import progress
 from lossops.verify.tables import Table, show
 
-Say = Callable[[Table], None]
 
-
-def build(folder: Path, quick: bool = False, say: Say = show) -> dict[str, Any]:
+def build(folder: Path, quick: bool = False) -> dict[str, Any]:
     """Writes ``index.html``, its images and ``report.json`` into a folder. Returns the data."""
     for package in ("numpy", "matplotlib", "sklearn"):
         optional(package)  # fail now rather than after minutes of work
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = machine.stamp() | {"quick": quick, "seconds": {}}
     sections = [
-        _timed(part, result, folder, quick, say)
-        for part in (_train, _classify, _verify, _bench, _draw)
+        _timed(part, result, folder, quick) for part in (_train, _classify, _verify, _bench, _draw)
     ]
     info = result["info"]
     gpus = "".join(f", {gpu}" for gpu in info["gpus"])
@@ -47,14 +43,20 @@ def build(folder: Path, quick: bool = False, say: Say = show) -> dict[str, Any]:
     return result
 
 
-def _timed(part, result, folder, quick, say) -> str:
+def _timed(part, result, folder, quick) -> str:
     start = time.perf_counter()
-    section = part(result, folder, quick, say)
+    section = part(result, folder, quick)
     result["seconds"][part.__name__.strip("_")] = round(time.perf_counter() - start, 1)
     return section
 
 
-def _train(result, folder: Path, quick: bool, say: Say) -> str:
+def _section(name: str, title: str, words: str, pictures, tables: list[Table]) -> str:
+    for table in tables:
+        show(table)
+    return page.section(name, title, words, pictures, tables)
+
+
+def _train(result, folder: Path, quick: bool) -> str:
     with progress("training", len(REGRESSION) + 2) as advance:
         rows = training.train(REGRESSION, advance, *((3, 60) if quick else ()))
         convergence = training.convergence(200 if quick else 1500)
@@ -68,16 +70,15 @@ def _train(result, folder: Path, quick: bool, say: Say) -> str:
         plots.draw_training(folder / "training.png", rows, training.EVERY),
         plots.draw_outlier_fit(folder / "outliers.png", fit),
     ]
-    _say_all(tables, say)
     words = (
         "A regressor is trained on real data once per loss, through the fused kernels: first with "
         "the true labels, then with a tenth of the training labels ten times too large, as by a "
         "slipped decimal point. All losses see the same splits, starting weights and wrong labels."
     )
-    return page.section("training", "Training on real data", words, pictures, tables)
+    return _section("training", "Training on real data", words, pictures, tables)
 
 
-def _classify(result, folder: Path, quick: bool, say: Say) -> str:
+def _classify(result, folder: Path, quick: bool) -> str:
     total = len(classifying.CONTENDERS) + len(classifying.RACERS)
     with progress("classifying", total) as advance:
         rows = classifying.train(advance=advance, **({"seeds": 2, "steps": 60} if quick else {}))
@@ -87,47 +88,40 @@ def _classify(result, folder: Path, quick: bool, say: Say) -> str:
     tables = classification_claims.tables(rows, race)
     tables.append(claims.table(result["claims"]))
     picture = classification_plots.draw_training(folder / "label_noise.png", rows)
-    _say_all(tables, say)
     words = (
         "A classifier is trained on real data once per loss: first with the true labels, then with "
         "three tenths of the training labels wrong, and with some losses on soft labels, too. All "
         "losses see the same splits, starting weights, batches and wrong labels. What is claimed "
         "of regression and of classification losses is decided below."
     )
-    return page.section("classification", "Training a classifier", words, [picture], tables)
+    return _section("classification", "Training a classifier", words, [picture], tables)
 
 
-def _verify(result, folder: Path, quick: bool, say: Say) -> str:
+def _verify(result, folder: Path, quick: bool) -> str:
     with progress("verifying", verifier.pieces()) as advance:
         result["verify"] = verifier.verify(advance=advance)
     tables = verifier.tables(result["verify"])
-    _say_all(tables, say)
     words = (
         "Each loss on each backend of this machine: values, gradients and second derivatives "
         "against a more exact truth and against torch, with proof that the backend asked for ran."
     )
-    return page.section("verify", "Verification", words, (), tables)
+    return _section("verify", "Verification", words, (), tables)
 
 
-def _bench(result, folder: Path, quick: bool, say: Say) -> str:
+def _bench(result, folder: Path, quick: bool) -> str:
     with progress("measuring", bench_all.pieces(FAMILIES)) as advance:
-        found = bench_all.bench_families(FAMILIES, advance, quick)
+        found = bench_all.bench(FAMILIES, advance, quick)
     result |= found
     rows, tables = found["bench"], bench_all.tables(found)
-    drawn = (
-        plots.draw_bench(folder / "bench.png", rows),
-        classification_plots.draw_bench(folder / "bench_rows.png", rows),
-    )
-    _say_all(tables, say)
+    pictures = plots.draw_bench(folder, rows)
     words = (
         "A fused step reads input and target once and writes the gradient once. Contenders take "
         "turns within one process, so that what else the machine does hits all of them."
     )
-    pictures = [picture for picture in drawn if picture]
-    return page.section("bench", "Measurements", words, pictures, tables)
+    return _section("bench", "Measurements", words, pictures, tables)
 
 
-def _draw(result, folder: Path, quick: bool, say: Say) -> str:
+def _draw(result, folder: Path, quick: bool) -> str:
     with progress("drawing", 1) as advance:
         pictures = [*plots.draw_losses(folder), *classification_plots.draw_losses(folder)]
         advance("the losses")
@@ -135,9 +129,4 @@ def _draw(result, folder: Path, quick: bool, say: Say) -> str:
         "Values and derivatives by lossops' own kernels, second derivatives through autograd. "
         "A loss has the same colour in every picture."
     )
-    return page.section("losses", "The losses", words, pictures, ())
-
-
-def _say_all(tables: list[Table], say: Say) -> None:
-    for table in tables:
-        say(table)
+    return _section("losses", "The losses", words, pictures, ())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,40 +25,51 @@ EVERY = 10  # steps between two evaluations on the test set
 CORRUPTED = 0.1  # share of the training labels
 FACTOR = 10.0  # a shifted decimal point
 
+Mislabel = Callable[[Tensor, torch.Generator], Tensor]
+
 
 @dataclass(frozen=True)
 class Split:
-    """Training and test sets for every seed, in the original units."""
+    """Training and test sets for every seed, with a random fifth of the samples for the test."""
 
-    train_x: Tensor  # [seeds, n, features], standardised
+    train_x: Tensor  # [seeds, n, features]
     train_y: Tensor  # [seeds, n]
     test_x: Tensor  # [seeds, m, features]
     test_y: Tensor  # [seeds, m]
 
-    def corrupted(self) -> Split:
-        """A copy in which a share of the training labels is ten times too large."""
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, seeds: int) -> Split:
+        orders = torch.stack([torch.randperm(len(y), generator=generator(s)) for s in range(seeds)])
+        cut = len(y) // 5
+        test, train = orders[:, :cut], orders[:, cut:]
+        return cls(x[train], y[train], x[test], y[test])
+
+    def mislabeled(self, share: float, first_seed: int, wrong: Mislabel) -> Split:
+        """A copy in which a share of the training labels is replaced by what ``wrong`` makes of
+        them."""
         labels = self.train_y.clone()
-        count = round(CORRUPTED * labels.shape[1])
-        for seed, row in enumerate(labels):
-            chosen = torch.randperm(len(row), generator=_generator(1000 + seed))[:count]
-            row[chosen] *= FACTOR
-        return Split(self.train_x, labels, self.test_x, self.test_y)
+        for seed, row in enumerate(labels, first_seed):
+            own = generator(seed)
+            chosen = torch.randperm(len(row), generator=own)[: round(share * len(row))]
+            row[chosen] = wrong(row[chosen], own)
+        return replace(self, train_y=labels)
 
 
-def _generator(seed: int) -> torch.Generator:
+def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def corrupted(split: Split) -> Split:
+    """A copy in which a share of the training labels is ten times too large."""
+    return split.mislabeled(CORRUPTED, 1000, lambda labels, own: FACTOR * labels)
+
+
 def diabetes(seeds: int = SEEDS) -> Split:
-    """Splits the data for each seed, with a random fifth of the patients as the test set."""
+    """The data in the original units, with standardised features."""
     data = optional("sklearn.datasets").load_diabetes(scaled=False)
     x = torch.tensor(data.data, dtype=torch.float32)
     x = (x - x.mean(0)) / x.std(0)
-    y = torch.tensor(data.target, dtype=torch.float32)
-    orders = [torch.randperm(len(y), generator=_generator(seed)) for seed in range(seeds)]
-    cut = len(y) // 5
-    test, train = torch.stack(orders)[:, :cut], torch.stack(orders)[:, cut:]
-    return Split(x[train], y[train], x[test], y[test])
+    return Split.of(x, torch.tensor(data.target, dtype=torch.float32), seeds)
 
 
 class LinearModels(torch.nn.Module):
@@ -73,6 +84,27 @@ class LinearModels(torch.nn.Module):
         return torch.baddbmm(self.bias, x, self.weight).squeeze(-1)
 
 
+def descend(
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    loss: Callable[[], Tensor],
+    evaluate: Callable[[], Tensor],
+    decay: float = 1.0,
+) -> Tensor:
+    """What is found after every ``EVERY`` steps."""
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, decay)
+    found = []
+    for step in range(steps + 1):
+        if step % EVERY == 0:
+            with torch.no_grad():
+                found.append(evaluate())
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        schedule.step()
+    return torch.stack(found)
+
+
 def fit(spec: Spec, split: Split, steps: int = STEPS, rate: float = 0.02) -> Tensor:
     """Predictions for the test sets after every ``EVERY`` steps: [times, seeds, m].
 
@@ -85,17 +117,12 @@ def fit(spec: Spec, split: Split, steps: int = STEPS, rate: float = 0.02) -> Ten
     model = LinearModels(len(truth), split.train_x.shape[-1])
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     loss_fn = spec.module(**spec.defaults)
-    predictions = []
-    for step in range(steps + 1):
-        if step % EVERY == 0:
-            with torch.no_grad():
-                predictions.append(model(split.test_x) * scale + center)
-        optimizer.zero_grad()
-        predicted = model(split.train_x)
-        loss = loss_fn(predicted, truth)
-        loss.backward()
-        optimizer.step()
-    return torch.stack(predictions)
+    return descend(
+        optimizer,
+        steps,
+        lambda: loss_fn(model(split.train_x), truth),
+        lambda: model(split.test_x) * scale + center,
+    )
 
 
 def train(
@@ -110,7 +137,7 @@ def train(
     with one_thread():
         for spec in wanted:
             row: dict[str, Any] = {"loss": spec.name}
-            for labels, split in (("clean", clean), ("corrupted", clean.corrupted())):
+            for labels, split in (("clean", clean), ("corrupted", corrupted(clean))):
                 errors = fit(spec, split, steps) - split.test_y
                 row[labels] = {
                     "mae": errors[-1].abs().mean(1).tolist(),
@@ -146,13 +173,17 @@ def _fastest(spec: Spec, x: Tensor, y: Tensor, steps: int) -> dict[str, Any]:
     return {"loss": spec.name, "steps": [_arrival(history, least, gap) for gap in GAPS]}
 
 
+def arrival(there: Tensor) -> int:
+    """The first time, of [times, rates], from which some rate stays there. A rate that oscillates
+    around its goal has not arrived."""
+    away = torch.where(there, -1, torch.arange(len(there))[:, None])
+    return int((away.amax(0) + 1).min())
+
+
 def _arrival(history: Tensor, least: float, gap: float) -> int | None:
-    """The first step from which the loss stays within the gap for some rate. A rate that oscillates
-    around the minimum has not converged."""
-    above = ~(history <= least + gap * (history[0, 0].item() - least))
-    arrived = torch.where(above, torch.arange(len(history))[:, None], -1).amax(0) + 1
-    first = int(arrived.min())
-    return first if first < 0.95 * len(history) else None  # and has stayed there for a while
+    """The step from which the loss stays within the gap of the least, for a while."""
+    first = arrival(history <= least + gap * (history[0, 0].item() - least))
+    return first if first < 0.95 * len(history) else None
 
 
 def _descend(spec: Spec, x: Tensor, y: Tensor, steps: int) -> Tensor:
@@ -174,24 +205,21 @@ def _polished(spec: Spec, x: Tensor, y: Tensor) -> float:
     """The smallest loss that Adam finds with a decaying rate."""
     weights = torch.zeros(x.shape[1], requires_grad=True)
     optimizer = torch.optim.Adam([weights], lr=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.995**step)
-    for _ in range(1500):
-        optimizer.zero_grad()
-        loss = spec.function(x @ weights, y, **spec.defaults)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return loss.item()
+
+    def loss() -> Tensor:
+        return spec.function(x @ weights, y, **spec.defaults)
+
+    return descend(optimizer, 1500, loss, loss, decay=0.995)[-1].item()
 
 
 def outlier_fit(steps: int = 800) -> dict[str, Any]:
     """Fits a curve to points of which some are wrong, once per loss."""
-    generator = _generator(7)
+    own = generator(7)
     x = torch.linspace(-3, 3, 120)
     truth = torch.sin(1.4 * x) + 0.3 * x
-    y = truth + 0.12 * torch.randn(len(x), generator=generator)
-    wrong = torch.randperm(len(x), generator=generator)[:14]
-    y[wrong] += 2.5 + 3.5 * torch.rand(len(wrong), generator=generator)
+    y = truth + 0.12 * torch.randn(len(x), generator=own)
+    wrong = torch.randperm(len(x), generator=own)[:14]
+    y[wrong] += 2.5 + 3.5 * torch.rand(len(wrong), generator=own)
     # Gaussian features: the model is linear in its weights, so every loss finds its optimum.
     features = torch.exp(-((x[:, None] - torch.linspace(-3.5, 3.5, 10)) ** 2))
     fits = {}
@@ -209,12 +237,9 @@ def _curve(spec: Spec, features: Tensor, y: Tensor, steps: int) -> Tensor:
     torch.nn.init.zeros_(model.weight)
     torch.nn.init.zeros_(model.bias)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.995)
     loss_fn = spec.module(**spec.defaults)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss_fn(model(features).squeeze(-1), y).backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
+
+    def curve() -> Tensor:
         return model(features).squeeze(-1)
+
+    return descend(optimizer, steps, lambda: loss_fn(curve(), y), curve, decay=0.995)[-1]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from lossops.verify.measure import CpuClock
 
 Call = Callable[[], object]
 
@@ -42,14 +43,14 @@ class CudaClock:
     def cold(self, call: Call) -> float:
         """Times one call with a cold cache."""
         self.flushed.zero_()
-        return self._events(call)
+        return self.time(call)
 
     def block(self, call: Call, count: int) -> float:
         """The mean time of back-to-back calls, including launches."""
         torch.cuda.synchronize()
-        return self._events(lambda: _repeat(call, count)) / count
+        return self.time(lambda: _repeat(call, count)) / count
 
-    def _events(self, call: Call) -> float:
+    def time(self, call: Call) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
@@ -58,23 +59,15 @@ class CudaClock:
         return start.elapsed_time(end)
 
 
-class WallClock:
+class WallClock(CudaClock):
     """Milliseconds of CPU wall-clock time, for dry runs."""
 
     def __init__(self):
         self.flushed = torch.empty(1 << 20, dtype=torch.int8)
-
-    def cold(self, call: Call) -> float:
-        self.flushed.zero_()
-        return self.block(call, 1)
+        self.time = CpuClock()
 
     def block(self, call: Call, count: int) -> float:
-        start = time.perf_counter()
-        _repeat(call, count)
-        return 1e3 * (time.perf_counter() - start) / count
-
-
-Clock = CudaClock | WallClock
+        return self.time(lambda: _repeat(call, count)) / count
 
 
 def _repeat(call: Call, count: int) -> None:
@@ -96,13 +89,8 @@ def interleaved(
     return times
 
 
-def cold_times(timed: dict[str, Timed], rounds: int, clock: Clock) -> dict[str, list[float]]:
-    """For calls that take longer on the device than their launches."""
-    return interleaved(timed, rounds, clock.cold)
-
-
 def block_times(
-    timed: dict[str, Timed], rounds: int, clock: Clock, block_ms: float
+    timed: dict[str, Timed], rounds: int, clock: CudaClock, block_ms: float
 ) -> dict[str, list[float]]:
     """For calls too short to be timed alone. Their data fit into the cache and stay there."""
     slowest = 0.0

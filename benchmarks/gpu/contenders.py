@@ -11,22 +11,17 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import lossops
-from benchmarks.bench.softmax_steps import Case
-from benchmarks.gpu import peer_losses
+from benchmarks.bench.cases import COMPILE, LOSSOPS, Case, Loss, Rows
 from lossops.core import backends
-from lossops.specs.elementwise import Spec
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 OURS = ("native", "triton")
-EAGER, COMPILE = "eager", "compile"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A mean loss of (input, target)."""
+    """A mean loss of the tensors and options of a problem."""
 
     name: str
     loss: Loss
@@ -37,13 +32,37 @@ class Contender:
         return lossops.backend(self.name) if self.name in OURS else contextlib.nullcontext()
 
 
+# The losses of other libraries, as mean losses of (logits, target), rows first. Each function
+# imports its library and returns the loss.
+
+
+def _liger_cross_entropy() -> Loss:
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    return liger_cross_entropy
+
+
+def _liger_divergence(name: str, of_target: Loss, **options) -> Callable[[], Loss]:
+    """It takes log-probabilities, which its users compute with torch, as they do its targets."""
+
+    def load() -> Loss:
+        library = importlib.import_module("liger_kernel.transformers")
+        divergence = getattr(library, name)(**options)
+        return lambda logits, target: divergence(logits.log_softmax(1), of_target(target, 1))
+
+    return load
+
+
+def _quack_cross_entropy() -> Loss:
+    """It does not overwrite the logits by default."""
+    from quack.cross_entropy import cross_entropy
+
+    return functools.partial(cross_entropy, reduction="mean")
+
+
 @dataclass(frozen=True)
 class Peer:
-    """Another library of losses, and the equivalents it has.
-
-    An entry of ``losses`` maps the name of one of our losses to a function that imports the library
-    and returns the equivalent, a mean loss of (input, target).
-    """
+    """Another library of losses, and the equivalents it has, by the names of our losses."""
 
     module: str
     package: str
@@ -58,88 +77,65 @@ PEERS = (
         LIGER,
         "liger-kernel",
         {
-            "cross_entropy": peer_losses.liger_cross_entropy,
-            "kl_divergence": peer_losses.liger_kl_divergence,
-            "js_divergence": peer_losses.liger_js_divergence,
+            "cross_entropy": _liger_cross_entropy,
+            "kl_divergence": _liger_divergence(
+                "LigerKLDIVLoss", torch.softmax, reduction="batchmean"
+            ),
+            # With equal weights 1/2; averages over the rows.
+            "js_divergence": _liger_divergence("LigerJSD", torch.log_softmax),
         },
         overwrites=frozenset({"cross_entropy"}),
     ),
-    Peer(QUACK, "quack-kernels", {"cross_entropy": peer_losses.quack_cross_entropy}),
+    Peer(QUACK, "quack-kernels", {"cross_entropy": _quack_cross_entropy}),
     Peer("cut_cross_entropy", "cut-cross-entropy"),
 )
 
 Found = tuple[dict[str, Contender], dict[str, str]]
 
 
-def contenders(spec: Spec, device: str, compiled: bool) -> Found:
+def contenders(case: Case, device: str, compiled: bool) -> Found:
     """The contenders that can run here, and the reasons why the others cannot."""
-    ours = functools.partial(spec.function, **spec.defaults)
-    return _gather(spec.name, ours, spec.written_in_torch(), device, compiled)
-
-
-def row_contenders(case: Case, options: dict[str, Any], device: str, compiled: bool) -> Found:
-    """The same for a loss over rows of class scores, called with ``options``."""
-    spec, sample = case.spec, case.sample
-    ours, in_torch = (
-        functools.partial(loss, **options) for loss in (spec.call(sample), spec.torch_call(sample))
-    )
-    # Other shapes must be copied into rows first, which the other contenders do not need.
-    plain = len(case.shape) == 2 and sample == spec.samples[0]
-    why_not = "" if plain else "takes nothing but rows of scores, without options"
-    return _gather(case.loss, ours, in_torch, device, compiled, why_not)
-
-
-def _gather(
-    name_of_loss: str, ours: Loss, in_torch: Loss, device: str, compiled: bool, no_peers: str = ""
-) -> Found:
-    found: dict[str, Contender] = {}
+    losses = case.losses(compiled)
+    found = {name: Contender(name, loss) for name, loss in losses.items() if name != LOSSOPS}
     absent: dict[str, str] = {}
     for name in OURS:
         if name in backends.backends_for(device):
-            found[name] = Contender(name, ours)
+            found[name] = Contender(name, losses[LOSSOPS])
         else:
             absent[name] = f"this backend does not run on {device} tensors here"
-    found[EAGER] = Contender(EAGER, in_torch)
-    if compiled:
-        torch.compiler.reset()
-        found[COMPILE] = Contender(COMPILE, torch.compile(in_torch, dynamic=False))
-    else:
+    if not compiled:
         absent[COMPILE] = "not compiled for this size"
-    for peer in PEERS:
-        if name_of_loss not in peer.losses:
-            continue
-        if no_peers:
-            absent[peer.module] = no_peers
+    for peer in (peer for peer in PEERS if case.loss in peer.losses):
+        if isinstance(case, Rows) and not case.plain:
+            # Other shapes must be copied into rows first, which the others do not need.
+            absent[peer.module] = "takes nothing but rows of scores, without options"
             continue
         try:
-            loss = peer.losses[name_of_loss]()
+            loss = peer.losses[case.loss]()
         except Exception as error:  # importing a foreign library may raise anything
             absent[peer.module] = in_words(error)
         else:
-            overwrites = name_of_loss in peer.overwrites
-            found[peer.module] = Contender(peer.module, loss, overwrites)
-    return found, absent
+            found[peer.module] = Contender(peer.module, loss, case.loss in peer.overwrites)
+    return {name: found[name] for name in (*OURS, *found) if name in found}, absent
 
 
 def peers(names: list[str]) -> list[dict[str, Any]]:
     """The other libraries: whether they are installed, and which of these losses they have."""
-    return [_look(peer) | {"has": [n for n in names if n in peer.losses]} for peer in PEERS]
-
-
-def _look(peer: Peer) -> dict[str, Any]:
-    row: dict[str, Any] = {"module": peer.module, "version": None, "found": False, "why_not": ""}
-    try:
-        importlib.import_module(peer.module)
-    except ModuleNotFoundError as error:
-        row["why_not"] = "not installed" if error.name == peer.module else in_words(error)
-        return row
-    except Exception as error:
-        row["why_not"] = in_words(error)
-        return row
-    row["found"] = True
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        row["version"] = metadata.version(peer.package)
-    return row
+    found = []
+    for peer in PEERS:
+        why_not = version = ""
+        try:
+            importlib.import_module(peer.module)
+        except Exception as error:
+            absent = isinstance(error, ModuleNotFoundError) and error.name == peer.module
+            why_not = "not installed" if absent else in_words(error)
+        else:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                version = metadata.version(peer.package)
+        has = [name for name in names if name in peer.losses]
+        row = {"module": peer.module, "version": version, "why_not": why_not, "has": has}
+        found.append(row | {"found": not why_not})
+    return found
 
 
 def in_words(error: Exception) -> str:

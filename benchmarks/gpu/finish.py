@@ -57,11 +57,8 @@ def combine(folder: Path) -> Row:
             records[part.name] = json.loads(path.read_text(encoding="utf-8"))
     last = max(records.values(), key=lambda record: record["date"])
     same = ("sources", "dry", "python")
-    records = {
-        name: record
-        for name, record in records.items()
-        if all(record[key] == last[key] for key in same)
-    }
+    alike = [name for name in records if all(records[name][key] == last[key] for key in same)]
+    records = {name: records[name] for name in alike}
     return machine.stamp() | {
         "dry": last["dry"],
         "sources": last["sources"],

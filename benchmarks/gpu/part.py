@@ -94,5 +94,9 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def last_line(text: str) -> str:
+    return next((line[:300] for line in reversed(text.splitlines()) if line.strip()), "no output")
+
+
 def rows_of(rows: Sequence[Row], kind: str) -> list[Row]:
     return [row for row in rows if row.get("kind") == kind]

@@ -8,12 +8,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gpu import processes
-from benchmarks.gpu.part import ROOT, STATUS, Row, read_rows, rows_of
+from benchmarks.gpu.part import ROOT, STATUS, Row, last_line, read_rows, rows_of
 
 SECONDS = 510  # for all parts; the final steps take a few more
 FINISH_SECONDS = 25
@@ -23,7 +23,9 @@ FINISHED = ("passed", "failed", "skipped")
 GOOD = ("passed", "skipped")
 # Variables of the caller that would change what is tested or measured.
 _CLEARED = ("LOSSOPS_BACKEND", "LOSSOPS_TEST_DEVICE", "TRITON_INTERPRET")
-_SOURCES = ("csrc", "lossops", "tests", "benchmarks/gpu", "setup.py", "pyproject.toml")
+_SOURCES = (
+    "csrc", "lossops", "tests", "benchmarks/bench", "benchmarks/gpu", "setup.py", "pyproject.toml",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class Options:
 def run(parts: Sequence[Part], options: Options) -> int:
     """Runs the parts that are not finished yet. Returns the exit status."""
     options.out.mkdir(parents=True, exist_ok=True)
-    sources = digest()
-    records = {part.name: _finished(part, options, sources) for part in parts}
+    same = {"sources": digest(), "dry": options.dry, "python": sys.executable}
+    same["tests"] = list(options.tests)
+    records = {part.name: _finished(part, options, same) for part in parts}
     waiting = [part for part in parts if records[part.name] is None]
     start = time.monotonic()
     blocked = interrupted = ""
@@ -69,13 +72,13 @@ def run(parts: Sequence[Part], options: Options) -> int:
         if record is not None:
             _say(part, record, " (earlier)")
         elif blocked or interrupted:
-            record = _record(part, options, sources, "not run", reason=blocked or interrupted)
+            record = _record(part, options, same, "not run", reason=blocked or interrupted)
             _say(part, record)
         else:
             later = sum(p.seconds for p in waiting[waiting.index(part) + 1 :])
             limit = SECONDS - (time.monotonic() - start) - later
             print(f"{part.name:<14} …", flush=True)
-            record = _run_part(part, options, sources, limit)
+            record = _run_part(part, options, same, limit)
             _say(part, record)
         if part.needed and record["status"] not in GOOD:
             blocked = f"{part.name} {record['status']}"
@@ -85,7 +88,6 @@ def run(parts: Sequence[Part], options: Options) -> int:
     if interrupted:
         return 130
     finished = _finish(options, fresh=bool(waiting))
-    summarize(records.values())
     return 0 if finished and all(r["status"] in GOOD for r in records.values()) else 1
 
 
@@ -100,12 +102,9 @@ def digest() -> str:
     return found.hexdigest()[:16]
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        yield path
-    for below in path.rglob("*"):
-        if below.is_file() and below.suffix not in (".so", ".pyc"):
-            yield below
+def _files(path: Path) -> list[Path]:
+    found = [path, *path.rglob("*")]
+    return [file for file in found if file.is_file() and file.suffix not in (".so", ".pyc")]
 
 
 def environment() -> dict[str, str]:
@@ -115,20 +114,18 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
-def _finished(part: Part, options: Options, sources: str) -> Row | None:
+def _finished(part: Part, options: Options, same: Row) -> Row | None:
     """The outcome of the part in an earlier run of the same kind with the same sources, or None."""
     try:
         record = json.loads((options.out / f"{part.name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = {"sources": sources, "dry": options.dry, "python": sys.executable}
-    same["tests"] = list(options.tests)
     if options.again or record["status"] not in FINISHED:
         return None
     return record if all(record.get(key) == value for key, value in same.items()) else None
 
 
-def _record(part: Part, options: Options, sources: str, status: str, **more) -> Row:
+def _record(part: Part, options: Options, same: Row, status: str, **more) -> Row:
     """Creates the record of a part, and writes it to its file."""
     now = datetime.datetime.now(datetime.timezone.utc)
     record = {
@@ -137,18 +134,15 @@ def _record(part: Part, options: Options, sources: str, status: str, **more) -> 
         "reason": "",
         "seconds": 0.0,
         "date": now.isoformat(timespec="seconds"),
-        "dry": options.dry,
-        "sources": sources,
-        "python": sys.executable,
-        "tests": list(options.tests),
         "rows": [],
-    } | more
+    }
+    record |= same | more
     path = options.out / f"{part.name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 
-def _run_part(part: Part, options: Options, sources: str, limit: float) -> Row:
+def _run_part(part: Part, options: Options, same: Row, limit: float) -> Row:
     rows = options.out / f"{part.name}.jsonl"
     rows.unlink(missing_ok=True)
     command = [sys.executable, "-m", part.module, "--rows", str(rows), "--seconds", f"{limit:.0f}"]
@@ -164,6 +158,7 @@ def _run_part(part: Part, options: Options, sources: str, limit: float) -> Row:
             status = "timed out" if ended is None else STATUS.get(ended, "failed")
         except KeyboardInterrupt:
             ended, status = None, "interrupted"
+    said = (options.out / LOG).read_bytes()[before:].decode(errors="replace")
     found = read_rows(rows)
     rows.unlink(missing_ok=True)
     reasons = rows_of(found, "reason")
@@ -171,20 +166,13 @@ def _run_part(part: Part, options: Options, sources: str, limit: float) -> Row:
     if status == "timed out" and not reason:
         reason = f"stopped after {limit:.0f} s"
     elif status == "failed" and not reason:
-        reason = f"ended with status {ended}: {_last_line(options.out / LOG, before)}"
+        reason = f"ended with status {ended}: {last_line(said)}"
     _shorten(options.out / LOG)
     return _record(
-        part, options, sources, status,
+        part, options, same, status,
         reason=reason, seconds=round(time.monotonic() - start, 1), limit=round(limit),
         rows=[row for row in found if row not in reasons],
     )  # fmt: skip
-
-
-def _last_line(log: Path, start: int) -> str:
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").split("\n")
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no output")
 
 
 def _shorten(log: Path) -> None:
@@ -206,13 +194,6 @@ def _finish(options: Options, fresh: bool) -> bool:
     if ended != 0:
         print("the results could not be put together", file=sys.stderr)
     return ended == 0
-
-
-def summarize(records: Sequence[Row]) -> None:
-    print(f"\n{'part':<14}  {'status':<11}  {'seconds':>7}  reason")
-    for record in records:
-        line = f"{record['part']:<14}  {record['status']:<11}  {record['seconds']:>7.1f}  "
-        print((line + record["reason"].split("\n")[0][:100]).rstrip())
 
 
 def _say(part: Part, record: Row, note: str = "") -> None:

@@ -8,9 +8,9 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.gpu import machine, processes
+from benchmarks.gpu import machine, part, processes
 from benchmarks.gpu.kernels import DONE
-from benchmarks.gpu.part import ROOT, FailedError, OutOfTimeError, Row, SkippedError, Task, main
+from benchmarks.gpu.part import ROOT, FailedError, OutOfTimeError, Row, SkippedError, Task
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 BACKENDS = ("native", "triton")
@@ -111,7 +111,9 @@ def _without_tool(task: Task, backend: str) -> None:
     if status is None:
         raise OutOfTimeError(f"the {backend} kernels did not end, without any sanitizer")
     if status or DONE not in text:
-        raise FailedError(f"the {backend} kernels fail without any sanitizer: {_last(text)}")
+        raise FailedError(
+            f"the {backend} kernels fail without any sanitizer: {part.last_line(text)}"
+        )
 
 
 def kernels(backend: str, device: str) -> list[str]:
@@ -140,9 +142,5 @@ def _run(command: list[str], seconds: float, environment) -> tuple[int | None, s
         return status, output.read().decode(errors="replace")
 
 
-def _last(text: str) -> str:
-    return next((line[:300] for line in reversed(text.splitlines()) if line.strip()), "no output")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sanitizer))
+    sys.exit(part.main(sanitizer))

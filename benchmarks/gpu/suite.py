@@ -18,22 +18,6 @@ from benchmarks.gpu.part import ROOT, FailedError, OutOfTimeError, Row, SkippedE
 SWITCH = "LOSSOPS_TEST_DEVICE"
 WORKERS = 8
 PATIENCE = 20.0  # seconds that pytest gets to write its report when it is told to stop
-# These compute nothing on the device, and are slow or rebuild the extension.
-LEFT_OUT = (
-    "test_gpu_run.py",
-    "test_gpu_run_rows.py",
-    "test_cuda_build.py",
-    "test_cuda_on_cpu.py",
-    "test_softmax_on_cpu_device.py",
-    "test_softmax_report.py",
-    "test_vectors_on_cpu_device.py",
-    "test_vectors_report.py",
-    "test_others_report.py",
-    "test_simd_math.py",
-    "test_architecture.py",
-    "test_docs.py",
-    "test_command_line.py",
-)
 # Tests that cover several backends by themselves run the other backend in its own part.
 OTHERS = {"native": "triton", "triton": "native"}
 DRY_TESTS = ("tests/test_errors.py",)
@@ -55,7 +39,8 @@ def suite(task: Task) -> None:
             raise FailedError(f"the tests know no {SWITCH}: they would not run on the device")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = pytest_command(report, backend, targets or default_tests(task.dry), workers)
+        targets = targets or (DRY_TESTS if task.dry else ("tests",))
+        command = pytest_command(report, backend, targets, workers)
         print("running", *command, flush=True)
         status = processes.execute(
             command, task.left() - PATIENCE - 5, sys.stdout.buffer, ask=signal.SIGINT,
@@ -75,17 +60,12 @@ def pytest_command(report: Path, backend: str, targets: Sequence[str], workers: 
     command += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
     command += ["-k", f"not cuda_on_cpu and not cuda-{OTHERS[backend]}"]
     command += ["-n", str(workers)] if workers else []
-    return [*command, *(f"--ignore=tests/{name}" for name in LEFT_OUT), *targets]
-
-
-def default_tests(dry: bool) -> tuple[str, ...]:
-    return DRY_TESTS if dry else ("tests",)
+    return [*command, *targets]
 
 
 def knows_switch(folder: Path) -> bool:
     """Whether the tests read the variable that sends them to the device."""
-    files = (path for path in folder.glob("*.py") if path.name not in LEFT_OUT)
-    return any(SWITCH in path.read_text(encoding="utf-8") for path in files)
+    return SWITCH in (folder / "conftest.py").read_text(encoding="utf-8")
 
 
 def summary(report: Path) -> Row:

@@ -3,53 +3,57 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from benchmarks.gpu import row_tables
-from benchmarks.gpu.cells import milliseconds, speed
-from benchmarks.gpu.contenders import COMPILE, EAGER, OURS
-from benchmarks.gpu.goals import elements, outcomes, over
+from benchmarks.bench.cases import COMPILE, EAGER
+from benchmarks.bench.tables import goals
+from benchmarks.gpu.contenders import LIGER, OURS, QUACK
+from benchmarks.gpu.goals import outcomes, over
 from benchmarks.gpu.measure import ADD, COPY
 from benchmarks.gpu.part import Row, rows_of
-from benchmarks.gpu.visits import FORWARD, GRAPH, ROWS, SCALED, STEP
+from benchmarks.gpu.visits import FORWARD, GRAPH, ROWS, SCALED, STEP, TIME
 from lossops.verify.tables import NOTHING, Cell, Table, number, verdict
 
-NAMES = (*OURS, EAGER, COMPILE)
+NAMES = (*OURS, EAGER, COMPILE, LIGER, QUACK)
+_LABELS = ("loss", "case", "dtype")
 _NUMBER = re.compile(rf"[-\d≤≥(]|{NOTHING}$")  # how cells of a numeric column start
+_NOTES = {
+    TIME: "Medians of GPU time, the L2 cache flushed before each, contenders taking turns. native "
+    "is CUDA C++. copy moves as many bytes as a fused implementation by Tensor.copy_; add is "
+    "torch.add(input, target) into memory that is there, which reads and writes what a step does.",
+    ROWS: "Targets are labels, or where it says so the logits of a fixed distribution. A contender "
+    "that overwrites the logits finds them restored before each call, outside of what is timed. "
+    "Where another library wants log-probabilities, they are made of the logits by torch, and that "
+    "is timed. Its result has been compared with torch's before.",
+}
+_OVER = {TIME: "elements", ROWS: "rows of class scores"}
 
 
 def tables(result: Row) -> list[Table]:
     """All tables that are not empty."""
-    times = rows_of(_measured(result), "time")
-    cold = [row for row in times if row["cold"]]
-    short = [row for row in times if not row["cold"]]
+    rows = _measured(result)
     made = summary(result)
-    made += [_bandwidth(same) for same in _by_count(cold)]
-    made += [_short(same) for same in _by_count(short)]
-    made += [_memory(rows_of(_measured(result), "memory"))]
-    made += row_tables.tables(rows_of(_measured(result), ROWS))
-    made += [_peers(_measured(result))]
+    for kind in _OVER:
+        cold = [row for row in rows_of(rows, kind) if row["cold"]]
+        made += [_times(kind, what, cold) for what in (FORWARD, SCALED)]
+        made.append(_bandwidth(kind, cold))
+    made += [_short([row for row in rows_of(rows, TIME) if not row["cold"]])]
+    made += [_memory(rows_of(rows, "memory")), _left_out(rows), _peers(rows)]
     return [table for table in made if table.rows]
 
 
 def summary(result: Row) -> list[Table]:
     """The most important tables."""
     rows = _measured(result)
-    steps = [row for row in rows_of(rows, "time") if row["cold"] and row["what"] == STEP]
-    made = [_parts(result), _goals(rows), *map(_steps, _by_count(steps))]
-    made += row_tables.summary(rows_of(rows, ROWS))
+    steps = [
+        _times(kind, STEP, [row for row in rows_of(rows, kind) if row["cold"]]) for kind in _OVER
+    ]
+    made = [_parts(result), goals(outcomes(rows)), *steps]
     return [table for table in made if table.rows]
 
 
 def _measured(result: Row) -> list[Row]:
     return result["parts"].get("measure", {}).get("rows", [])
-
-
-def _by_count(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    found: dict[int, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["count"], []).append(row)
-    return iter(found[count] for count in sorted(found))
 
 
 def _parts(result: Row) -> Table:
@@ -78,101 +82,111 @@ def _in_short(rows: list[Row]) -> str:
         for row in rows_of(rows, "build")
         if row["native"].get("cuda")
     ]
-    measured = [*rows_of(rows, "time"), *rows_of(rows, ROWS)]
+    measured = [row for kind in _OVER for row in rows_of(rows, kind)]
     said += [f"{len(measured)} measurements"] if measured else []
     return "; ".join(said)
 
 
-def _goals(rows: list[Row]) -> Table:
-    table = Table(
-        "Goals",
-        ("goal", "by", "at least", "worst", "where", "outcome"),
-        labels=2,
-        note="Over single elements in float32 and bfloat16, from 2^26 elements on; over rows of "
-        "class scores in bfloat16, from 4096 classes on. The bytes of a step are three passes over "
-        "a tensor: input and target are read, the gradient is written; they are two where the "
-        "target is labels.",
-    )
-    for goal in outcomes(rows):
-        outcome: str | Cell = "not measured"
-        if goal["met"] is not None:
-            outcome = verdict(goal["met"], "met", f"missed {len(goal['missed'])} times")
-        table.add(
-            goal["goal"], goal["backend"], f"{goal['at_least']:g}",
-            number(goal["worst"]), goal["where"] or NOTHING, outcome,
-        )  # fmt: skip
+def _table(title: str, *columns: str, note: str = "") -> Table:
+    return Table(title, (*_LABELS, *columns), labels=len(_LABELS), note=note)
+
+
+def _labels(row: Row) -> tuple[str, ...]:
+    return tuple(row[name] for name in _LABELS)
+
+
+def _known(rows: Iterable[Row], names: Iterable[str], *keys: str) -> list[str]:
+    """The contenders that some row has something to say about."""
+    said = {name for row in rows for key in keys for name in row[key]}
+    return [name for name in names if name in said]
+
+
+def _milliseconds(row: Row, name: str, unit: float = 1.0, digits: int = 3) -> str:
+    """The time of a contender or yardstick, multiplied by ``unit``."""
+    numbers = (row["contenders"] | row["yardsticks"]).get(name)
+    if numbers is None and name in row["errors"]:
+        return "error"
+    return number(numbers and unit * numbers["ms"], digits)
+
+
+def _speed(numbers: Row | None) -> str:
+    """The bandwidth, and in brackets its ratio to the copy's."""
+    if numbers is None:
+        return NOTHING
+    share = f" ({number(numbers['of_copy'])})" if "of_copy" in numbers else ""
+    return number(numbers["gb_per_s"], 0) + share
+
+
+def _times(kind: str, what: str, rows: list[Row]) -> Table:
+    """The times of large calls, largest tensors last, and what others take to lossops."""
+    rows = [row for row in rows if row["what"] == what]
+    names = _known(rows, NAMES, "contenders", "errors")
+    yards = _known(rows, (COPY, ADD), "yardsticks")
+    pairs = [(name, "native") for name in names if name not in OURS]
+    pairs += [(COMPILE, "triton")] if {COMPILE, "triton"} <= {*names} else []
+    words = "training step: forward, backward" if what == STEP else what
+    table = _table(
+        f"Losses over {_OVER[kind]}, {words}, mean; ms",
+        *names, *yards, *(" / ".join(pair) for pair in pairs),
+        note=" ".join(dict.fromkeys((_NOTES[TIME], _NOTES[kind]))) if what == STEP else "",
+    )  # fmt: skip
+    for row in sorted(rows, key=lambda row: row["count"]) if kind == TIME else rows:
+        times = (_milliseconds(row, name) for name in (*names, *yards))
+        table.add(*_labels(row), *times, *(number(over(row, *pair)) for pair in pairs))
     return table
 
 
-def _steps(rows: list[Row]) -> Table:
-    ratios = [(EAGER, "native"), (COMPILE, "native"), (COMPILE, "triton")]
-    table = Table(
-        f"Training step over {elements(rows[0]['count'])} elements: forward, backward, mean; ms",
-        ("loss", "dtype", *NAMES, COPY, ADD, *(f"{above} / {below}" for above, below in ratios)),
-        labels=2,
-        note="Medians of GPU time, the L2 cache flushed before each, contenders taking turns. "
-        "native is CUDA C++. copy moves as many bytes as the step by Tensor.copy_; add is "
-        "torch.add(input, target) into memory that is there, which reads and writes what the step "
-        "does.",
+def _bandwidth(kind: str, rows: list[Row]) -> Table:
+    names = [*_known(rows, (*OURS, LIGER, QUACK), "contenders", "errors"), COPY]
+    whats = [what for what in (FORWARD, STEP, SCALED) if any(row["what"] == what for row in rows)]
+    table = _table(
+        f"Losses over {_OVER[kind]}: achieved bandwidth in GB/s, and as a share of the device "
+        "copy's",
+        *(f"{what}, {name}" for what in whats for name in names),
+        note="Of the bytes that have to be moved, whatever a contender moves: input and target are "
+        "read once (labels are nothing beside scores), and in a step the gradient is written once. "
+        "With another grad_output than 1, it is read and written again.",
     )
-    for row in rows:
-        yards = row["yardsticks"]
-        table.add(
-            row["loss"], row["dtype"], *(milliseconds(row, name) for name in NAMES),
-            *(number(yards[name]["ms"], 3) if name in yards else NOTHING for name in (COPY, ADD)),
-            *(number(over(row, above, below)) for above, below in ratios),
-        )  # fmt: skip
-    return table
-
-
-def _bandwidth(rows: list[Row]) -> Table:
-    """The bandwidth of forward, step and scaled step."""
-    whats = (FORWARD, STEP, SCALED)
-    table = Table(
-        f"Achieved bandwidth over {elements(rows[0]['count'])} elements, in GB/s, and as a share "
-        "of the device copy's",
-        ("loss", "dtype", *(f"{what}, {name}" for what in whats for name in (*OURS, COPY))),
-        labels=2,
-        note="Of the bytes that have to be moved: two passes over a tensor forward, three in a "
-        "step, five in one with another grad_output than 1, whose gradient is scaled afterwards.",
-    )
-    found = {(row["loss"], row["dtype"], row["what"]): row for row in rows}
-    for loss, dtype in dict.fromkeys((row["loss"], row["dtype"]) for row in rows):
-        cells = []
-        for what in whats:
-            row = found.get((loss, dtype, what), {"contenders": {}, "yardsticks": {}})
-            cells += [speed(row["contenders"].get(name)) for name in OURS]
-            cells.append(speed(row["yardsticks"].get(COPY)))
-        table.add(loss, dtype, *cells)
+    found = {(_labels(row), row["what"]): row["contenders"] | row["yardsticks"] for row in rows}
+    for labels in dict.fromkeys(map(_labels, rows)):
+        speeds = (found.get((labels, what), {}).get(name) for what in whats for name in names)
+        table.add(*labels, *map(_speed, speeds))
     return table
 
 
 def _short(rows: list[Row]) -> Table:
-    names = [name for name in NAMES if any(name in row["contenders"] for row in rows)]
-    table = Table(
-        f"Small tensors, {elements(rows[0]['count'])} elements: µs per call",
-        ("loss", "dtype", "what", *names),
-        labels=3,
+    names = _known(rows, NAMES, "contenders")
+    table = _table(
+        "Losses over few elements: µs per call",
+        "what", *names,
         note="Calls right after each other, so that what the launches take counts.",
-    )
-    found = {(row["loss"], row["dtype"], row["what"]): row for row in rows}
-    for loss, dtype in dict.fromkeys((row["loss"], row["dtype"]) for row in rows):
-        for what in (STEP, GRAPH, SCALED, FORWARD):
-            if row := found.get((loss, dtype, what)):
-                table.add(loss, dtype, what, *(milliseconds(row, name, 1e3, 1) for name in names))
+    )  # fmt: skip
+    table.labels += 1
+    order = [STEP, GRAPH, SCALED, FORWARD]
+    places = {labels: i for i, labels in enumerate(dict.fromkeys(map(_labels, rows)))}
+    for row in sorted(rows, key=lambda row: (places[_labels(row)], order.index(row["what"]))):
+        table.add(*_labels(row), row["what"], *(_milliseconds(row, n, 1e3, 1) for n in names))
     return table
 
 
 def _memory(rows: list[Row]) -> Table:
-    names = [name for name in NAMES if any(name in row["gradients"] for row in rows)]
-    count = elements(rows[0]["count"]) if rows else ""
-    table = Table(
-        f"Peak memory of a training step over {count} elements beyond its inputs, in gradients",
-        ("loss", "dtype", *names),
-        labels=2,
-    )
+    names = _known(rows, NAMES, "gradients")
+    table = _table("Peak memory of a training step beyond its inputs, in gradients", *names)
     for row in rows:
-        table.add(row["loss"], row["dtype"], *(number(row["gradients"].get(n)) for n in names))
+        table.add(*_labels(row), *(number(row["gradients"].get(name)) for name in names))
+    return table
+
+
+def _left_out(rows: list[Row]) -> Table:
+    """Contenders that are there but were not measured, and why."""
+    table = Table("Not measured", ("contender", "why", "first", "cases"), labels=3)
+    said: dict[tuple[str, str], dict[tuple[str, ...], None]] = {}
+    for row in (row for kind in (*_OVER, "memory") for row in rows_of(rows, kind)):
+        for name, why in (row["absent"] | row["errors"]).items():
+            if name != COMPILE and not why.startswith("ModuleNotFoundError"):
+                said.setdefault((name, why), {})[_labels(row)] = None
+    for (name, why), cases in sorted(said.items()):
+        table.add(name, why, " ".join(next(iter(cases))), str(len(cases)))
     return table
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from benchmarks.bench.softmax_steps import PICTURES, Case, Rows
-from benchmarks.bench.steps import Tensors
-from lossops.specs.elementwise import SPECS, Spec
-from lossops.specs.softmax import Sample
+from benchmarks.bench.cases import PICTURES, Case, Elements, Rows, name_of
+from lossops.specs.elementwise import SPECS
+from lossops.specs.softmax import row_spec
 
-ROWS = "rows time"  # the kind of a measurement over rows of class scores
+TIME, ROWS = "time", "rows_time"  # the kinds of results
 FORWARD, STEP, SCALED, GRAPH, MEMORY = "forward", "step", "scaled step", "step in a graph", "memory"
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -39,139 +36,100 @@ DRY = Sizes(1 << 5, 1 << 8, 1 << 12, 1 << 13, rounds=3, blocks=3, block_ms=0.2)
 
 @dataclass(frozen=True)
 class Visit:
-    """Several measurements of one loss with one pair of tensors."""
-
-    spec: Spec
-    dtype: torch.dtype
-    count: int
-    whats: tuple[str, ...]
-    compiled: bool = False
-    short: bool = False  # calls are timed in blocks, with a warm cache
-
-    kind: ClassVar[str] = "time"  # of the emitted rows
-    held: ClassVar[int] = 14  # upper bound on the number of tensors in memory at once
-
-    def __str__(self) -> str:
-        return f"{self.spec.name} {words(self.dtype)} {self.count:,}: {', '.join(self.whats)}"
-
-    @property
-    def facts(self) -> dict[str, object]:
-        """The values that identify its rows."""
-        return {"loss": self.spec.name, "dtype": words(self.dtype), "count": self.count}
-
-    def tensors(self, device: str) -> Tensors:
-        return Tensors(self.spec, self.count, self.dtype, device)
-
-    def passes(self, what: str) -> int:
-        return passes(self.spec, what)
-
-
-@dataclass(frozen=True)
-class RowVisit:
-    """Several measurements of one loss over rows of class scores, of one shape."""
+    """Several measurements of one loss with the same tensors."""
 
     case: Case
     dtype: torch.dtype
     whats: tuple[str, ...] = (STEP, FORWARD)
     compiled: bool = False
-
-    short: ClassVar[bool] = False
-    kind: ClassVar[str] = ROWS
-    # In units of the dtype's size. The check computes in float32, at twice the size of bfloat16.
-    held: ClassVar[int] = 36
+    short: bool = False  # calls are timed in blocks, with a warm cache
 
     def __str__(self) -> str:
-        name = f"{self.case.loss} {words(self.dtype)} {self.case.words()}"
-        return f"{name}: {', '.join(self.whats)}"
+        words = f"{self.case.loss} {name_of(self.dtype)} {self.case.words()}"
+        return f"{words}: {', '.join(self.whats)}"
 
     @property
-    def count(self) -> int:
-        return math.prod(self.case.shape)
+    def checked(self) -> bool:
+        """Whether results are compared with torch's first, as there may be other libraries."""
+        return isinstance(self.case, Rows)
+
+    @property
+    def need(self) -> int:
+        """An upper bound on the memory in use at once. The check computes in float32, at twice the
+        size of bfloat16."""
+        return (36 if self.checked else 14) * self.case.count * self.dtype.itemsize
 
     @property
     def facts(self) -> dict[str, object]:
+        """The values that identify its results."""
         return {
             "loss": self.case.loss,
-            "dtype": words(self.dtype),
-            "shape": list(self.case.shape),
+            "dtype": name_of(self.dtype),
             "case": self.case.words(),
-            "count": self.count,
+            "shape": list(self.case.shape),
+            "count": self.case.count,
         }
 
-    def tensors(self, device: str) -> Rows:
-        return Rows(self.case, self.dtype, device)
-
     def passes(self, what: str) -> int:
-        spec, sample = self.case.spec, self.case.sample
-        return (spec.passes_per_forward if what == FORWARD else spec.passes_per_step)(sample)
+        """Passes over memory of the input's size that a fused implementation needs."""
+        # A gradient written for grad_output = 1 must be read and written again.
+        return self.case.passes(what == FORWARD) + (2 if what == SCALED else 0)
 
 
-def words(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def plan(sizes: Sizes, dry: bool) -> list[Visit | RowVisit]:
-    """The visits of both families. Row visits alternate with the first of the others, so that
+def plan(sizes: Sizes, dry: bool) -> list[Visit]:
+    """The visits of both families. Visits over rows alternate with the first of the others, so that
     neither family is left out if time runs out."""
     elementwise, rows = list(visits(sizes, dry)), list(row_visits(dry))
     turn = max(1, len(SPECS) * len(DTYPES) // len(rows))
-    made: list[Visit | RowVisit] = []
+    made: list[Visit] = []
     for i, visit in enumerate(elementwise):
         made += rows[i // turn : i // turn + 1] if i % turn == 0 else []
         made.append(visit)
     return made
 
 
-def visits(sizes: Sizes, dry: bool, specs: Iterable[Spec] = SPECS) -> Iterator[Visit]:
+def visits(sizes: Sizes, dry: bool) -> Iterator[Visit]:
     """All elementwise visits. A dry run compiles only once and measures memory only twice, because
     both are slow."""
-    pairs = [(spec, dtype) for spec in specs for dtype in DTYPES]
-    for i, (spec, dtype) in enumerate(pairs):
-        whats = (STEP, SCALED, FORWARD, *([MEMORY] if not dry or i < 2 else []))
-        yield Visit(spec, dtype, sizes.large, whats, compiled=not dry or i == 0)
-    for spec, dtype in pairs:
-        yield Visit(spec, dtype, sizes.tiny, (STEP, SCALED, FORWARD), short=True)
-    for spec, dtype in pairs:
-        yield Visit(spec, dtype, sizes.huge, (STEP, SCALED, FORWARD))
-    for spec, dtype in pairs:
-        whats = (STEP, SCALED, FORWARD)
-        yield Visit(spec, dtype, sizes.small, whats, compiled=not dry, short=True)
+    pairs = [(spec.name, dtype) for spec in SPECS for dtype in DTYPES]
+    whats = (STEP, SCALED, FORWARD)
+
+    def visit(count: int, pair: tuple, whats: tuple = whats, **more) -> Visit:
+        loss, dtype = pair
+        return Visit(Elements(loss, (count,)), dtype, whats, **more)
+
+    for i, pair in enumerate(pairs):
+        more = (*whats, *([MEMORY] if not dry or i < 2 else []))
+        yield visit(sizes.large, pair, more, compiled=not dry or i == 0)
+    yield from (visit(sizes.tiny, pair, short=True) for pair in pairs)
+    yield from (visit(sizes.huge, pair) for pair in pairs)
+    yield from (visit(sizes.small, pair, compiled=not dry, short=True) for pair in pairs)
     # Last, because a failed capture may leave the device unusable.
     for count in (sizes.tiny, sizes.small):
-        for spec, dtype in pairs:
-            yield Visit(spec, dtype, count, (GRAPH,), short=True)
+        yield from (visit(count, pair, (GRAPH,), short=True) for pair in pairs)
 
 
-def row_visits(dry: bool) -> Iterator[RowVisit]:
+def row_visits(dry: bool) -> Iterator[Visit]:
     """Those with goals come first. A dry run compiles none of them, only an elementwise loss."""
     single, half = torch.float32, torch.bfloat16
-    pair = Sample(target="logits")
-    for loss, shape, sample, dtype, compiled in (
-        ("cross_entropy", (4096, 32_000), Sample(), half, True),
-        ("kl_divergence", (4096, 32_000), pair, half, True),
-        ("js_divergence", (4096, 32_000), pair, half, True),
-        ("cross_entropy", (2048, 128_256), Sample(), half, True),
+    for loss, shape, dtype, compiled in (
+        ("cross_entropy", (4096, 32_000), half, True),
+        ("kl_divergence", (4096, 32_000), half, True),
+        ("js_divergence", (4096, 32_000), half, True),
+        ("cross_entropy", (2048, 128_256), half, True),
         # This may be short enough for launches to matter. The next, with four times the rows,
         # tells.
-        ("cross_entropy", (4096, 4096), Sample(), half, False),
-        ("cross_entropy", (16_384, 4096), Sample(), half, False),
-        ("cross_entropy", (1024, 262_144), Sample(), half, False),
-        ("cross_entropy", (4096, 32_000), Sample(), single, False),
-        ("cross_entropy", PICTURES, Sample(), single, True),
+        ("cross_entropy", (4096, 4096), half, False),
+        ("cross_entropy", (16_384, 4096), half, False),
+        ("cross_entropy", (1024, 262_144), half, False),
+        ("cross_entropy", (4096, 32_000), single, False),
+        ("cross_entropy", PICTURES, single, True),
     ):
-        case = Case(loss, _tiny(shape) if dry else shape, sample)
-        yield RowVisit(case, dtype, compiled=compiled and not dry)
+        case = Rows(loss, _tiny(shape) if dry else shape, row_spec(loss).samples[0])
+        yield Visit(case, dtype, compiled=compiled and not dry)
 
 
 def _tiny(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) > 2:
         return (2, shape[1], 4, 4)
     return (shape[0] // 1024, shape[1] // 512)
-
-
-def passes(spec: Spec, what: str) -> int:
-    """Passes over memory of the input's size that a fused implementation needs."""
-    if what == FORWARD:
-        return spec.passes_per_forward
-    # A gradient written for grad_output = 1 must be read and written again.
-    return spec.passes_per_step + (2 if what == SCALED else 0)

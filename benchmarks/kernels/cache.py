@@ -27,10 +27,9 @@ CHECKOUT = Path(lossops.__file__).parents[1]
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Advance]]
 
 
-@contextlib.contextmanager
-def silence(label: str, total: int) -> Iterator[Advance]:
+def silence(label: str, total: int) -> contextlib.AbstractContextManager[Advance]:
     """Progress that is not displayed."""
-    yield lambda what: None
+    return contextlib.nullcontext(lambda what: None)
 
 
 def included(source: Path, folder: Path) -> set[Path]:
@@ -120,7 +119,8 @@ class Cache:
         """
         with self._locked():
             found = {name: self._load(name, task) for name, task in tasks.items()}
-            digests = {name: self._digest(tasks[name]) for name in found if found[name] is None}
+            missing = [name for name in found if found[name] is None]
+            digests = {name: digest(self.texts, tasks[name].files) for name in missing}
             if digests:
                 workers = min(len(digests), os.cpu_count() or 1)
                 label = f"compiling kernels with {self.compiler}"
@@ -132,9 +132,6 @@ class Cache:
                         self._store(name, tasks[name], digests[name], found[name])
                         advance(name)
         return list(found.values())
-
-    def _digest(self, task: Task) -> str:
-        return digest(self.texts, task.files)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -155,14 +152,14 @@ class Cache:
         if path is None or not path.exists():
             return None
         kept = json.loads(path.read_text(encoding="utf-8"))
-        return kept["result"] if kept["digest"] == self._digest(task) else None
+        return kept["result"] if kept["digest"] == digest(self.texts, task.files) else None
 
-    def _store(self, name: str, task: Task, digest: str, result: Any) -> None:
+    def _store(self, name: str, task: Task, before: str, result: Any) -> None:
         path = self._path(name)
-        if path is None or self._digest(task) != digest:  # edited in the meantime
+        if path is None or digest(self.texts, task.files) != before:  # edited in the meantime
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")  # an interruption leaves the old file or the new one
-        text = json.dumps({"digest": digest, "result": result}).replace("}, {", "},\n{")
+        text = json.dumps({"digest": before, "result": result}).replace("}, {", "},\n{")
         unfinished.write_text(text + "\n", encoding="utf-8")
         unfinished.replace(path)

@@ -95,7 +95,7 @@ def _grouped(rows: Sequence[Row]) -> dict[tuple[str, tuple[str, ...]], list[Row]
 def _order(group: tuple[str, tuple[str, ...]]) -> tuple[str, int, list[int]]:
     """Sorts by kernel, then single dtypes before mixed ones, then in the usual order of dtypes."""
     kernel, dtypes = group
-    order = ["float32", "bfloat16", "float16", "float64"]
+    order = ["float32", "bfloat16", "float16", "float64", "int64", "int32"]
     return kernel, len(set(dtypes)), [order.index(dtype) for dtype in dtypes]
 
 
@@ -107,11 +107,8 @@ def _local_bytes(row: Row) -> int:
 def _fit(rows: Sequence[Row]) -> str:
     if not rows:
         return NOTHING
-    return f"{_range(row['registers'] for row in rows)} {_percent(_least_occupancy(rows)):>4}"
-
-
-def _least_occupancy(rows: Iterable[Row]) -> float:
-    return min(row["occupancy"] for row in rows)
+    occupancy = _percent(min(row["occupancy"] for row in rows))
+    return f"{_range(row['registers'] for row in rows)} {occupancy:>4}"
 
 
 def _percent(share: float) -> str:

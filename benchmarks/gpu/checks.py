@@ -1,5 +1,5 @@
-"""Preparations for measuring losses over rows of class scores: a check against torch, and separate
-scores for contenders that overwrite them."""
+"""Preparations for measuring contenders: a check of their results against torch, and separate
+scores for those that overwrite them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.bench.softmax_steps import Case, Rows
+from benchmarks.bench.cases import Case, Problem
 from benchmarks.gpu.contenders import Contender, in_words
 
 # The largest relative difference from torch's float32 result. It allows for log-probabilities
@@ -17,8 +17,9 @@ from benchmarks.gpu.contenders import Contender, in_words
 VALUE, GRADIENT = 0.05, 0.2
 
 
-class Own:
-    """A separate copy of the scores, for a contender that overwrites them with the gradient.
+class Own(Problem):
+    """The same problem with a separate copy of the scores, for a contender that overwrites them
+    with the gradient.
 
     Each call must find the scores, not the gradient of the previous call, or its result would not
     be the loss. No other contender may find the scores overwritten. So they are copied again in the
@@ -27,45 +28,44 @@ class Own:
     keeps the advantages of overwriting: less memory and no separate output tensor.
     """
 
-    def __init__(self, tensors: Rows):
-        self.scores = tensors.input.detach()
-        self.input = self.scores.clone().requires_grad_()
-        self.target = tensors.target
+    def __init__(self, problem: Problem):
+        self.scores = problem.input.detach()
+        super().__init__(
+            [self.scores.clone().requires_grad_()], problem.others, problem.options, problem.pair
+        )
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[None]:
-        self.input.grad = None  # may share memory with the scores
+        self.forget()  # the gradient may share memory with the scores
         with torch.no_grad():
             self.input.copy_(self.scores)
         yield
 
 
-def of_torch(case: Case, tensors: Rows) -> tuple[Tensor, Tensor]:
+def of_torch(case: Case, problem: Problem) -> tuple[Tensor, Tensor]:
     """Value and gradient computed by torch, in at least float32."""
-    input = _wide(tensors.input.detach()).requires_grad_()
-    target = _wide(tensors.target) if tensors.target.is_floating_point() else tensors.target
-    options = {
-        name: _wide(option) if isinstance(option, Tensor) else option
-        for name, option in tensors.options.items()
-    }
-    value = case.spec.torch_call(case.sample)(input, target, **options)
+    input = _wide(problem.input.detach()).requires_grad_()
+    others = [_wide(tensor) for tensor in problem.others]
+    options = {name: _wide(option) for name, option in problem.options.items()}
+    value = case.in_torch(input, *others, **options)
     (gradient,) = torch.autograd.grad(value, input)
     return value.detach(), gradient
 
 
-def _wide(numbers: Tensor) -> Tensor:
-    return numbers if numbers.dtype == torch.float64 else numbers.float()
+def _wide(given):
+    half = isinstance(given, Tensor) and given.is_floating_point() and given.itemsize < 4
+    return given.float() if half else given
 
 
-def wrong(contender: Contender, tensors: Rows, expected: tuple[Tensor, Tensor]) -> str:
+def wrong(contender: Contender, problem: Problem, expected: tuple[Tensor, Tensor]) -> str:
     """What is wrong with a contender's value or gradient, or "" if nothing is."""
-    scores = Own(tensors) if contender.overwrites else tensors
-    scores.input.grad = None
+    own = Own(problem) if contender.overwrites else problem
+    own.forget()
     try:
         with contender.within():
-            value = contender.loss(scores.input, scores.target)
+            value = contender.loss(*own.leaves, *own.others, **own.options)
             value.backward()
-        gradient = scores.input.grad
+        gradient = own.input.grad
         for name, ours, torchs, limit in zip(
             ("value", "gradient"), (value, gradient), expected, (VALUE, GRADIENT), strict=True
         ):
@@ -79,5 +79,5 @@ def wrong(contender: Contender, tensors: Rows, expected: tuple[Tensor, Tensor]) 
     except Exception as error:
         return in_words(error)
     finally:
-        tensors.input.grad = None
+        problem.forget()
     return ""
