@@ -408,6 +408,39 @@ def test_what_would_read_out_of_bounds_is_refused(backend):
         ops.elementwise_forward(x.long(), x, None, None, *call, FLOAT32, NO_GRADIENTS)
 
 
+def test_missing_tangents_and_infinite_derivatives(backend):
+    """An infinite derivative by a tensor without a tangent gives 0, not NaN."""
+    numbers = (-INF, -1.0, 0.0, 0.5, 1.0, 2.0, INF)
+    everywhere = torch.tensor([*itertools.product(numbers, numbers)], dtype=FLOAT64)
+    points = {row.kernel: everywhere for row in specs.REGRESSION}
+    points |= dict.fromkeys(("bce_with_logits", "margin_ranking", "gaussian"), everywhere)
+    inside = (everywhere >= 0).all(1) & (everywhere < INF).all(1) & (everywhere[:, 1] > 0)
+    points["poisson"] = everywhere[inside]
+    for loss, present in itertools.product(points, itertools.product((False, True), repeat=3)):
+        params = {"poisson": [0.0, 1.0], "gaussian": [0.0, 0.5]}.get(loss, PARAMS[loss])
+        x, y = points[loss].to(backend.device).unbind(1)
+        leaves = [t.contiguous().requires_grad_() for t in (x, y, torch.full_like(x, 0.75))]
+        tangents = [torch.full_like(x, 1.5) if yes else None for yes in present]
+        value = leaves[2] * formula(loss, *leaves[:2], params)
+        firsts = torch.autograd.grad(value.sum(), leaves, create_graph=True, materialize_grads=True)
+        along = sum((d * t for d, t in zip(firsts, tangents, strict=True) if t is not None), 0 * y)
+        factor = torch.full_like(x, -2.0)
+        truth = (
+            torch.autograd.grad(along, leaves, factor, materialize_grads=True, allow_unused=True)
+            if any(present)
+            else [torch.zeros_like(x)] * 3
+        )
+        found = backend.ops.elementwise_double_backward(
+            factor, *(leaf.detach() for leaf in leaves), None, *tangents, loss, params, "none", 0,
+            FLOAT64, [True] * 4,
+        )  # fmt: skip
+        for got, true in zip(found, (along.detach(), *truth), strict=True):
+            known = ~true.isnan()
+            torch.testing.assert_close(
+                got[known], true[known], rtol=1e-9, atol=1e-9, msg=f"{loss} {present}"
+            )
+
+
 @each_spec
 def test_two_backward_passes_agree(backend, spec):
     """The rescaled gradient of the forward pass and the recomputed one have the same bits in
