@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import torch
 
-from lossops.core.contract import check_memory
+from lossops.core.contract import check_memory, check_presence
 
 NATIVE = "lossops"
 TRITON = "lossops_triton"
@@ -62,13 +62,15 @@ _libraries = [torch.library.Library(namespace, "DEF") for namespace in (NATIVE, 
 # Op name -> (check, schema). The check takes the arguments of a call and raises if they violate the
 # contract. It returns a function that allocates the outputs without computing their values.
 DECLARED: dict[str, tuple[Callable, str]] = {}
+# The same for ops that are composed of those.
+COMPOSED: dict[str, tuple[Callable, str]] = {}
 
 
 def declare(name: str, check: Callable, schema: str) -> None:
     """Declares an op in the namespace of every kernel backend."""
     DECLARED[name] = check, schema
     for library in _libraries[:2]:
-        _declare_in(library, name)
+        _declare_in(library, name, check, schema)
     for ops in KERNEL_OPS.values():
         ops.add(name)
 
@@ -76,15 +78,20 @@ def declare(name: str, check: Callable, schema: str) -> None:
 def declare_all(namespace: str) -> None:
     """Declares the ops of all families in another namespace."""
     library = torch.library.Library(namespace, "DEF")
-    for name in DECLARED:
-        _declare_in(library, name)
+    for name, (check, schema) in DECLARED.items():
+        _declare_in(library, name, check, schema)
     _libraries.append(library)
 
 
-def _declare_in(library: torch.library.Library, name: str) -> None:
-    check, schema = DECLARED[name]
+def _declare_in(library: torch.library.Library, name: str, check: Callable, schema: str) -> None:
     _define(library, name, schema)
-    register_fake(library, name, lambda *args: check(*args)())
+    arguments = _arguments(library.ns, name)
+
+    def fake(*args):
+        check_presence(arguments, args)
+        return check(*args)()
+
+    register_fake(library, name, fake)
 
 
 def _define(library: torch.library.Library, name: str, schema: str) -> None:
@@ -119,28 +126,44 @@ def register_fake(library: torch.library.Library, name: str, fake) -> None:
 
 
 def implement(namespace: str, name: str, device: str, kernel: Callable) -> None:
-    """Registers a Python function as the kernel of an op for a device type. The kernel is called
-    only with arguments that satisfy the contract."""
-    check, _ = DECLARED[name]
-    schema = getattr(getattr(torch.ops, namespace), name).default._schema.arguments
-    known = [(argument.name, argument.is_write) for argument in schema]
-
-    def checked(*args):
-        check(*args)
-        check_memory([(n, value, w) for (n, w), value in zip(known, args, strict=True)])
-        return kernel(*args)
-
+    """Registers a Python function as the kernel of an op for a device type."""
     library = torch.library.Library(namespace, "IMPL")
-    library.impl(name, checked, device.upper())
+    library.impl(name, _checked(namespace, name, DECLARED[name][0], kernel), device.upper())
     _libraries.append(library)
 
 
-def compose(name: str, schema: str, kernel, fake, backward=None, setup_context=None) -> None:
-    """Registers an op that is composed of other ops, for every device on which those run."""
+def _checked(namespace: str, name: str, check: Callable, kernel: Callable) -> Callable:
+    """A kernel that is called only with arguments that satisfy the contract."""
+    arguments = _arguments(namespace, name)
+
+    def checked(*args):
+        check_presence(arguments, args)
+        check(*args)
+        check_memory(
+            [(a.name, value, a.is_write) for a, value in zip(arguments, args, strict=True)]
+        )
+        return kernel(*args)
+
+    return checked
+
+
+def _arguments(namespace: str, name: str) -> list[torch._C.Argument]:
+    return getattr(getattr(torch.ops, namespace), name).default._schema.arguments
+
+
+def compose(
+    name: str, check: Callable, schema: str, kernel: Callable, backward=None, setup_context=None
+) -> None:
+    """Declares an op that is composed of other ops, for every device on which those run."""
+    COMPOSED[name] = check, schema
     library, full = torch.library.Library(NATIVE, "FRAGMENT"), f"{NATIVE}::{name}"
-    _define(library, name, schema)
-    register_fake(library, name, fake)
-    library.impl(name, kernel, "CompositeExplicitAutograd")
-    if backward is not None:
-        torch.library.register_autograd(full, backward, setup_context=setup_context, lib=library)
+    _declare_in(library, name, check, schema)
+    library.impl(name, _checked(NATIVE, name, check, kernel), "CompositeExplicitAutograd")
+
+    def refuse(ctx, *grads):
+        raise RuntimeError(f"derivative for {full} is not implemented")
+
+    torch.library.register_autograd(
+        full, backward or refuse, setup_context=setup_context, lib=library
+    )
     _libraries.append(library)

@@ -40,6 +40,7 @@ from lossops.core.contract import (
     check_dtype,
     check_gradients,
     check_gradients_come,
+    check_length,
     check_mask,
     check_number_or,
     check_reduction,
@@ -74,7 +75,7 @@ def _check_elementwise(
     require(known is not None, lambda: f"unknown elementwise loss {loss!r}")
     require(
         len(params) == known,
-        lambda: f"loss {loss!r} takes {known} parameters, got {len(params)}",
+        lambda: f"params of loss {loss!r} should have {known} entries, got {len(params)}",
     )
     check_reduction(reduction)
     check_between("keep_dims", keep_dims, input.dim())
@@ -101,9 +102,9 @@ def _elementwise_forward(
     shape = _check_elementwise(
         input, target, weight, normalizer, loss, params, reduction, keep_dims
     )
-    check_dtype("out_dtype", out_dtype)
-    check_mask(output_mask, (input, target, weight))
     check_gradients_come(output_mask, reduction, keep_dims)
+    check_dtype("out_dtype", out_dtype)
+    check_mask(output_mask, input=input, target=target, weight=weight)
     return lambda: (
         _empty_loss(input, shape, reduction, out_dtype),
         *empty_like((input, target, weight), output_mask),
@@ -123,7 +124,7 @@ def _elementwise_backward(
         input, target, weight, normalizer, loss, params, reduction, keep_dims
     )
     _check_grad_output(grad_output, input, shape, reduction)
-    check_mask(output_mask, (input, target, weight))
+    check_mask(output_mask, input=input, target=target, weight=weight)
     return lambda: empty_like((input, target, weight), output_mask)
 
 
@@ -136,15 +137,16 @@ def _elementwise_backward_(
     )
     check_single(grad_output)
     _check_grad_output(grad_output, input, shape, reduction)
-    check_gradients(grads, output_mask, (input, target, weight))
+    check_gradients(grads, output_mask, input=input, target=target, weight=weight)
     return lambda: None
 
 
 def _elementwise_rescale_(grads, grad_output):
     check_single(grad_output)
+    device = grads[0].device if grads else grad_output.device
+    check_tensors(device, grad_output=grad_output)
     for grad in grads:
-        check_tensors(grads[0].device, gradient=grad, grad_output=grad_output)
-    check_tensors(grad_output.device, grad_output=grad_output)
+        check_tensors(device, **{"a tensor of grads": grad})
     return lambda: None
 
 
@@ -168,13 +170,14 @@ def _elementwise_double_backward(
         lambda: "tangent_weight is the tangent of a weight that there is not",
     )
     check_dtype("out_dtype", out_dtype)
-    check_mask(output_mask, (input, input, target, weight))
+    check_length(output_mask, 4)
     require(
         grad_output is not None or not any(output_mask[1:]),
         lambda: "elementwise_double_backward needs grad_output to give gradients",
     )
     if grad_output is not None:
         _check_grad_output(grad_output, input, shape, reduction)
+    check_mask(output_mask[1:], input=input, target=target, weight=weight)
     return lambda: (
         _empty_loss(input, shape, reduction, out_dtype) if output_mask[0] else None,
         *empty_like((input, target, weight), output_mask[1:]),

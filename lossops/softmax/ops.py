@@ -59,6 +59,7 @@ from lossops.core.contract import (
     check_dtype,
     check_gradients,
     check_gradients_come,
+    check_length,
     check_mask,
     check_number_or,
     check_reduction,
@@ -85,59 +86,71 @@ def rows_shape(input: Tensor, dim: int) -> tuple:
 
 def check_softmax(
     input, target, class_weight, normalizer, loss, dim, form, target_form, params, ignore_index,
-    one_if_none, reduction, keep_dims,
+    one_if_none, reduction, keep_dims, scores="input",
 ) -> tuple:  # fmt: skip
-    """Checks a call and returns the shape of the loss."""
+    """Checks a call and returns the shape of the loss. ``scores`` is what messages call input."""
     require(
         0 <= dim < input.dim(),
         lambda: f"dim should be between 0 and {input.dim() - 1}, got {dim}",
     )
     check_reduction(reduction)
     check_between("keep_dims", keep_dims, dim)
-    require(len(params) == 6, lambda: f"a softmax loss takes 6 parameters, got {len(params)}")
+    require(len(params) == 6, lambda: f"params should have 6 entries, got {len(params)}")
     of_labels = loss in LABEL_LOSSES
     require(of_labels or loss in DIVERGENCES, lambda: f"unknown softmax loss {loss!r}")
-    labels = target_form == "labels"
-    forms = FORMS[:2] if of_labels else FORMS
-    require(form in forms, lambda: f"form of {loss!r} should be one of {forms}, got {form!r}")
-    forms = ("labels", *(FORMS if not of_labels else FORMS[2:] if loss == "cross_entropy" else ()))
+    labels, cross_entropy = target_form == "labels", loss == "cross_entropy"
+    require(form in FORMS, lambda: f"form should be logits, log_probs or probs, got {form!r}")
     require(
-        target_form in forms,
-        lambda: f"target_form of {loss!r} should be one of {forms}, got {target_form!r}",
+        labels or target_form in FORMS,
+        lambda: f"target_form should be logits, log_probs, probs or labels, got {target_form!r}",
     )
-    check_tensors(input.device, input=input, class_weight=class_weight, normalizer=normalizer)
-    check_tensors(input.device, LABEL_DTYPES if labels else KERNEL_DTYPES, target=target)
-    rows = rows_shape(input, dim)
-    check_shape("target", target, rows if labels else input.shape, "rows" if labels else "input")
-    if class_weight is not None:
-        check_shape("class_weight", class_weight, input.shape[dim : dim + 1], "the classes")
-        require(of_labels, lambda: f"loss {loss!r} takes no class_weight")
+    require(
+        not of_labels or labels or (cross_entropy and target_form == "probs"),
+        lambda: (
+            f"target_form of loss {loss!r} should be labels{' or probs' if cross_entropy else ''}, "
+            f"got {target_form!r}"
+        ),
+    )
+    require(
+        not of_labels or form != "probs",
+        lambda: f"form of loss {loss!r} should be logits or log_probs, got {form!r}",
+    )
     numbers = (0,) * 6 if isinstance(params, Tensor) else params  # the op checks their values
     _, softcap, label_smoothing, z_loss, *_ = numbers
     require(
-        label_smoothing == 0 or loss == "cross_entropy",
+        label_smoothing == 0 or cross_entropy,
         lambda: f"loss {loss!r} takes no label_smoothing",
     )
     require(
         softcap == z_loss == 0 or (of_labels and form == "logits"),
         lambda: "softcap and z_loss are for label losses of logits",
     )
+    require(class_weight is None or of_labels, lambda: f"loss {loss!r} takes no class_weight")
+    check_tensors(input.device, input=input)
+    check_tensors(input.device, LABEL_DTYPES if labels else KERNEL_DTYPES, target=target)
+    check_tensors(input.device, class_weight=class_weight, normalizer=normalizer)
+    rows = rows_shape(input, dim)
+    of = "the rows" if labels else scores
+    check_shape("target", target, rows if labels else input.shape, of)
+    if class_weight is not None:
+        check_shape("class_weight", class_weight, input.shape[dim : dim + 1], "the classes")
     kept = rows[: keep_dims if reduction != "none" else 0]
     check_number_or("normalizer", normalizer, kept, "the loss")
     return rows if reduction == "none" else kept
 
 
-def _softmax_values(input, target, *call) -> Callable[[], tuple]:
+def _softmax_values(input, target, grad_mask, *call) -> Callable[[], tuple]:
     """Checks a call that returns the loss and the per-row outputs that its mask requests."""
     *call, out_dtype, extras = call
     shape = check_softmax(input, target, *call)
-    _, normalizer, loss, dim, form, target_form, *_, reduction, _ = call
+    _, normalizer, loss, dim, form, target_form, *_, reduction, keep_dims = call
+    check_gradients_come(grad_mask, reduction, keep_dims)
     check_dtype("out_dtype", out_dtype)
+    require(not extras[2] or target_form == "labels", lambda: "accuracy is that of labels")
     require(
         not any(extras) or (loss in LABEL_LOSSES and form == "logits"),
         lambda: "lse, entropy and accuracy are those of a label loss of logits",
     )
-    require(not extras[2] or target_form == "labels", lambda: "accuracy is that of labels")
     counts = reduction == "mean" and normalizer is None and target_form == "labels"
     extra = accumulator(input.dtype)
 
@@ -153,37 +166,21 @@ def _softmax_values(input, target, *call) -> Callable[[], tuple]:
 
 
 def _softmax_forward(input, target, *call):
-    *call, reduction, keep_dims, out_dtype, output_mask = call
-    require(len(output_mask) == 5, lambda: "output_mask should have 5 entries")
-    values = _softmax_values(input, target, *call, reduction, keep_dims, out_dtype, output_mask[:3])
-    check_mask(output_mask[3:], (input, target))
-    check_gradients_come(output_mask[3:], reduction, keep_dims)
+    *call, output_mask = call
+    check_length(output_mask, 5)
+    values = _softmax_values(input, target, output_mask[3:], *call, output_mask[:3])
+    check_mask(output_mask[3:], input=input, target=target)
     return lambda: (*values(), *empty_like((input, target), output_mask[3:]))
 
 
 def _softmax_forward_(input, target, *call):
-    *_, reduction, keep_dims, _, output_mask = call
-    require(len(output_mask) == 3, lambda: "output_mask should have 3 entries")
-    check_gradients_come([True], reduction, keep_dims)
-    return _softmax_values(input, target, *call)
+    check_length(call[-1], 3)
+    return _softmax_values(input, target, [True], *call)
 
 
 def _check_upstream(grad_output, grad_lse, grad_entropy, input, target, call) -> None:
     shape = check_softmax(input, target, *call)
     _, normalizer, loss, dim, form, target_form, *_, reduction, _ = call
-    upstream = {"grad_output": grad_output, "grad_lse": grad_lse, "grad_entropy": grad_entropy}
-    check_tensors(input.device, **upstream)
-    check_number_or("grad_output", grad_output, shape, "the loss")
-    for name in ("grad_lse", "grad_entropy"):
-        check_number_or(name, upstream[name], rows_shape(input, dim), "rows")
-    require(
-        grad_lse is grad_entropy is None or (loss in LABEL_LOSSES and form == "logits"),
-        lambda: "grad_lse and grad_entropy are of a label loss of logits",
-    )
-    require(
-        any(tensor is not None for tensor in upstream.values()),
-        lambda: "softmax_backward needs a gradient of the loss, of lse or of the entropy",
-    )
     require(
         reduction != "mean" or target_form != "labels" or normalizer is not None,
         lambda: (
@@ -191,12 +188,25 @@ def _check_upstream(grad_output, grad_lse, grad_entropy, input, target, call) ->
             "gives, as normalizer"
         ),
     )
+    check_tensors(input.device, grad_output=grad_output)
+    check_number_or("grad_output", grad_output, shape, "the loss")
+    for name, tensor in (("grad_lse", grad_lse), ("grad_entropy", grad_entropy)):
+        check_tensors(input.device, **{name: tensor})
+        require(
+            tensor is None or (loss in LABEL_LOSSES and form == "logits"),
+            lambda name=name: f"{name} is of a label loss of logits",
+        )
+        check_number_or(name, tensor, rows_shape(input, dim), "the rows")
 
 
 def _softmax_backward(grad_output, grad_lse, grad_entropy, input, target, *call):
     *call, output_mask = call
     _check_upstream(grad_output, grad_lse, grad_entropy, input, target, call)
-    check_mask(output_mask, (input, target))
+    check_mask(output_mask, input=input, target=target)
+    require(
+        not grad_output is grad_lse is grad_entropy is None,
+        lambda: "softmax_backward needs a gradient of the loss, of lse or of the entropy",
+    )
     return lambda: empty_like((input, target), output_mask)
 
 
@@ -204,7 +214,7 @@ def _softmax_backward_(grads, grad_output, input, target, *call):
     *call, output_mask = call
     check_single(grad_output)
     _check_upstream(grad_output, None, None, input, target, call)
-    check_gradients(grads, output_mask, (input, target))
+    check_gradients(grads, output_mask, input=input, target=target)
     return lambda: None
 
 
