@@ -289,7 +289,8 @@ def linear(draw: Draw):
     """The raw ops of a linear layer with its cross entropy."""
     name = draw.of("sum", "losses", "losses_backward")
     rows, features = draw.of(0, 1, draw.size(), draw.size(300)), draw.of(0, draw.size(9), 17)
-    classes = 0 if draw.chance(0.03) else draw.of(draw.size(), draw.size(300))
+    # Half precision is multiplied in pieces of 128 classes.
+    classes = 0 if draw.chance(0.03) else draw.of(draw.size(), draw.size(300), 129, 260)
     layer = draw.of(*FLOATS)
     # Under autocast, the products have another dtype than the layer.
     dtype = layer if draw.chance(0.7) else draw.of(*FLOATS)
