@@ -14,7 +14,7 @@ from conftest import cpu_only
 from fuzz.call import FLOATS, LABELS, Draw, tensors_of
 from fuzz.judge import OF_TORCH, all_of, on_meta, steps
 from fuzz.raw import arguments_of
-from raw_ops import FLOAT32, Backend, Case
+from raw_ops import FLOAT16, FLOAT32, Backend, Case
 from raw_softmax import Case as RowsCase
 from torch import Tensor
 
@@ -89,13 +89,14 @@ class Valid:
 
     def hostile(self):
         """Pairs of an argument's name and a value that it cannot have."""
+        given = self.arguments
         for name, tensor, placed in self.each_tensor():
             for dtype in (*NO_NUMBERS, *(FLOATS if self.holds_labels(name) else LABELS)):
                 yield name, placed(torch.zeros(tensor.shape).to(dtype))
             if name != "grads" or self.op != "elementwise_rescale_":
                 yield name, placed(tensor.unsqueeze(-1).expand(*tensor.shape, 977).contiguous())
         schema = getattr(torch.ops.lossops, self.op).default._schema.arguments
-        for (name, value), known in zip(self.arguments.items(), schema, strict=True):
+        for (name, value), known in zip(given.items(), schema, strict=True):
             if isinstance(value, Tensor) and not isinstance(known.type, torch.OptionalType):
                 yield name, None
             elif isinstance(value, list) and self.op != "elementwise_rescale_":
@@ -111,6 +112,30 @@ class Valid:
                 yield name, -1
                 if name != "rows":
                     yield name, 99
+        yield from self.hostile_together()
+
+    def hostile_together(self):
+        """Values that do not suit the other arguments."""
+        given, mask = self.arguments, self.arguments.get("output_mask", [])
+        vectors, of_rows = given.get("vectors", []), "form" in given
+        if of_rows:
+            yield "form", "labels"
+            if given["class_weight"] is not None and not any(given["params"][1:4]):
+                yield "loss", "kl"
+        if len(vectors) > 1:
+            first, *others = vectors
+            yield "vectors", [first[:-1], *others]
+            yield "vectors", [first.to(FLOAT32 if first.dtype == FLOAT16 else FLOAT16), *others]
+        if vectors and given["label"] is None:
+            yield "label", torch.ones(())
+        forward = self.op.endswith("forward")
+        a_number = given.get("reduction") != "none" and not given.get("keep_dims")
+        if forward and any(mask[-2 if of_rows else -3 :]) and given.get("normalizer") is None:
+            yield "reduction", "none"
+        absent = self.holds_labels("target") if of_rows else len(vectors) in (1, 2)
+        absent |= given.get("weight", given.get("linear_bias", mask)) is None
+        if mask and absent and (a_number or not forward) and not self.op.endswith("forward_"):
+            yield "output_mask", [*mask[:-1], True]
 
 
 def refusal(call, **changes) -> str:

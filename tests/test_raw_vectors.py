@@ -208,42 +208,6 @@ def test_no_elements(backend, loss):
     assert value.tolist() == [wanted] * 3
 
 
-def test_errors(backend):
-    x = torch.zeros(2, 3, device=backend.device)
-    label = torch.zeros(2, dtype=torch.int64, device=backend.device)
-    good = {
-        "vectors": [x, x], "label": None, "row_weight": None, "loss": "tversky",
-        "params": [0.5, 0.5, 1.0], "reduction": "mean",
-    }  # fmt: skip
-
-    def forward(mask=(False,) * 3, **changes):
-        backend.ops.vectors_forward(*(good | changes).values(), FLOAT32, list(mask))
-
-    forward()
-    for changes in (
-        {"loss": "huber"},
-        {"vectors": [x]},
-        {"vectors": [x, x[:1]]},
-        {"vectors": [x, x.double()]},
-        {"vectors": [x[0], x[0]]},
-        {"params": [0.5]},
-        {"reduction": "average"},
-        {"row_weight": x[0]},
-        {"label": x[:, 0]},
-        {"loss": "cosine_embedding", "params": [0.0]},
-        {"loss": "cosine_embedding", "params": [0.0], "label": x[0]},
-        {"mask": [False, False, True]},
-        {"reduction": "none", "mask": [True, False, False]},
-        {"vectors": [x], "loss": "multi_margin", "params": [1.0]},
-        {"vectors": [x], "loss": "multi_margin", "params": [1.0], "label": label.float()},
-        {"vectors": [x], "loss": "multilabel_margin", "params": []},
-        {"vectors": [x], "loss": "multilabel_margin", "params": [], "label": label},
-        {"vectors": [x], "loss": "multilabel_margin", "params": [], "label": x},
-    ):
-        with pytest.raises(RuntimeError):
-            forward(**changes)
-
-
 @cpu_only
 @pytest.mark.parametrize("loss", ["triplet_margin", "multi_margin", "multilabel_margin"])
 def test_the_same_bits_for_any_number_of_threads(loss):
