@@ -33,10 +33,8 @@ def require(condition, message: Callable[[], str]) -> None:
 def check_presence(schema: Sequence[torch._C.Argument], arguments: Sequence) -> None:
     """Checks that all tensors are given that are not optional. torch's dispatcher accepts None."""
     for argument, value in zip(schema, arguments, strict=True):
-        require(
-            value is not None or isinstance(argument.type, torch.OptionalType),
-            lambda argument=argument: f"{argument.name} should be a tensor, got none",
-        )
+        if value is None and not isinstance(argument.type, torch.OptionalType):
+            raise RuntimeError(f"{argument.name} should be a tensor, got none")
 
 
 def check_shape(
