@@ -70,7 +70,7 @@ def _state(csrc: Path, others, module: str, texts: list[str]) -> str:
     compiled = [p for p in cuda.rglob("*.cu") if str(p.relative_to(cuda)) not in others]
     files = [path for source in compiled for path in included(source, csrc)]
     tests = Path(__file__).parent
-    files += [*tests.glob("raw_*.py"), tests / "test_raw_vectors.py", tests / "interpreter.py"]
+    files += [*tests.glob("raw_*.py"), tests / "interpreter.py"]
     files += [p for p in Path(build.__file__).parent.iterdir() if p.suffix in (".cpp", ".h", ".py")]
     library = ROOT / "lossops"  # the expected results
     files += [*library.rglob("reference.py"), library / "core" / "formulas.py"]

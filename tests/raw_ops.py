@@ -3,6 +3,7 @@ in float64 from the reference formulas."""
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -37,6 +38,31 @@ class Backend:
         self.bfloat16_rounding = bfloat16_rounding  # in units in the last place
         # Whether out-of-range labels raise: labels in host memory can be checked.
         self.raises_index_errors = raises_index_errors
+
+
+def generator() -> torch.Generator:
+    """A generator of random arguments, which the seed of the test determines."""
+    return torch.Generator().manual_seed(random.getrandbits(60))
+
+
+def compare(what: str, backend: Backend, got, expected, error, double: bool) -> None:
+    """Allows one rounding of the result, and ``error`` in units of the dtype of the computation."""
+    assert got.shape == expected.shape, what
+    if not got.numel():
+        return
+    got, dtype = got.to(expected.device), got.dtype
+    output, compute = torch.finfo(dtype), torch.finfo(FLOAT64 if double else FLOAT32)
+    rounding = backend.bfloat16_rounding if dtype == BFLOAT16 else 0.5
+    bound = output.eps * rounding * (expected.abs() + output.smallest_normal) + compute.eps * error
+    overflow = expected.abs() > output.max  # a gradient may overflow in float16
+    got = torch.where(overflow & got.isinf(), expected, got.double())
+    off = (got - expected).abs()
+    right = (off <= bound) | (got == expected) | (got.isnan() & expected.isnan())
+    if not right.all():
+        i = torch.where(right, 0.0, off / bound).nan_to_num(math.inf).argmax()
+        worst = (t.expand_as(got).flatten()[i].item() for t in (got, expected, bound))
+        where = tuple(n.item() for n in torch.unravel_index(i, got.shape))
+        pytest.fail("{}, at {}: {} should be {}, within {}".format(what, where, *worst))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -74,7 +100,7 @@ class Case:
         self.backend = backend
         self.loss, self.params = loss, options.get("params") or PARAMS[loss]
         self.reduction, self.keep_dims = reduction, keep_dims
-        draw = torch.Generator().manual_seed(random.getrandbits(60))
+        draw = generator()
         x_dtype, y_dtype = dtypes
 
         def tensor(dtype, shape=shape):
@@ -255,20 +281,10 @@ class Case:
             self.compare(tensor, next(expected), size)
 
     def compare(self, got, expected, size=0):
-        """Allows one rounding of the result and a few in the computation."""
-        assert got.shape == expected.shape
-        compute = FLOAT64 if FLOAT64 in {t.dtype for t in self.operands[:2]} else FLOAT32
-        output = torch.finfo(got.dtype)
-        rounding = self.backend.bfloat16_rounding if got.dtype == BFLOAT16 else 0.5
-        bound = output.eps * (rounding * expected.abs() + output.smallest_normal)
-        roundings = 16.0
+        double, roundings = FLOAT64 in {t.dtype for t in self.operands[:2]}, 16.0
         if self.loss == "sigmoid_focal":
             # A probability has an error of 1.5 eps, and the expected one, if it is float64 too,
             # another 2.5. The power multiplies this by γ.
-            roundings += (4.0 if compute == FLOAT64 else 1.5) * self.params[1]
-        bound += roundings * torch.finfo(compute).eps * (expected.abs() + size)
-        error = (got.double() - expected).abs()
-        if not (error <= bound).all():
-            i = (error / bound).argmax()
-            worst = (t.flatten()[i].item() for t in (got, expected, bound))
-            pytest.fail("at {}: {} should be {}, within {}".format(i.item(), *worst))
+            roundings += (4.0 if double else 1.5) * self.params[1]
+        error = roundings * (expected.abs() + size)
+        compare(self.loss, self.backend, got, expected, error, double)

@@ -20,7 +20,6 @@ from test_gradient import sizes_of_terms
 from test_value import size_of_terms, truth, ulps
 
 import lossops
-from lossops.core import backends
 
 REDUCTIONS = ("none", "mean", "sum", "sample")
 LONG = 2_000_000_000  # cycles: about a second, far longer than a test's own work
@@ -235,18 +234,6 @@ def test_tensors_of_two_devices(spec, anywhere):
         with pytest.raises(RuntimeError, match=message):
             spec.function(input, target, weight=weight[0] if weight else None)
     assert spec.function(here, here, **spec.defaults).device == anywhere
-
-
-def test_raw_ops_refuse_tensors_of_two_devices(gpu):
-    here, there = torch.ones(4, device=gpu), torch.ones(4, device="cpu")
-    call = ("mse", (), "sum", 0)
-    ops = backends.kernel_ops(backends.chosen())
-    for args in ((here, there), (there, here)):
-        with pytest.raises(RuntimeError, match=r"(?s)(cuda.*cpu|cpu.*cuda)"):
-            ops.forward(*args, None, None, *call, torch.float32, (False,) * 3)
-    stray = torch.ones((), device="cpu")
-    with pytest.raises(RuntimeError, match=r"(?s)(cuda.*cpu|cpu.*cuda)"):
-        ops.backward(stray, here, here, None, None, *call, (True, False, False))
 
 
 @each_spec

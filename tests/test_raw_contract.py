@@ -3,26 +3,31 @@ directly, and kernels rely on what they are told about memory. The calls are gen
 in ``fuzz``, which also runs here."""
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import cuda_on_cpu
 import pytest
 import torch
 from conftest import cpu_only
-from fuzz.call import FLOATS, Draw, tensors_of
-from fuzz.judge import all_of, on_meta, steps
+from fuzz.call import FLOATS, LABELS, Call, Draw, tensors_of
+from fuzz.judge import OF_TORCH, all_of, compare_without_data, on_meta
 from fuzz.raw import arguments_of
-from raw_ops import FLOAT32, Case
+from raw_ops import FLOAT16, FLOAT32, Backend, Case
 from raw_softmax import Case as RowsCase
 from torch import Tensor
 
-from lossops.core.library import DECLARED
+import lossops
+from lossops import functional
+from lossops.core.library import COMPOSED, DECLARED
 
-REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError)
-NO_NUMBERS = (torch.int64, torch.int16, torch.uint8, torch.bool, torch.complex64)
+OPS = [*DECLARED, *COMPOSED]
 IN_PLACE = [name for name in DECLARED if name.endswith("_")]
-each_op = pytest.mark.parametrize("op", DECLARED)
+# Dtypes of which no argument can be.
+NO_NUMBERS = (torch.int16, torch.bool, torch.complex64, torch.float8_e5m2)
+each_op = pytest.mark.parametrize("op", OPS)
 each_in_place = pytest.mark.parametrize("op", IN_PLACE)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -33,16 +38,23 @@ class Valid:
 
     def __init__(self, backend, op, **wanted):
         self.backend, self.op = backend, op
+        # Not called twice, as by cuda_on_cpu.ops(), which copies what is written. Ops that are
+        # composed of others are in one namespace, and name the backend of the others.
+        once = has_autograd_kernels(backend)
+        ops = backend.ops if once else getattr(torch.ops, cuda_on_cpu.NAMESPACE)
+        self.function = getattr(torch.ops.lossops if op in COMPOSED else ops, op)
         draw = Draw(str(random.getrandbits(60)))
         while True:
             self.arguments = arguments_of(op, draw)
             given = all(self.arguments.get(k) == v for k, v in wanted.items())
             if given and all(t.numel() for t in tensors_of(list(self.arguments.values()))):
                 break
+        if backend.ops is torch.ops.lossops_triton and op in COMPOSED:
+            self.arguments["backend"] = "triton"
 
-    def __call__(self, **changes):
-        arguments = [self.placed(v) for v in (self.arguments | changes).values()]
-        return getattr(self.backend.ops, self.op)(*arguments)
+    def __call__(self, on_cpu=(), **changes):
+        arguments = (self.arguments | changes).items()
+        return self.function(*(v if name in on_cpu else self.placed(v) for name, v in arguments))
 
     def placed(self, value):
         if isinstance(value, list):
@@ -51,94 +63,133 @@ class Valid:
             return value.to(self.backend.device)
         return value
 
+    def without_data(self, **changes):
+        op = getattr(torch.ops.lossops, self.op)
+        return op(*map(on_meta, (self.arguments | changes).values()))
+
+    def next_to_data(self, name):
+        """A call on tensors without data, except for one argument."""
+        op = getattr(torch.ops.lossops, self.op)
+        arguments = {other: on_meta(value) for other, value in self.arguments.items()}
+        return op(*(arguments | {name: self.arguments[name]}).values())
+
     def each_tensor(self):
-        """For each tensor, its name, its value, and a function that calls the op with a
-        replacement."""
+        """For each tensor, its name, its value, and a function that makes a replacement the value
+        of the argument."""
         for name, value in self.arguments.items():
             if isinstance(value, Tensor):
-                yield name, value, lambda other, name=name: self(**{name: other})
+                yield name, value, lambda other: other
             elif isinstance(value, list):
                 for i, element in enumerate(value):
                     if isinstance(element, Tensor):
                         yield (
-                            name,
-                            element,
-                            lambda other, name=name, i=i: self(
-                                **{
-                                    name: [
-                                        *self.arguments[name][:i],
-                                        other,
-                                        *self.arguments[name][i + 1 :],
-                                    ]
-                                }
-                            ),
-                        )
+                            name, element,
+                            lambda other, i=i, value=value: [*value[:i], other, *value[i + 1 :]],
+                        )  # fmt: skip
+
+    def holds_labels(self, name):
+        of_labels = self.arguments.get("target_form") == "labels" and name == "target"
+        return of_labels or (name == "label" and not self.arguments["label"].is_floating_point())
+
+    def hostile(self):
+        """Pairs of an argument's name and a value that it cannot have."""
+        given = self.arguments
+        for name, tensor, placed in self.each_tensor():
+            for dtype in (*NO_NUMBERS, *(FLOATS if self.holds_labels(name) else LABELS)):
+                yield name, placed(torch.zeros(tensor.shape).to(dtype))
+            if name != "grads" or self.op != "elementwise_rescale_":
+                yield name, placed(tensor.unsqueeze(-1).expand(*tensor.shape, 977).contiguous())
+        schema = getattr(torch.ops.lossops, self.op).default._schema.arguments
+        for (name, value), known in zip(given.items(), schema, strict=True):
+            if isinstance(value, Tensor) and not isinstance(known.type, torch.OptionalType):
+                yield name, None
+            elif isinstance(value, list) and self.op != "elementwise_rescale_":
+                yield name, [*value, *(value[-1:] or [1.0 if name == "params" else torch.ones(3)])]
+                if value:
+                    yield name, value[:-1]
+            elif isinstance(value, str):
+                yield name, "another"
+            elif isinstance(value, torch.dtype):
+                for dtype in (*NO_NUMBERS, torch.int64):
+                    yield name, dtype
+            elif name in ("dim", "keep_dims", "rows"):
+                yield name, -1
+                if name != "rows":
+                    yield name, 99
+        yield from self.hostile_together()
+
+    def hostile_together(self):
+        """Values that do not suit the other arguments."""
+        given, mask = self.arguments, self.arguments.get("output_mask", [])
+        vectors, of_rows = given.get("vectors", []), "form" in given
+        if of_rows:
+            yield "form", "labels"
+            if given["class_weight"] is not None and not any(given["params"][1:4]):
+                yield "loss", "kl"
+        if len(vectors) > 1:
+            first, *others = vectors
+            yield "vectors", [first[:-1], *others]
+            yield "vectors", [first.to(FLOAT32 if first.dtype == FLOAT16 else FLOAT16), *others]
+        if vectors and given["label"] is None:
+            yield "label", torch.ones(())
+        forward = self.op.endswith("forward")
+        a_number = given.get("reduction") != "none" and not given.get("keep_dims")
+        if forward and any(mask[-2 if of_rows else -3 :]) and given.get("normalizer") is None:
+            yield "reduction", "none"
+        absent = self.holds_labels("target") if of_rows else len(vectors) in (1, 2)
+        absent |= given.get("weight", given.get("linear_bias", mask)) is None
+        if mask and absent and (a_number or not forward) and not self.op.endswith("forward_"):
+            yield "output_mask", [*mask[:-1], True]
 
 
-def is_label(valid, name):
-    takes_labels = valid.arguments.get("target_form") == "labels" and name == "target"
-    return takes_labels or (name == "label" and not valid.arguments["label"].is_floating_point())
+def refusal(call, **changes) -> str:
+    with pytest.raises(RuntimeError) as refused:
+        call(**changes)
+    assert type(refused.value) in (RuntimeError, NotImplementedError)
+    return str(refused.value)
+
+
+def says_what_is_wrong(message: str, name: str) -> bool:
+    """Whether a message names the argument, or another of which the shape should be its own."""
+    named = name in message or (name == "grads" and "gradient" in message)
+    shape = name in ("input", "vectors") and "should have the shape of" in message
+    wanted = r"should|takes|unknown|asks for|come only|fixed-size|Expected a value"
+    return (named or shape) and re.search(wanted, message) is not None
 
 
 @each_op
-def test_other_dtypes_are_refused(backend, op):
-    for _ in range(3):
+def test_refusals(backend, op):
+    """They name the argument and what it should be, and are the same without data."""
+    for _ in range(4):
         valid = Valid(backend, op)
         valid()
-        for name, tensor, call in valid.each_tensor():
-            for dtype in (*FLOATS, torch.int16) if is_label(valid, name) else NO_NUMBERS:
-                with pytest.raises(REFUSALS):
-                    call(torch.ones(tensor.shape, dtype=dtype))
-        if "out_dtype" in valid.arguments:
-            for dtype in (*NO_NUMBERS, torch.float8_e5m2):
-                with pytest.raises(REFUSALS):
-                    valid(out_dtype=dtype)
+        for name, value in valid.hostile():
+            message = refusal(valid, **{name: value})
+            if re.search(OF_TORCH, message):
+                continue
+            assert says_what_is_wrong(message, name), (name, message)
+            assert refusal(valid.without_data, **{name: value}) == message
 
 
 @each_op
 def test_other_devices_layouts_and_missing_memory_are_refused(backend, op):
     valid = Valid(backend, op)
-    for name, tensor, call in valid.each_tensor():
-        one_of_many = len(tensors_of(list(valid.arguments.values()))) > 1
-        if one_of_many:
-            with pytest.raises(REFUSALS):
-                call(tensor.to("meta"))
+    for name, tensor, placed in valid.each_tensor():
+        if len(tensors_of(list(valid.arguments.values()))) > 1:
+            assert "should be on" in refusal(valid, **{name: placed(tensor.to("meta"))})
+        if tensors_of([v for other, v in valid.arguments.items() if other != name]):
+            assert "should be on" in refusal(valid.next_to_data, name=name)
+            if backend.device.type != "cpu":
+                assert "should be on" in refusal(valid, on_cpu=(name,))
         if tensor.dim() and not op.startswith("vectors"):
-            with pytest.raises(REFUSALS):
-                call(tensor.contiguous().to_sparse())
-        # The CUDA kernels on the CPU are called twice, with a copy of what is written.
-        copied = name == next(iter(valid.arguments)) and not has_autograd_kernels(backend)
-        if backend.device.type == "cpu" and not (op in IN_PLACE and copied):
+            sparse = placed(tensor.contiguous().to_sparse())
+            assert re.search("dense|Sparse", refusal(valid, **{name: sparse}))
+        if backend.device.type == "cpu":
             for size in (0, tensor.untyped_storage().nbytes() - 1):
                 hollow = tensor.clone(memory_format=torch.contiguous_format)
                 hollow.untyped_storage().resize_(min(size, hollow.untyped_storage().nbytes() - 1))
-                with pytest.raises(RuntimeError, match="memory"):
-                    call(hollow)
-
-
-@each_op
-def test_other_shapes_are_refused(backend, op):
-    for _ in range(5):
-        valid = Valid(backend, op)
-        for name, tensor, call in valid.each_tensor():
-            if op == "elementwise_rescale_" and name == "grads":
-                continue
-            with pytest.raises(REFUSALS):
-                call(tensor.unsqueeze(-1).expand(*tensor.shape, 977).contiguous())
-
-
-@each_op
-def test_lists_and_masks_of_other_lengths_are_refused(backend, op):
-    for _ in range(5):
-        valid = Valid(backend, op)
-        for name, value in valid.arguments.items():
-            if not isinstance(value, list) or op == "elementwise_rescale_":
-                continue
-            others = [[*value, *(value[-1:] or [torch.ones(3)])]]
-            others += [value[:-1]] if value else []
-            for other in others:
-                with pytest.raises(REFUSALS):
-                    valid(**{name: other})
+                message = refusal(valid, **{name: placed(hollow)})
+                assert re.search(rf"({name}|gradient of \w+) should lie within its memory", message)
 
 
 def off_by_a_byte(tensor: Tensor) -> Tensor:
@@ -154,17 +205,18 @@ def off_by_a_byte(tensor: Tensor) -> Tensor:
 def test_misaligned_tensors_are_refused(backend, op):
     if torch.device(backend.device).type != "cpu":
         pytest.skip("the tensors of this test are on the CPU")
-    for _, tensor, call in Valid(backend, op).each_tensor():
+    valid = Valid(backend, op)
+    for name, tensor, placed in valid.each_tensor():
         if tensor.numel() and tensor.itemsize > 1:
-            with pytest.raises(RuntimeError, match="multiple of its element size"):
-                call(off_by_a_byte(tensor))
+            message = refusal(valid, **{name: placed(off_by_a_byte(tensor))})
+            assert re.search(rf"({name}|gradient of \w+) should lie in memory at a mult", message)
 
 
 @each_in_place
 def test_what_shares_memory_with_itself_is_not_written_to(backend, op):
     while True:
         valid = Valid(backend, op)
-        _, tensor, call = next(valid.each_tensor())
+        name, tensor, placed = next(valid.each_tensor())
         if tensor.dim() and tensor.numel() > 1 and max(tensor.shape) < 99:
             break
     dim = max(range(tensor.dim()), key=lambda d: tensor.shape[d])
@@ -174,7 +226,7 @@ def test_what_shares_memory_with_itself_is_not_written_to(backend, op):
     )
     for shared in (expanded, windows) if sum(n > 1 for n in tensor.shape) > 1 else (expanded,):
         with pytest.raises(RuntimeError, match="refer to a single memory location"):
-            call(shared)
+            valid(**{name: placed(shared)})
 
 
 def test_what_is_read_is_not_written_to(backend):
@@ -240,9 +292,13 @@ def test_what_is_differentiated_is_not_written_to(backend, op):
         return
     valid = Valid(backend, op)
     written = next(iter(valid.arguments))
-    for name, tensor, call in valid.each_tensor():
+    for name, tensor, placed in valid.each_tensor():
         if not tensor.is_floating_point():
             continue
+
+        def call(other, name=name, placed=placed):
+            valid(**{name: placed(other)})
+
         leaf = valid.placed(tensor).detach().clone().requires_grad_()
         before = leaf.detach().clone()
         match = "a leaf Variable that requires grad" if name == written else "requires grad"
@@ -261,41 +317,43 @@ def test_without_data_the_same_is_promised(op):
     """Also with more dimensions than the kernels support."""
     draw = Draw(str(random.getrandbits(60)))
     for _ in range(60):
-        arguments = arguments_of(op, draw)
-        promised = getattr(torch.ops.lossops, op)(*map(on_meta, arguments.values()))
-        found = getattr(torch.ops.lossops, op)(*arguments.values())
-        for real, fake in zip(all_of(found), all_of(promised), strict=True):
-            assert (real is None) == (fake is None)
-            if real is not None:
-                assert (real.shape, real.dtype) == (fake.shape, fake.dtype)
-                assert steps(real) == steps(fake)
+        call = Call(op, getattr(torch.ops.lossops, op), arguments_of(op, draw))
+        compare_without_data(call, call.arguments, call(), None)
+
+
+@each_op
+def test_what_has_no_derivative_says_so(backend, op):
+    """Of all ops, the losses of a layer alone can be differentiated, by the layer's tensors."""
+    if op in IN_PLACE or not has_autograd_kernels(backend):
+        return
+    valid = Valid(backend, op)
+    layer = ("input", "linear_weight", "linear_bias") if op in COMPOSED else ()
+    for name, tensor, placed in valid.each_tensor():
+        if not tensor.is_floating_point():
+            continue
+        leaf = valid.placed(tensor).detach().clone().requires_grad_()
+        for i, result in enumerate(all_of(valid(**{name: placed(leaf)}))):
+            if result is None:
+                continue
+            assert result.requires_grad
+            if name in layer and i == 0 and not op.endswith("backward"):
+                result.sum().backward()
+                assert leaf.grad is not None
+                continue
+            with pytest.raises(RuntimeError, match=f"derivative for .*{op}.* is not implemented"):
+                result.sum().backward()
 
 
 @cpu_only
-@each_op
-def test_without_data_the_same_is_refused(op):
-    for _ in range(5):
-        given = arguments_of(op, Draw(str(random.getrandbits(60))))
-        arguments = {name: on_meta(value) for name, value in given.items()}
-        call = getattr(torch.ops.lossops, op)
-        call(*arguments.values())
-        for name, value in arguments.items():
-            if isinstance(value, Tensor):
-                other = torch.empty(value.shape, dtype=torch.complex64, device="meta")
-            elif isinstance(value, list):
-                other = [*value, *(value[-1:] or [torch.ones(3, device="meta")])]
-                if op == "elementwise_rescale_":
-                    continue
-            elif isinstance(value, str):
-                other = "another"
-            elif isinstance(value, torch.dtype):
-                other = torch.int32
-            elif name in ("dim", "keep_dims"):
-                other = 99
-            else:
-                continue
-            with pytest.raises(REFUSALS):
-                call(*(arguments | {name: other}).values())
+@pytest.mark.parametrize("op", COMPOSED)
+def test_a_backend_that_cannot_run_is_refused_at_once(op):
+    """With the message of all losses. The interpreter is not active here."""
+    valid = Valid(Backend(torch.ops.lossops), op)
+    match = "backend 'triton' was asked for and cannot run on cpu tensors here; available: native"
+    with pytest.raises(RuntimeError, match=match):
+        valid(backend="triton")
+    with lossops.backend("triton"), pytest.raises(RuntimeError, match=match):
+        functional.linear_cross_entropy(torch.ones(3, 2), torch.ones(4, 2), torch.zeros(3).long())
 
 
 def test_nine_dimensions_of_any_layout(backend):

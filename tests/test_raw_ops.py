@@ -380,32 +380,37 @@ def test_no_elements(backend):
         ops.elementwise_rescale_([loss], torch.ones((), device=backend.device))
 
 
-def test_what_would_read_out_of_bounds_is_refused(backend):
-    ops = backend.ops
-    x, short = torch.ones(3, 4, device=backend.device), torch.ones(3, 3, device=backend.device)
-    grad_output = torch.ones((), device=backend.device)
-    call = ("mse", [], "mean", 0)
-    for operands in ((x, short, None), (x, x, short), (short, x, None)):
-        with pytest.raises(RuntimeError, match="should have the shape of input"):
-            ops.elementwise_forward(*operands, None, *call, FLOAT32, NO_GRADIENTS)
-    with pytest.raises(RuntimeError, match=r"should have the shape of the loss|expected"):
-        ops.elementwise_backward(
-            torch.ones(4, device=backend.device), x, x, None, None, "mse", [], "mean", 1,
-            NO_GRADIENTS,
-        )  # fmt: skip
-    with pytest.raises(RuntimeError, match=r"should have the shape of input|expected"):
-        ops.elementwise_backward_(
-            [short], grad_output, x, x, None, None, *call, [True, False, False]
+def test_missing_tangents_and_infinite_derivatives(backend):
+    """An infinite derivative by a tensor without a tangent gives 0, not NaN."""
+    numbers = (-INF, -1.0, 0.0, 0.5, 1.0, 2.0, INF)
+    everywhere = torch.tensor([*itertools.product(numbers, numbers)], dtype=FLOAT64)
+    points = {row.kernel: everywhere for row in specs.REGRESSION}
+    points |= dict.fromkeys(("bce_with_logits", "margin_ranking", "gaussian"), everywhere)
+    inside = (everywhere >= 0).all(1) & (everywhere < INF).all(1) & (everywhere[:, 1] > 0)
+    points["poisson"] = everywhere[inside]
+    for loss, present in itertools.product(points, itertools.product((False, True), repeat=3)):
+        params = {"poisson": [0.0, 1.0], "gaussian": [0.0, 0.5]}.get(loss, PARAMS[loss])
+        x, y = points[loss].to(backend.device).unbind(1)
+        leaves = [t.contiguous().requires_grad_() for t in (x, y, torch.full_like(x, 0.75))]
+        tangents = [torch.full_like(x, 1.5) if yes else None for yes in present]
+        value = leaves[2] * formula(loss, *leaves[:2], params)
+        firsts = torch.autograd.grad(value.sum(), leaves, create_graph=True, materialize_grads=True)
+        along = sum((d * t for d, t in zip(firsts, tangents, strict=True) if t is not None), 0 * y)
+        factor = torch.full_like(x, -2.0)
+        truth = (
+            torch.autograd.grad(along, leaves, factor, materialize_grads=True, allow_unused=True)
+            if any(present)
+            else [torch.zeros_like(x)] * 3
         )
-    with pytest.raises(RuntimeError, match="single number"):
-        ops.elementwise_rescale_([x], torch.ones(2, device=backend.device))
-    if backend.device.type == "cuda":
-        with pytest.raises(RuntimeError, match="grad_output should be on cuda:0"):
-            ops.elementwise_rescale_([x], torch.ones(()))
-    with pytest.raises(RuntimeError, match="unknown elementwise loss 'mes'"):
-        ops.elementwise_forward(x, x, None, None, "mes", *call[1:], FLOAT32, NO_GRADIENTS)
-    with pytest.raises(NotImplementedError, match=r"[iI]nt64|Long"):
-        ops.elementwise_forward(x.long(), x, None, None, *call, FLOAT32, NO_GRADIENTS)
+        found = backend.ops.elementwise_double_backward(
+            factor, *(leaf.detach() for leaf in leaves), None, *tangents, loss, params, "none", 0,
+            FLOAT64, [True] * 4,
+        )  # fmt: skip
+        for got, true in zip(found, (along.detach(), *truth), strict=True):
+            known = ~true.isnan()
+            torch.testing.assert_close(
+                got[known], true[known], rtol=1e-9, atol=1e-9, msg=f"{loss} {present}"
+            )
 
 
 @each_spec

@@ -6,6 +6,7 @@ import itertools
 import random
 from types import SimpleNamespace
 
+import pytest
 from sampling import pairwise, sample
 
 DIMENSIONS = {"loss": 7, "dtype": 4, "reduction": 3, "weighted": 2}
@@ -59,3 +60,19 @@ def test_tests_of_few_parameters_are_all_run():
     plain = [SimpleNamespace(nodeid="test_b"), SimpleNamespace(nodeid="test_c")]
     two = items("test_d", [{"x": x, "y": {}} for x in range(9)])
     assert sample(plain + two, "1", frozenset({"place"})) == plain + two
+
+
+def test_a_sampled_test_may_not_skip_cases():
+    def skips(x, y, z):
+        if x == y:
+            pytest.skip("nothing to test")
+
+    some = items(cases=CASES[:9])
+    for item in some:
+        item.function = skips
+    with pytest.raises(ValueError, match=r"test_a\[cpu-0\]: .* may not skip"):
+        sample(some, "1", frozenset({"place"}))
+    few = items(cases=[{"x": x, "y": 1} for x in range(9)])
+    for item in few:
+        item.function = skips
+    assert sample(few, "1", frozenset({"place"})) == few  # all of them run

@@ -16,7 +16,7 @@ from lossops.core.backends import kernel_ops
 from lossops.core.library import KernelOps, accumulator
 from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
 from lossops.specs.elementwise import SPECS
-from lossops.vectors.ops import VECTOR_SIGNATURES
+from lossops.vectors.reference import VECTOR_SIGNATURES
 
 DONE = "all kernels ran, calls:"
 NOTHING, ONLY_INPUT, EVERYTHING = (False,) * 3, (True, False, False), (True,) * 3  # gradients

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
 #include <utility>
 
 namespace lossops::ops {
@@ -60,6 +61,17 @@ bool are_apart(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
+std::string printed(at::ScalarType type) {
+  return std::string("torch.").append(c10::getDtypeNames(type).first);
+}
+
+void check_number_or(const Tensor& tensor, const char* name, c10::IntArrayRef shape,
+                     const char* of) {
+  TORCH_CHECK(tensor.dim() == 0 || tensor.sizes() == shape, name,
+              " should be a number or have the shape of ", of, ", ", shape, ", got ",
+              tensor.sizes());
+}
+
 DType dtype_of(at::ScalarType type, const char* name) {
   switch (type) {
     case at::kDouble:
@@ -71,10 +83,8 @@ DType dtype_of(at::ScalarType type, const char* name) {
     case at::kHalf:
       return DType::float16;
     default:
-      TORCH_CHECK_NOT_IMPLEMENTED(false,
-                                  "lossops kernels take float64, float32, bfloat16 and "
-                                  "float16, got ",
-                                  name, " of ", type);
+      TORCH_CHECK_NOT_IMPLEMENTED(
+          false, name, " should be float64, float32, bfloat16 or float16, got ", printed(type));
   }
 }
 
@@ -86,7 +96,13 @@ int64_t count(c10::IntArrayRef sizes) {
   return static_cast<int64_t>(product);
 }
 
+void check_is_given(const OptionalTensor& tensor, const char* name) {
+  TORCH_CHECK(tensor.has_value(), "output_mask asks for the gradient of ", name,
+              ", which is not given");
+}
+
 void check_single(const Tensor& grad_output) {
+  TORCH_CHECK(grad_output.defined(), "grad_output should be a tensor, got none");
   TORCH_CHECK(grad_output.numel() == 1, "grad_output should be a single number, got shape ",
               grad_output.sizes());
 }
@@ -135,7 +151,7 @@ void Operands::read_labels(const Tensor& tensor, const char* name) {
   check(tensor, name);
   const auto type = tensor.scalar_type();
   TORCH_CHECK_NOT_IMPLEMENTED(type == at::kLong || type == at::kInt || type == at::kByte, name,
-                              " should be int64, int32 or uint8, got ", type);
+                              " should be int64, int32 or uint8, got ", printed(type));
   add(tensor, name, false);
 }
 

@@ -16,11 +16,22 @@
 
 namespace lossops::ops {
 
+// The wording of refusals is that of lossops/core/contract.py; tests compare them.
+inline constexpr const char* kOneNumber =
+    "gradients come only where the loss is a single number: reduction should be mean or sum";
+
 // The DType of a torch dtype. Rejects dtypes that the kernels do not compute with.
 DType dtype_of(at::ScalarType type, const char* name);
 inline DType dtype_of(const Tensor& tensor) {
   return dtype_of(tensor.scalar_type(), "a result");
 }
+
+// A dtype as Python prints it.
+std::string printed(at::ScalarType type);
+
+// Checks the shape of a tensor that may be a single number instead.
+void check_number_or(const Tensor& tensor, const char* name, c10::IntArrayRef shape,
+                     const char* of);
 
 // The number of elements of this shape; throws if it overflows. Some dimensions of an empty tensor
 // may have sizes whose product is too large.
@@ -28,6 +39,9 @@ int64_t count(c10::IntArrayRef sizes);
 
 // Checks the grad_output of an op that scales in place: it must be a single number.
 void check_single(const Tensor& grad_output);
+
+// Checks that a tensor of which the gradient is asked for is given.
+void check_is_given(const OptionalTensor& tensor, const char* name);
 
 // Checks that there are as many gradients as a mask asks for.
 template <size_t size>

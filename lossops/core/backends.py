@@ -157,13 +157,18 @@ def resolve(input: Tensor, *others: Tensor | None) -> str:
         if device in _NATIVE_DEVICES:
             return "native"
         return "triton" if device == "cuda" and _runs_on("triton", device) else "reference"
+    require_runs_on(name, device)
+    return name
+
+
+def require_runs_on(name: str, device: str) -> None:
+    """Raises if a backend cannot run a call on this device type."""
     if not _runs_on(name, device):
         available = ", ".join(backends_for(device))
         raise RuntimeError(
             f"backend {name!r} was asked for and cannot run on {device} tensors here; "
             f"available: {available} (see lossops.info())"
         )
-    return name
 
 
 def _is_for_torch(tensor: Tensor) -> bool:

@@ -3,8 +3,9 @@
 Raw ops are reachable from exported programs and compiled graphs, and kernels trust what they are
 told about memory.
 
-This module is for kernels written in Python; its C++ counterpart is ``csrc/ops/contract.h``. The
-``ops`` module of each family defines the additional requirements of its ops.
+This module is for kernels written in Python; its C++ counterpart is ``csrc/ops/contract.h``, which
+checks in the same order and words refusals alike. The ``ops`` module of each family defines the
+additional requirements of its ops.
 """
 
 from __future__ import annotations
@@ -29,9 +30,19 @@ def require(condition, message: Callable[[], str]) -> None:
     torch._check(condition, message)
 
 
-def check_shape(name: str, tensor: Tensor, shape: Sequence[int], of: str) -> None:
+def check_presence(schema: Sequence[torch._C.Argument], arguments: Sequence) -> None:
+    """Checks that all tensors are given that are not optional. torch's dispatcher accepts None."""
+    for argument, value in zip(schema, arguments, strict=True):
+        if value is None and not isinstance(argument.type, torch.OptionalType):
+            raise RuntimeError(f"{argument.name} should be a tensor, got none")
+
+
+def check_shape(
+    name: str, tensor: Tensor, shape: Sequence[int], of: str, or_number: str = ""
+) -> None:
     def message() -> str:
-        return f"{name} should have the shape of {of}, {tuple(shape)}, got {tuple(tensor.shape)}"
+        wanted = f"{or_number}have the shape of {of}, {list(shape)}"
+        return f"{name} should {wanted}, got {list(tensor.shape)}"
 
     require(tensor.dim() == len(shape), message)
     for size, wanted in zip(tensor.shape, shape, strict=True):
@@ -40,30 +51,30 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int], of: str) -> Non
 
 def check_number_or(name: str, tensor: Tensor | None, shape: Sequence[int], of: str) -> None:
     if tensor is not None and tensor.dim() > 0:
-        check_shape(name, tensor, shape, of)
+        check_shape(name, tensor, shape, of, "be a number or ")
 
 
 def check_tensors(device: torch.device, dtypes=KERNEL_DTYPES, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        check_dtype(name, tensor.dtype, dtypes)
-        if tensor.layout is not torch.strided:
-            raise NotImplementedError(
-                f"{name} should be a dense tensor, got layout {tensor.layout}"
-            )
         require(
             tensor.device == device,
             lambda name=name, got=tensor.device: (
                 f"{name} should be on {device} like the others, got {got}"
             ),
         )
+        if tensor.layout is not torch.strided:
+            raise NotImplementedError(
+                f"{name} should be a dense tensor, got layout {tensor.layout}"
+            )
+        check_dtype(name, tensor.dtype, dtypes)
 
 
 def check_dtype(name: str, dtype: torch.dtype, dtypes=KERNEL_DTYPES) -> None:
     if dtype not in dtypes:
-        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise NotImplementedError(f"lossops kernels take {wanted}, got {name} of {dtype}")
+        *others, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise NotImplementedError(f"{name} should be {', '.join(others)} or {last}, got {dtype}")
 
 
 def check_reduction(reduction: str) -> None:
@@ -80,43 +91,51 @@ def check_between(name: str, value: int, highest: int) -> None:
 def check_single(grad_output: Tensor) -> None:
     require(
         grad_output.numel() == 1,
-        lambda: f"grad_output should be a single number, got shape {tuple(grad_output.shape)}",
+        lambda: f"grad_output should be a single number, got shape {list(grad_output.shape)}",
     )
 
 
-def check_mask(mask: Sequence[bool], tensors: Sequence[Tensor | None]) -> None:
-    """Checks that gradients are requested only of floating-point tensors that are present."""
+def check_length(mask: Sequence[bool], count: int) -> None:
+    require(len(mask) == count, lambda: f"output_mask should have {count} entries, got {len(mask)}")
+
+
+def check_mask(mask: Sequence[bool], **tensors: Tensor | None) -> list[str]:
+    """Checks that gradients are requested only of floating-point tensors that are present. Returns
+    the names of these."""
+    check_length(mask, len(tensors))
+    wanted = [name for name, yes in zip(tensors, mask, strict=True) if yes]
+    for name in wanted:
+        why = "is not given" if tensors[name] is None else "holds labels"
+        require(
+            tensors[name] is not None and tensors[name].is_floating_point(),
+            lambda name=name, why=why: f"output_mask asks for the gradient of {name}, which {why}",
+        )
+    return wanted
+
+
+def check_gradients_come(mask: Sequence[bool], call) -> None:
+    """Checks that gradients are requested of a forward pass only if the loss is a single number.
+    ``call`` holds the arguments that the ops of a family share."""
     require(
-        len(mask) == len(tensors),
-        lambda: f"output_mask should have {len(tensors)} entries, got {len(mask)}",
-    )
-    wanted = [tensor for tensor, yes in zip(tensors, mask, strict=True) if yes]
-    require(
-        all(tensor is not None and tensor.is_floating_point() for tensor in wanted),
-        lambda: "output_mask asks for the gradient of a tensor that there is not, or of labels",
+        not any(mask) or call.gives_a_number,
+        lambda: (
+            "gradients come only where the loss is a single number: reduction should be mean or "
+            f"sum{', and keep_dims 0' if hasattr(call, 'keep_dims') else ''}"
+        ),
     )
 
 
-def check_gradients_come(mask: Sequence[bool], gives_a_number: bool) -> None:
-    """Checks that gradients are requested of a forward pass only if the loss is a single number."""
-    require(
-        not any(mask) or gives_a_number,
-        lambda: "gradients come only where the loss is a single number",
-    )
-
-
-def check_gradients(grads: Sequence[Tensor], mask, tensors) -> None:
+def check_gradients(grads: Sequence[Tensor], mask, **tensors: Tensor | None) -> None:
     """Checks the gradients that an op overwrites: their number matches the mask, and each has the
     shape and device of its tensor."""
-    check_mask(mask, tensors)
-    wanted = [tensor for tensor, yes in zip(tensors, mask, strict=True) if yes]
+    check_length(mask, len(tensors))
     require(
-        len(grads) == len(wanted),
-        lambda: f"output_mask asks for {len(wanted)} gradients, got {len(grads)}",
+        len(grads) == sum(mask),
+        lambda: f"output_mask asks for {sum(mask)} gradients, got {len(grads)}",
     )
-    for grad, tensor in zip(grads, wanted, strict=True):
-        check_tensors(tensor.device, gradient=grad)
-        check_shape("a gradient", grad, tensor.shape, "input")
+    for grad, name in zip(grads, check_mask(mask, **tensors), strict=True):
+        check_tensors(tensors[name].device, **{f"the gradient of {name}": grad})
+        check_shape(f"the gradient of {name}", grad, tensors[name].shape, "input")
 
 
 # ---- Checks of memory, for tensors that have storage.
@@ -175,7 +194,7 @@ def check_memory(arguments: Sequence[tuple[str, object, bool]]) -> None:
     """Checks (name, argument, is_written) triples. Each tensor must lie within its storage, with
     aligned elements. A tensor that is written must not overlap itself or any other tensor."""
     tensors = [
-        (name, tensor, written)
+        (name if value is tensor else f"a tensor of {name}", tensor, written)
         for name, value, written in arguments
         for tensor in (value if isinstance(value, (list, tuple)) else (value,))
         if isinstance(tensor, Tensor)

@@ -23,7 +23,7 @@ from typing import NamedTuple, get_type_hints
 
 import torch
 
-from lossops.core.contract import check_memory
+from lossops.core.contract import check_memory, check_presence
 
 NATIVE = "lossops"
 TRITON = "lossops_triton"
@@ -94,13 +94,15 @@ class Declaration(NamedTuple):
 
 
 DECLARED: dict[str, Declaration] = {}
+# The same for ops that are composed of those.
+COMPOSED: dict[str, Declaration] = {}
 
 
 def declare(name: str, check: Callable, schema: str, shared: type | None = None) -> None:
     """Declares an op in the namespace of every kernel backend."""
     DECLARED[name] = Declaration(check, schema, shared)
     for library in _libraries[:2]:
-        _declare_in(library, name)
+        _declare_in(library, name, DECLARED[name])
     for ops in KERNEL_OPS.values():
         ops.add(name)
 
@@ -108,15 +110,20 @@ def declare(name: str, check: Callable, schema: str, shared: type | None = None)
 def declare_all(namespace: str) -> None:
     """Declares the ops of all families in another namespace."""
     library = torch.library.Library(namespace, "DEF")
-    for name in DECLARED:
-        _declare_in(library, name)
+    for name, op in DECLARED.items():
+        _declare_in(library, name, op)
     _libraries.append(library)
 
 
-def _declare_in(library: torch.library.Library, name: str) -> None:
-    op = DECLARED[name]
+def _declare_in(library: torch.library.Library, name: str, op: Declaration) -> None:
     _define(library, name, op.schema)
-    register_fake(library, name, lambda *args: op.check(*op.packed(args))())
+    arguments = _arguments(library.ns, name)
+
+    def fake(*args):
+        check_presence(arguments, args)
+        return op.check(*op.packed(args))()
+
+    register_fake(library, name, fake)
 
 
 def _define(library: torch.library.Library, name: str, schema: str) -> None:
@@ -151,29 +158,46 @@ def register_fake(library: torch.library.Library, name: str, fake) -> None:
 
 
 def implement(namespace: str, name: str, device: str, kernel: Callable) -> None:
-    """Registers a Python function as the kernel of an op for a device type. The kernel is called
-    only with arguments that satisfy the contract, of which it takes the shared ones as one."""
-    op = DECLARED[name]
-    schema = getattr(getattr(torch.ops, namespace), name).default._schema.arguments
-    known = [(argument.name, argument.is_write) for argument in schema]
-
-    def checked(*args):
-        packed = op.packed(args)
-        op.check(*packed)
-        check_memory([(n, value, w) for (n, w), value in zip(known, args, strict=True)])
-        return kernel(*packed)
-
+    """Registers a Python function as the kernel of an op for a device type. It takes the shared
+    arguments as one."""
     library = torch.library.Library(namespace, "IMPL")
-    library.impl(name, checked, device.upper())
+    library.impl(name, _checked(namespace, name, DECLARED[name], kernel), device.upper())
     _libraries.append(library)
 
 
-def compose(name: str, schema: str, kernel, fake, backward=None, setup_context=None) -> None:
-    """Registers an op that is composed of other ops, for every device on which those run."""
+def _checked(namespace: str, name: str, op: Declaration, kernel: Callable) -> Callable:
+    """A kernel that is called only with arguments that satisfy the contract."""
+    arguments = _arguments(namespace, name)
+
+    def checked(*args):
+        check_presence(arguments, args)
+        packed = op.packed(args)
+        op.check(*packed)
+        check_memory(
+            [(a.name, value, a.is_write) for a, value in zip(arguments, args, strict=True)]
+        )
+        return kernel(*packed)
+
+    return checked
+
+
+def _arguments(namespace: str, name: str) -> list[torch._C.Argument]:
+    return getattr(getattr(torch.ops, namespace), name).default._schema.arguments
+
+
+def compose(
+    name: str, check: Callable, schema: str, kernel: Callable, backward=None, setup_context=None
+) -> None:
+    """Declares an op that is composed of other ops, for every device on which those run."""
+    COMPOSED[name] = Declaration(check, schema, None)
     library, full = torch.library.Library(NATIVE, "FRAGMENT"), f"{NATIVE}::{name}"
-    _define(library, name, schema)
-    register_fake(library, name, fake)
-    library.impl(name, kernel, "CompositeExplicitAutograd")
-    if backward is not None:
-        torch.library.register_autograd(full, backward, setup_context=setup_context, lib=library)
+    _declare_in(library, name, COMPOSED[name])
+    library.impl(name, _checked(NATIVE, name, COMPOSED[name], kernel), "CompositeExplicitAutograd")
+
+    def refuse(ctx, *grads):
+        raise RuntimeError(f"derivative for {full} is not implemented")
+
+    torch.library.register_autograd(
+        full, backward or refuse, setup_context=setup_context, lib=library
+    )
     _libraries.append(library)

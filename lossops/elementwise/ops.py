@@ -41,6 +41,7 @@ from lossops.core.contract import (
     check_dtype,
     check_gradients,
     check_gradients_come,
+    check_length,
     check_mask,
     check_number_or,
     check_reduction,
@@ -88,7 +89,7 @@ def _check_elementwise(input, target, weight, normalizer, call: ElementwiseArgum
     require(known is not None, lambda: f"unknown elementwise loss {loss!r}")
     require(
         len(params) == known,
-        lambda: f"loss {loss!r} takes {known} parameters, got {len(params)}",
+        lambda: f"params of loss {loss!r} should have {known} entries, got {len(params)}",
     )
     check_reduction(reduction)
     check_between("keep_dims", keep_dims, input.dim())
@@ -111,9 +112,9 @@ def _check_grad_output(grad_output: Tensor, input: Tensor, shape: tuple, reducti
 
 def _elementwise_forward(input, target, weight, normalizer, call, out_dtype, output_mask):
     shape = _check_elementwise(input, target, weight, normalizer, call)
+    check_gradients_come(output_mask, call)
     check_dtype("out_dtype", out_dtype)
-    check_mask(output_mask, (input, target, weight))
-    check_gradients_come(output_mask, call.gives_a_number)
+    check_mask(output_mask, input=input, target=target, weight=weight)
     return lambda: (
         _empty_loss(input, shape, call.reduction, out_dtype),
         *empty_like((input, target, weight), output_mask),
@@ -129,7 +130,7 @@ def _empty_loss(input: Tensor, shape: tuple, reduction: str, dtype: torch.dtype)
 def _elementwise_backward(grad_output, input, target, weight, normalizer, call, output_mask):
     shape = _check_elementwise(input, target, weight, normalizer, call)
     _check_grad_output(grad_output, input, shape, call.reduction)
-    check_mask(output_mask, (input, target, weight))
+    check_mask(output_mask, input=input, target=target, weight=weight)
     return lambda: empty_like((input, target, weight), output_mask)
 
 
@@ -139,15 +140,16 @@ def _elementwise_backward_(
     shape = _check_elementwise(input, target, weight, normalizer, call)
     check_single(grad_output)
     _check_grad_output(grad_output, input, shape, call.reduction)
-    check_gradients(grads, output_mask, (input, target, weight))
+    check_gradients(grads, output_mask, input=input, target=target, weight=weight)
     return lambda: None
 
 
 def _elementwise_rescale_(grads, grad_output):
     check_single(grad_output)
+    device = grads[0].device if grads else grad_output.device
+    check_tensors(device, grad_output=grad_output)
     for grad in grads:
-        check_tensors(grads[0].device, gradient=grad, grad_output=grad_output)
-    check_tensors(grad_output.device, grad_output=grad_output)
+        check_tensors(device, **{"a tensor of grads": grad})
     return lambda: None
 
 
@@ -169,13 +171,14 @@ def _elementwise_double_backward(
         lambda: "tangent_weight is the tangent of a weight that there is not",
     )
     check_dtype("out_dtype", out_dtype)
-    check_mask(output_mask, (input, input, target, weight))
+    check_length(output_mask, 4)
     require(
         grad_output is not None or not any(output_mask[1:]),
         lambda: "elementwise_double_backward needs grad_output to give gradients",
     )
     if grad_output is not None:
         _check_grad_output(grad_output, input, shape, call.reduction)
+    check_mask(output_mask[1:], input=input, target=target, weight=weight)
     return lambda: (
         _empty_loss(input, shape, call.reduction, out_dtype) if output_mask[0] else None,
         *empty_like((input, target, weight), output_mask[1:]),

@@ -193,28 +193,6 @@ def _losses_backward(
     return chunks.gradients
 
 
-def _fake_gradients(input, linear_weight, linear_bias, dtype, mask):
-    wide = accumulator(dtype)
-    return (
-        torch.empty_like(input, dtype=wide) if mask[0] else None,
-        torch.empty_like(linear_weight, dtype=wide) if mask[1] else None,
-        torch.empty_like(linear_bias, dtype=wide) if mask[2] else None,
-    )
-
-
-def _fake_sum(*call):
-    value = call[0].new_empty((), dtype=accumulator(call[9]))
-    return value, *_fake_gradients(*call[:3], call[9], call[-1])
-
-
-def _fake_losses(*call):
-    return call[0].new_empty(call[0].shape[0], dtype=call[10])
-
-
-def _fake_losses_backward(grad_output, *call):
-    return _fake_gradients(*call[:3], call[9], call[-1])
-
-
 def _rounded(grads, layer) -> list[Tensor | None]:
     """Casts the gradients to the dtypes of the layer's tensors."""
     pairs = zip(grads, layer, strict=True)
@@ -224,12 +202,23 @@ def _rounded(grads, layer) -> list[Tensor | None]:
 # Autograd formulas of the ops, for graphs that contain them directly, such as exported programs.
 
 
+def _require_derivative(ctx, op: str, others: tuple = ()) -> None:
+    """Raises if a derivative is asked for that is neither of the loss nor by the layer."""
+    if any(ctx.needs_input_grad[3:5]) or any(grad is not None for grad in others):
+        raise RuntimeError(
+            f"derivative for lossops::linear_cross_entropy_{op} by target or class_weight, or of "
+            "its gradients, is not implemented"
+        )
+
+
 def _keep_sum(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:5], *output[1:])
     ctx.op_args = inputs[5:-1]
 
 
-def _sum_backward(ctx, grad_output, *_):
+def _sum_backward(ctx, grad_output, *others):
+    _require_derivative(ctx, "sum", others)
     read, grads, mask = ctx.saved_tensors[:5], ctx.saved_tensors[5:], ctx.needs_input_grad[:3]
     if any(wanted and grad is None for wanted, grad in zip(mask, grads, strict=True)):
         _, *grads = torch.ops.lossops.linear_cross_entropy_sum(*read, *ctx.op_args, mask)
@@ -244,6 +233,7 @@ def _keep_losses(ctx, inputs, output):
 
 
 def _differentiate_losses(ctx, grad_output):
+    _require_derivative(ctx, "losses")
     read, mask = ctx.saved_tensors, ctx.needs_input_grad[:3]
     grads = torch.ops.lossops.linear_cross_entropy_losses_backward(
         grad_output.contiguous(), *read, *ctx.op_args, mask
@@ -259,12 +249,15 @@ def _check_walk(
     contract.check_tensors(
         input.device, input=input, linear_weight=linear_weight, linear_bias=linear_bias
     )
-    contract.require(
-        input.dim() == linear_weight.dim() == 2, lambda: "input and weight should be matrices"
-    )
-    contract.check_shape(
-        "input", input, (input.shape[0], linear_weight.shape[1]), "rows of the weight"
-    )
+    for name, tensor in (("input", input), ("linear_weight", linear_weight)):
+        contract.require(
+            tensor.dim() == 2,
+            lambda name=name, tensor=tensor: (
+                f"{name} should be a matrix, got shape {list(tensor.shape)}"
+            ),
+        )
+    of = "the rows of linear_weight"
+    contract.check_shape("input", input, (input.shape[0], linear_weight.shape[1]), of)
     if linear_bias is not None:
         contract.check_shape("linear_bias", linear_bias, linear_weight.shape[:1], "the classes")
     contract.check_dtype("dtype", dtype)
@@ -272,46 +265,54 @@ def _check_walk(
     rows_and_classes = input.shape[0], linear_weight.shape[0]
     logits = input.new_empty((), dtype=accumulator(dtype)).expand(rows_and_classes)
     rows_call = _of_rows(target_form, params, ignore_index, "sum")
-    check_softmax(logits, target, class_weight, None, rows_call)
-    contract.check_mask(output_mask, (input, linear_weight, linear_bias))
+    check_softmax(logits, target, class_weight, None, rows_call, scores="the logits")
+    contract.check_mask(
+        output_mask, input=input, linear_weight=linear_weight, linear_bias=linear_bias
+    )
     contract.require(rows >= 0, lambda: f"rows should not be negative, got {rows}")
     contract.require(
-        backend in ("native", "triton"), lambda: f"there are no kernels of {backend!r}"
+        backend in ("native", "triton"),
+        lambda: f"backend should be native or triton, got {backend!r}",
     )
+    backends.require_runs_on(backend, input.device.type)
 
 
-def _checked(kernel, *first: str, has_memory: bool = True):
-    """Adds the checks to a kernel. ``first`` names the arguments that precede those of the walk."""
-
-    @functools.wraps(kernel)
-    def checked(*arguments):
-        upstream, walk = arguments[: len(first)], arguments[len(first) :]
-        _check_walk(*walk)
-        for name, tensor in zip(first, upstream, strict=True):
-            contract.check_tensors(walk[0].device, **{name: tensor})
-            contract.check_shape(name, tensor, walk[0].shape[:1], "the rows")
-        if has_memory:
-            contract.check_memory([("a tensor", tensor, False) for tensor in arguments])
-        return kernel(*arguments)
-
-    return checked
+def _empty_gradients(input, linear_weight, linear_bias, *call) -> tuple[Tensor | None, ...]:
+    dtype, mask = accumulator(call[-4]), call[-1]
+    pairs = zip((input, linear_weight, linear_bias), mask, strict=True)
+    return tuple(torch.empty_like(t, dtype=dtype) if wanted else None for t, wanted in pairs)
 
 
-_without_data = functools.partial(_checked, has_memory=False)
+def _check_sum(*call):
+    _check_walk(*call)
+    return lambda: (call[0].new_empty((), dtype=accumulator(call[9])), *_empty_gradients(*call))
+
+
+def _check_losses(*call):
+    _check_walk(*call)
+    return lambda: call[0].new_empty(call[0].shape[0], dtype=call[10])
+
+
+def _check_losses_backward(grad_output, *call):
+    _check_walk(*call)
+    contract.check_tensors(call[0].device, grad_output=grad_output)
+    contract.check_shape("grad_output", grad_output, call[0].shape[:1], "the rows")
+    return lambda: _empty_gradients(*call)
+
 
 library.compose(
-    "linear_cross_entropy_sum",
+    "linear_cross_entropy_sum", _check_sum,
     f"({_WALK}, bool[3] output_mask) -> (Tensor, Tensor?, Tensor?, Tensor?)",
-    _checked(_sum), _without_data(_fake_sum), _sum_backward, _keep_sum,
+    _sum, _sum_backward, _keep_sum,
 )  # fmt: skip
 library.compose(
-    "linear_cross_entropy_losses", f"({_WALK}) -> Tensor", _checked(_losses),
-    _without_data(_fake_losses), _differentiate_losses, _keep_losses,
+    "linear_cross_entropy_losses", _check_losses, f"({_WALK}) -> Tensor",
+    _losses, _differentiate_losses, _keep_losses,
 )  # fmt: skip
 library.compose(
-    "linear_cross_entropy_losses_backward",
+    "linear_cross_entropy_losses_backward", _check_losses_backward,
     f"(Tensor grad_output, {_WALK}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
-    _checked(_losses_backward, "grad_output"), _without_data(_fake_losses_backward, "grad_output"),
+    _losses_backward,
 )  # fmt: skip
 
 

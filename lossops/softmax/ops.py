@@ -60,6 +60,7 @@ from lossops.core.contract import (
     check_dtype,
     check_gradients,
     check_gradients_come,
+    check_length,
     check_mask,
     check_number_or,
     check_reduction,
@@ -106,8 +107,10 @@ def rows_shape(input: Tensor, dim: int) -> tuple:
     return (*input.shape[:dim], *input.shape[dim + 1 :])
 
 
-def check_softmax(input, target, class_weight, normalizer, call: SoftmaxArguments) -> tuple:
-    """Checks a call and returns the shape of the loss."""
+def check_softmax(
+    input, target, class_weight, normalizer, call: SoftmaxArguments, scores="input"
+) -> tuple:
+    """Checks a call and returns the shape of the loss. ``scores`` is what messages call input."""
     loss, dim, form, target_form, params, _, _, reduction, keep_dims = call
     require(
         0 <= dim < input.dim(),
@@ -115,51 +118,63 @@ def check_softmax(input, target, class_weight, normalizer, call: SoftmaxArgument
     )
     check_reduction(reduction)
     check_between("keep_dims", keep_dims, dim)
-    require(len(params) == 6, lambda: f"a softmax loss takes 6 parameters, got {len(params)}")
+    require(len(params) == 6, lambda: f"params should have 6 entries, got {len(params)}")
     of_labels = loss in LABEL_LOSSES
     require(of_labels or loss in DIVERGENCES, lambda: f"unknown softmax loss {loss!r}")
-    labels = target_form == "labels"
-    forms = FORMS[:2] if of_labels else FORMS
-    require(form in forms, lambda: f"form of {loss!r} should be one of {forms}, got {form!r}")
-    forms = ("labels", *(FORMS if not of_labels else FORMS[2:] if loss == "cross_entropy" else ()))
+    labels, cross_entropy = target_form == "labels", loss == "cross_entropy"
+    require(form in FORMS, lambda: f"form should be logits, log_probs or probs, got {form!r}")
     require(
-        target_form in forms,
-        lambda: f"target_form of {loss!r} should be one of {forms}, got {target_form!r}",
+        labels or target_form in FORMS,
+        lambda: f"target_form should be logits, log_probs, probs or labels, got {target_form!r}",
     )
-    check_tensors(input.device, input=input, class_weight=class_weight, normalizer=normalizer)
-    check_tensors(input.device, LABEL_DTYPES if labels else KERNEL_DTYPES, target=target)
-    rows = rows_shape(input, dim)
-    check_shape("target", target, rows if labels else input.shape, "rows" if labels else "input")
-    if class_weight is not None:
-        check_shape("class_weight", class_weight, input.shape[dim : dim + 1], "the classes")
-        require(of_labels, lambda: f"loss {loss!r} takes no class_weight")
+    require(
+        not of_labels or labels or (cross_entropy and target_form == "probs"),
+        lambda: (
+            f"target_form of loss {loss!r} should be labels{' or probs' if cross_entropy else ''}, "
+            f"got {target_form!r}"
+        ),
+    )
+    require(
+        not of_labels or form != "probs",
+        lambda: f"form of loss {loss!r} should be logits or log_probs, got {form!r}",
+    )
     numbers = (0,) * 6 if isinstance(params, Tensor) else params  # the op checks their values
     _, softcap, label_smoothing, z_loss, *_ = numbers
     require(
-        label_smoothing == 0 or loss == "cross_entropy",
+        label_smoothing == 0 or cross_entropy,
         lambda: f"loss {loss!r} takes no label_smoothing",
     )
     require(
         softcap == z_loss == 0 or call.has_row_outputs,
         lambda: "softcap and z_loss are for label losses of logits",
     )
+    require(class_weight is None or of_labels, lambda: f"loss {loss!r} takes no class_weight")
+    check_tensors(input.device, input=input)
+    check_tensors(input.device, LABEL_DTYPES if labels else KERNEL_DTYPES, target=target)
+    check_tensors(input.device, class_weight=class_weight, normalizer=normalizer)
+    rows = rows_shape(input, dim)
+    of = "the rows" if labels else scores
+    check_shape("target", target, rows if labels else input.shape, of)
+    if class_weight is not None:
+        check_shape("class_weight", class_weight, input.shape[dim : dim + 1], "the classes")
     kept = rows[: keep_dims if reduction != "none" else 0]
     check_number_or("normalizer", normalizer, kept, "the loss")
     return rows if reduction == "none" else kept
 
 
 def _softmax_values(
-    input, target, class_weight, normalizer, call, out_dtype, extras
+    input, target, class_weight, normalizer, call, out_dtype, extras, grad_mask
 ) -> Callable[[], tuple]:
     """Checks a call that returns the loss and the per-row outputs that its mask requests."""
     shape = check_softmax(input, target, class_weight, normalizer, call)
+    check_gradients_come(grad_mask, call)
     check_dtype("out_dtype", out_dtype)
+    require(not extras[2] or call.target_form == "labels", lambda: "accuracy is that of labels")
     require(
         not any(extras) or call.has_row_outputs,
         lambda: "lse, entropy and accuracy are those of a label loss of logits",
     )
     labels = call.target_form == "labels"
-    require(not extras[2] or labels, lambda: "accuracy is that of labels")
     counts = call.reduction == "mean" and normalizer is None and labels
     extra = accumulator(input.dtype)
 
@@ -175,37 +190,23 @@ def _softmax_values(
 
 
 def _softmax_forward(input, target, class_weight, normalizer, call, out_dtype, output_mask):
-    require(len(output_mask) == 5, lambda: "output_mask should have 5 entries")
+    check_length(output_mask, 5)
     tensors = (input, target, class_weight, normalizer)
-    values = _softmax_values(*tensors, call, out_dtype, output_mask[:3])
-    check_mask(output_mask[3:], (input, target))
-    check_gradients_come(output_mask[3:], call.gives_a_number)
+    values = _softmax_values(*tensors, call, out_dtype, output_mask[:3], output_mask[3:])
+    check_mask(output_mask[3:], input=input, target=target)
     return lambda: (*values(), *empty_like((input, target), output_mask[3:]))
 
 
 def _softmax_forward_(input, target, class_weight, normalizer, call, out_dtype, output_mask):
-    require(len(output_mask) == 3, lambda: "output_mask should have 3 entries")
-    check_gradients_come([True], call.gives_a_number)
-    return _softmax_values(input, target, class_weight, normalizer, call, out_dtype, output_mask)
+    check_length(output_mask, 3)
+    tensors = (input, target, class_weight, normalizer)
+    return _softmax_values(*tensors, call, out_dtype, output_mask, [True])
 
 
 def _check_upstream(
     grad_output, grad_lse, grad_entropy, input, target, class_weight, normalizer, call
 ) -> None:
     shape = check_softmax(input, target, class_weight, normalizer, call)
-    upstream = {"grad_output": grad_output, "grad_lse": grad_lse, "grad_entropy": grad_entropy}
-    check_tensors(input.device, **upstream)
-    check_number_or("grad_output", grad_output, shape, "the loss")
-    for name in ("grad_lse", "grad_entropy"):
-        check_number_or(name, upstream[name], rows_shape(input, call.dim), "rows")
-    require(
-        grad_lse is grad_entropy is None or call.has_row_outputs,
-        lambda: "grad_lse and grad_entropy are of a label loss of logits",
-    )
-    require(
-        any(tensor is not None for tensor in upstream.values()),
-        lambda: "softmax_backward needs a gradient of the loss, of lse or of the entropy",
-    )
     require(
         call.reduction != "mean" or call.target_form != "labels" or normalizer is not None,
         lambda: (
@@ -213,6 +214,15 @@ def _check_upstream(
             "gives, as normalizer"
         ),
     )
+    check_tensors(input.device, grad_output=grad_output)
+    check_number_or("grad_output", grad_output, shape, "the loss")
+    for name, tensor in (("grad_lse", grad_lse), ("grad_entropy", grad_entropy)):
+        check_tensors(input.device, **{name: tensor})
+        require(
+            tensor is None or call.has_row_outputs,
+            lambda name=name: f"{name} is of a label loss of logits",
+        )
+        check_number_or(name, tensor, rows_shape(input, call.dim), "the rows")
 
 
 def _softmax_backward(
@@ -220,7 +230,11 @@ def _softmax_backward(
 ):
     tensors = (input, target, class_weight, normalizer)
     _check_upstream(grad_output, grad_lse, grad_entropy, *tensors, call)
-    check_mask(output_mask, (input, target))
+    check_mask(output_mask, input=input, target=target)
+    require(
+        not grad_output is grad_lse is grad_entropy is None,
+        lambda: "softmax_backward needs a gradient of the loss, of lse or of the entropy",
+    )
     return lambda: empty_like((input, target), output_mask)
 
 
@@ -230,7 +244,7 @@ def _softmax_backward_(
     check_single(grad_output)
     tensors = (input, target, class_weight, normalizer)
     _check_upstream(grad_output, None, None, *tensors, call)
-    check_gradients(grads, output_mask, (input, target))
+    check_gradients(grads, output_mask, input=input, target=target)
     return lambda: None
 
 

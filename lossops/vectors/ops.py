@@ -41,6 +41,7 @@ from lossops.core.contract import (
     LABEL_DTYPES,
     check_dtype,
     check_gradients_come,
+    check_length,
     check_mask,
     check_number_or,
     check_reduction,
@@ -74,11 +75,12 @@ def _check_vectors(vectors, label, row_weight, call: VectorsArguments) -> None:
     takes = VECTOR_SIGNATURES.get(loss)
     require(takes is not None, lambda: f"unknown vector loss {loss!r}")
     require(
-        len(vectors) == takes.vectors and len(params) == takes.params,
-        lambda: (
-            f"loss {loss!r} takes {takes.vectors} vectors and {takes.params} parameters, "
-            f"got {len(vectors)} and {len(params)}"
-        ),
+        len(vectors) == takes.vectors,
+        lambda: f"vectors of loss {loss!r} should have {takes.vectors} entries, got {len(vectors)}",
+    )
+    require(
+        len(params) == takes.params,
+        lambda: f"params of loss {loss!r} should have {takes.params} entries, got {len(params)}",
     )
     require(
         (label is not None) == bool(takes.label),
@@ -88,35 +90,37 @@ def _check_vectors(vectors, label, row_weight, call: VectorsArguments) -> None:
     first = vectors[0]
     require(
         first.dim() == 2,
-        lambda: f"vectors should have the shape (rows, length), got {tuple(first.shape)}",
+        lambda: f"vectors should have the shape (rows, length), got {list(first.shape)}",
     )
     for vector in vectors:
-        check_tensors(first.device, vector=vector)
-        check_shape("a vector", vector, first.shape, "the others")
+        check_tensors(first.device, **{"a tensor of vectors": vector})
+        check_shape("a tensor of vectors", vector, first.shape, "the first")
         require(
             vector.dtype == first.dtype,
-            lambda: f"vectors should have one dtype, got {[v.dtype for v in vectors]}",
+            lambda got=vector.dtype: f"vectors should have one dtype, got {first.dtype} and {got}",
         )
     dtypes = LABEL_DTYPES if takes.label in ("index", "list") else KERNEL_DTYPES
     check_tensors(first.device, dtypes, label=label)
-    check_tensors(first.device, row_weight=row_weight)
     if takes.label == "list":
         check_shape("label", label, first.shape, "the vectors")
     else:
         check_number_or("label", label, first.shape[:1], "the rows")
+    check_tensors(first.device, row_weight=row_weight)
     check_number_or("row_weight", row_weight, first.shape[:1], "the rows")
 
 
 def _of_vectors(vectors, mask) -> Callable[[], tuple]:
-    check_mask(mask, (*vectors, None, None)[:3])
+    check_length(mask, 3)
     first = vectors[0]
+    for vector, wanted in zip((*vectors, None, None), mask, strict=False):
+        check_mask([wanted], **{"a tensor of vectors": vector})
     return lambda: tuple(first.new_empty(first.shape) if wanted else None for wanted in mask)
 
 
 def _vectors_forward(vectors, label, row_weight, call, out_dtype, output_mask):
+    check_gradients_come(output_mask, call)
     _check_vectors(vectors, label, row_weight, call)
     check_dtype("out_dtype", out_dtype)
-    check_gradients_come(output_mask, call.gives_a_number)
     shape = vectors[0].shape[:1] if call.reduction == "none" else ()
     grads = _of_vectors(vectors, output_mask)
     return lambda: (vectors[0].new_empty(shape, dtype=out_dtype), *grads())

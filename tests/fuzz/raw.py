@@ -18,7 +18,7 @@ REDUCTIONS = ("none", "mean", "sum")
 def raw_call(draw: Draw, namespace: str) -> Call:
     families = [elementwise] * 4 + [softmax] * 6 + [vectors] * 3
     if namespace == "lossops":
-        families.append(linear)
+        families += [linear] * 2
     name, arguments = draw.of(*families)(draw)
     op = getattr(getattr(torch.ops, namespace), name).default
     return Call(f"torch.ops.{namespace}.{name}", op, in_order(name, arguments))
@@ -34,7 +34,7 @@ def in_order(name: str, arguments: dict) -> dict:
 
 def arguments_of(name: str, draw: Draw) -> dict:
     """Random arguments of an op."""
-    make = {"elementwise": elementwise, "softmax": softmax, "vectors": vectors}[name.split("_")[0]]
+    make = globals()[name.split("_")[0]]
     while True:
         found, arguments = make(draw)
         if found == name:
@@ -137,6 +137,16 @@ def in_form(numbers, form: str, dim: int):
     return (numbers.softmax if form == "probs" else numbers.log_softmax)(dim)
 
 
+def labels(draw: Draw, shape, classes: int, ignore_index: int):
+    """Class indices, of which some or all are ignored."""
+    target = draw.integers(0, max(classes, 1), shape)
+    if classes == 0 or draw.chance(0.4):
+        skipped = draw.uniform(shape) < (1.0 if classes == 0 else 0.3)
+        target = torch.where(skipped, ignore_index, target)
+    fits = classes <= 256 and ignore_index >= 0
+    return target.to(draw.of(*LABELS) if fits else draw.of(*LABELS[:2]))
+
+
 def softmax(draw: Draw):
     name = draw.of(
         "softmax_forward", "softmax_forward", "softmax_forward_", "softmax_backward",
@@ -154,17 +164,12 @@ def softmax(draw: Draw):
         target_form = draw.of("logits", "log_probs", "probs")
     elif loss == "cross_entropy" and draw.chance(0.3):
         target_form = "probs"
-    labels = target_form == "labels"
+    of_indices = target_form == "labels"
     x_dtype, y_dtype = dtypes(draw)
     input = in_form(2 * draw.normal(shape), form, dim).to(x_dtype)
     ignore_index = draw.of(-100, -100, 0, 255)
-    if labels:
-        target = draw.integers(0, max(classes, 1), rows)
-        if classes == 0 or draw.chance(0.4):
-            skipped = draw.uniform(rows) < (1.0 if classes == 0 else 0.3)
-            target = torch.where(skipped, ignore_index, target)
-        fits = classes <= 256 and ignore_index >= 0
-        target = target.to(draw.of(*LABELS) if fits else draw.of(*LABELS[:2]))
+    if of_indices:
+        target = labels(draw, rows, classes, ignore_index)
     else:
         target = in_form(2 * draw.normal(shape), target_form, dim).to(y_dtype)
     smooth = loss == "cross_entropy" and draw.chance(0.2)
@@ -194,18 +199,23 @@ def softmax(draw: Draw):
     forward = {"out_dtype": draw.of(x_dtype, x_dtype, *FLOATS)}
     if name == "softmax_forward":
         wanted = mask(
-            draw, of_logits, of_logits, of_logits and labels, a_number, a_number and not labels
+            draw,
+            of_logits,
+            of_logits,
+            of_logits and of_indices,
+            a_number,
+            a_number and not of_indices,
         )
         return name, arguments | forward | {"output_mask": wanted}
     if name == "softmax_forward_":
         if not a_number:
             arguments |= {"reduction": "mean", "keep_dims": 0, "normalizer": None}
         return name, arguments | forward | {
-            "output_mask": mask(draw, of_logits, of_logits, of_logits and labels)
+            "output_mask": mask(draw, of_logits, of_logits, of_logits and of_indices)
         }
-    if reduction == "mean" and labels and arguments["normalizer"] is None:
+    if reduction == "mean" and of_indices and arguments["normalizer"] is None:
         arguments["normalizer"] = normalizer(draw, kept)
-    wanted = mask(draw, True, not labels)
+    wanted = mask(draw, True, not of_indices)
     of_loss = rows if reduction == "none" else kept
     if name == "softmax_backward_":
         grads = gradients(draw, (input, target), wanted)
@@ -277,27 +287,39 @@ def vectors(draw: Draw):
 
 def linear(draw: Draw):
     """The raw ops of a linear layer with its cross entropy."""
-    rows, features, classes = draw.of(0, draw.size(), draw.size(300)), draw.size(9), draw.size()
-    dtype = draw.of(*FLOATS)
-    soft = draw.chance(0.3)
-    target = draw.integers(0, classes, (rows,))
+    name = draw.of("sum", "losses", "losses_backward")
+    rows, features = draw.of(0, 1, draw.size(), draw.size(300)), draw.of(0, draw.size(9), 17)
+    # Half precision is multiplied in pieces of 128 classes.
+    classes = 0 if draw.chance(0.03) else draw.of(draw.size(), draw.size(300), 129, 260)
+    layer = draw.of(*FLOATS)
+    # Under autocast, the products have another dtype than the layer.
+    dtype = layer if draw.chance(0.7) else draw.of(*FLOATS)
+    shapes = [(rows, features), (classes, features), (classes,)]
+    tensors = [draw.operand(draw.normal(shape).to(layer)) for shape in shapes]
+    bias = tensors[2] if draw.chance(0.5) else None
+    soft, ignore_index = draw.chance(0.3), draw.of(-100, -100, 0, 255)
     if soft:
-        target = draw.normal((rows, classes)).softmax(1).to(dtype)
-    bias = draw.normal((classes,)).to(dtype) if draw.chance(0.5) else None
-    weight = draw.uniform((classes,), 0.25, 2.0).to(dtype) if draw.chance(0.3) else None
+        target = in_form(2 * draw.normal((rows, classes)), "probs", 1).to(draw.of(*FLOATS))
+    else:
+        target = labels(draw, (rows,), classes, ignore_index)
+    weight = None
+    if draw.chance(0.3):
+        weight = draw.operand(draw.uniform((classes,), 0.25, 2.0).to(draw.of(*FLOATS)))
     arguments = {
-        "input": draw.operand(draw.normal((rows, features)).to(dtype)),
-        "linear_weight": draw.operand(draw.normal((classes, features)).to(dtype)),
-        "linear_bias": bias, "target": draw.operand(target), "class_weight": weight,
-        "backend": "native", "target_form": "probs" if soft else "labels",
-        "params": [1.0, 0.0, draw.of(0.0, 0.1), 0.0, 0.0, 0.0], "ignore_index": -100,
-        "dtype": dtype, "out_dtype": dtype, "rows": draw.of(0, 0, 1, 7, 100),
+        "input": tensors[0], "linear_weight": tensors[1], "linear_bias": bias,
+        "target": draw.operand(target), "class_weight": weight, "backend": "native",
+        "target_form": "probs" if soft else "labels",
+        "params": [
+            draw.of(1.0, 0.5, 2.0), draw.of(0.0, 5.0), draw.of(0.0, 0.1), draw.of(0.0, 1e-2),
+            0.0, 0.0,
+        ],
+        "ignore_index": ignore_index, "dtype": dtype, "out_dtype": draw.of(dtype, *FLOATS),
+        "rows": draw.of(0, 0, 1, 7, 100, rows, rows + 1),
     }  # fmt: skip
     wanted = mask(draw, True, True, bias is not None)
-    name = draw.of("sum", "losses", "losses_backward")
     if name == "sum":
         arguments |= {"output_mask": wanted}
     elif name == "losses_backward":
-        grad_output = draw.operand(draw.normal((rows,)).to(dtype))
+        grad_output = draw.operand(draw.normal((rows,)).to(draw.of(*FLOATS)))
         arguments |= {"grad_output": grad_output, "output_mask": wanted}
     return f"linear_cross_entropy_{name}", arguments

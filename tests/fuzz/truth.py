@@ -204,18 +204,29 @@ def vectors(op: str, given: dict, outputs, after: dict) -> Iterator[Result]:
 
 def linear(op: str, given: dict, outputs, after: dict) -> Iterator[Result]:
     layer = [leaf(given[name]) for name in ("input", "linear_weight", "linear_bias")]
-    if given["dtype"] != FLOAT64:
-        return  # the logits are rounded
+    logits = torch.nn.functional.linear(*layer)
     rows = softmax_reference.softmax(
-        torch.nn.functional.linear(*layer), given["target"], given["class_weight"], None,
+        logits, given["target"], given["class_weight"], None,
         "cross_entropy", 1, "logits", given["target_form"], given["params"],
         given["ignore_index"], False, "none", 0, FLOAT64,
     ).loss  # fmt: skip
+    sizes = [None if tensor is None else tensor.detach().abs() for tensor in layer]
+    scale = torch.nn.functional.linear(*sizes)  # of the terms of a logit
+    scale = rows.detach().abs() + (scale.amax(1) if scale.shape[1] else 0.0)
     names, mask = ("input", "weight", "bias"), given.get("output_mask")
     if op.endswith("losses"):
-        yield Result("losses", outputs, rows)
-    elif op.endswith("sum"):
-        yield Result("sum", outputs[0], rows.sum(), rows.detach().abs().sum())
-        yield from named(names, outputs[1:], gradients(rows.sum(), None, layer, mask))
+        yield Result("losses", outputs, rows, scale)
+        return
+    if op.endswith("sum"):
+        yield Result("sum", outputs[0], rows.sum(), scale.sum())
+        outputs, cotangent = outputs[1:], torch.ones_like(rows)
     else:
-        yield from named(names, outputs, gradients(rows, given["grad_output"], layer, mask))
+        cotangent = given["grad_output"]
+    total = (rows * cotangent).sum()
+    (by_logits,) = torch.autograd.grad(total, logits, retain_graph=True, materialize_grads=True)
+    by_logits, (x, weight, _) = by_logits.abs(), sizes
+    scales = (by_logits @ weight, by_logits.T @ x, by_logits.sum(0))
+    for result, scale in zip(
+        named(names, outputs, gradients(total, None, layer, mask)), scales, strict=True
+    ):
+        yield result._replace(scale=scale)

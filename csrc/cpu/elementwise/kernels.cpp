@@ -317,16 +317,21 @@ void double_backward_range(const ElementwiseProblem& problem, int64_t begin, int
       const Simd<T> b = ty ? load(ty, i, extent) : zero;
       const Simd<T> c = tw ? load(tw, i, extent) : zero;
       const Simd<T> weights = w ? load(w, i, extent) : one;
-      // If the tangent of target or weight is absent, an infinite derivative by it gives 0, not
-      // NaN.
-      const auto along_target = [&](Simd<T> g) { return ty ? b * g : zero; };
-      const Simd<T> along = a * f.dx + along_target(f.dy);  // the unweighted loss along (a, b)
-      if (out) store(tw ? weights * along + c * f.value : weights * along, out, i, extent);
+      // If a tangent is absent, an infinite derivative by it gives 0, not NaN.
+      const auto part = [&](const T* tangent, Simd<T> by, Simd<T> derivative) {
+        return tangent ? by * derivative : zero;
+      };
+      const auto along_both = [&](Simd<T> dx, Simd<T> dy) {
+        return part(tx, a, dx) + part(ty, b, dy);
+      };
+      const Simd<T> along = along_both(f.dx, f.dy);  // the unweighted loss along (a, b)
+      if (out) store(weights * along + part(tw, c, f.value), out, i, extent);
       const Simd<T> factor = g ? load(g, i, extent) * load(scale, i, extent) : one;
-      const Simd<T> along_x = weights * (a * f.dxx + along_target(f.dxy));
-      const Simd<T> along_y = weights * (a * f.dxy + along_target(f.dyy));
-      if (gx) store(factor * (along_x + c * f.dx), gx, i, extent);
-      if (gy) store(factor * (tw ? along_y + c * f.dy : along_y), gy, i, extent);
+      const auto store_gradient = [&](T* grad, Simd<T> by_both, Simd<T> by_c) {
+        if (grad) store(factor * (weights * by_both + part(tw, c, by_c)), grad, i, extent);
+      };
+      store_gradient(gx, along_both(f.dxx, f.dxy), f.dx);
+      store_gradient(gy, along_both(f.dxy, f.dyy), f.dy);
       if (gw) store(factor * along, gw, i, extent);
       return along;
     });

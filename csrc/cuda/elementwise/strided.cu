@@ -83,14 +83,19 @@ __device__ __forceinline__ T second_order(const ElementwiseProblem& p, const T* 
   const T a = number<T>(p.tangent_input, tangent_input, 0);
   const T b = number<T>(p.tangent_target, tangent_target, 0);
   const T c = number<T>(p.tangent_weight, tangent_weight, 0);
-  // If the tangent of target or weight is absent, an infinite derivative by it gives 0, not NaN.
-  const bool has_b = p.tangent_target.defined(), has_c = p.tangent_weight.defined();
-  const T along = a * f.dx + (has_b ? b * f.dy : 0);  // the unweighted loss along (a, b)
-  const T directional = w * along + (has_c ? c * f.value : 0);
+  // If a tangent is absent, an infinite derivative by it gives 0, not NaN.
+  const auto part = [](const Operand& tangent, T by, T derivative) {
+    return tangent.defined() ? by * derivative : T(0);
+  };
+  const auto along_both = [&](T dx, T dy) {
+    return part(p.tangent_input, a, dx) + part(p.tangent_target, b, dy);
+  };
+  const auto all = [&](T by_both, T by_c) { return w * by_both + part(p.tangent_weight, c, by_c); };
+  const T along = along_both(f.dx, f.dy);  // the unweighted loss along (a, b)
+  const T directional = all(along, f.value);
   write(p.value, at, directional);
-  write(p.grad_input, at, g * (w * (a * f.dxx + (has_b ? b * f.dxy : 0)) + c * f.dx));
-  write(p.grad_target, at,
-        g * (w * (a * f.dxy + (has_b ? b * f.dyy : 0)) + (has_c ? c * f.dy : 0)));
+  write(p.grad_input, at, g * all(along_both(f.dxx, f.dxy), f.dx));
+  write(p.grad_target, at, g * all(along_both(f.dxy, f.dyy), f.dy));
   write(p.grad_weight, at, g * along);
   return directional;
 }

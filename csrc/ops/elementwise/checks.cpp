@@ -16,12 +16,15 @@
 namespace lossops::ops {
 ElementwiseProblem start_problem(const ElementwiseCall& call) {
   ElementwiseProblem problem;
+  TORCH_CHECK(call.input.defined(), "input should be a tensor, got none");
+  TORCH_CHECK(call.target.defined(), "target should be a tensor, got none");
   const auto loss = find(ElementwiseLosses{}, call.loss);
   TORCH_CHECK(loss, "unknown elementwise loss '", std::string(call.loss), "'");
   problem.loss = *loss;
   visit(ElementwiseLosses{}, *loss, [&]<class Loss>() {
-    TORCH_CHECK(static_cast<int>(call.params.size()) == Loss::num_params, "loss '", call.loss,
-                "' takes ", Loss::num_params, " parameters, got ", call.params.size());
+    TORCH_CHECK(static_cast<int>(call.params.size()) == Loss::num_params, "params of loss '",
+                call.loss, "' should have ", Loss::num_params, " entries, got ",
+                call.params.size());
   });
   std::copy(call.params.begin(), call.params.end(), problem.params);
   check_reduction(call.reduction);
@@ -74,9 +77,7 @@ void Layout::read(Operand& operand, const Tensor& tensor, const char* name) {
 void Layout::read_broadcast(Operand& operand, const Tensor& tensor, const char* name) {
   if (!call_.reduces()) return read(operand, tensor, name);
   operands_.read(tensor, name);
-  const auto kept = call_.group_shape();
-  TORCH_CHECK(tensor.sizes() == kept || tensor.dim() == 0, name,
-              " should have the shape of the loss, ", kept, ", got ", tensor.sizes());
+  check_number_or(tensor, name, call_.group_shape(), "the loss");
   const Tensor fitting = fits(tensor) ? tensor : tensor.contiguous();
   add(operand, fitting, broadcast_strides(fitting));
 }
@@ -84,10 +85,7 @@ void Layout::read_broadcast(Operand& operand, const Tensor& tensor, const char* 
 void Layout::read_normalizer() {
   const Tensor& normalizer = *call_.normalizer;
   operands_.read(normalizer, "normalizer");
-  const auto kept = call_.group_shape();
-  TORCH_CHECK(normalizer.sizes() == kept || normalizer.dim() == 0,
-              "normalizer should be a number or have the shape of the loss, ", kept, ", got ",
-              normalizer.sizes());
+  check_number_or(normalizer, "normalizer", call_.group_shape(), "the loss");
   if (!call_.reduces()) return;
   const Tensor dense = normalizer.contiguous();
   add(problem_.normalizer, dense, broadcast_strides(dense));
@@ -173,8 +171,7 @@ void read_inputs(Layout& layout, ElementwiseProblem& problem, const ElementwiseC
 
 Gradients add_gradients(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call,
                         const bool* mask) {
-  TORCH_CHECK(!mask[2] || call.weight.has_value(),
-              "output_mask asks for the gradient of weight, and there is no weight");
+  if (mask[2]) check_is_given(call.weight, "weight");
   const auto add = [&](bool wanted, Operand& operand, const Tensor& like) {
     if (!wanted) return Tensor();
     const Tensor grad = large(at::empty_like(like));
@@ -188,9 +185,8 @@ Gradients add_gradients(Layout& layout, ElementwiseProblem& problem, const Eleme
 
 void overwrite_gradients(Layout& layout, ElementwiseProblem& problem, const ElementwiseCall& call,
                          at::TensorList grads, const std::array<bool, 3>& mask) {
-  TORCH_CHECK(!mask[2] || call.weight.has_value(),
-              "output_mask asks for the gradient of weight, and there is no weight");
   check_given(grads, mask);
+  if (mask[2]) check_is_given(call.weight, "weight");
   size_t next = 0;
   if (mask[0]) layout.overwrite(problem.grad_input, grads[next++], "the gradient of input");
   if (mask[1]) layout.overwrite(problem.grad_target, grads[next++], "the gradient of target");

@@ -122,8 +122,7 @@ std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor> elementwise_f
   const ElementwiseCall call{input, target, weight, normalizer, loss, params, reduction, keep_dims};
   ElementwiseProblem problem = start_problem(call);
   const bool wants_gradients = output_mask[0] || output_mask[1] || output_mask[2];
-  TORCH_CHECK(!wants_gradients || call.gives_a_number(),
-              "elementwise_forward gives gradients only where the loss is a single number");
+  TORCH_CHECK(!wants_gradients || call.gives_a_number(), kOneNumber, ", and keep_dims 0");
   Layout layout(problem, call);
   read_inputs(layout, problem, call);
   Tensor value = add_loss(layout, problem, call, out_dtype);
@@ -169,7 +168,7 @@ void elementwise_rescale_(at::TensorList grads, const Tensor& grad_output) {
   check_single(grad_output);
   Operands operands(grads.empty() ? grad_output.device() : grads[0].device());
   operands.read(grad_output, "grad_output");
-  for (const Tensor& grad : grads) operands.write(grad, "a gradient");
+  for (const Tensor& grad : grads) operands.write(grad, "a tensor of grads");
   for (const Tensor& grad : grads) {
     if (grad.numel() == 0) continue;
     const bool dense = grad.is_non_overlapping_and_dense();

@@ -105,11 +105,10 @@ void SoftmaxTask::settle_shape() {
   const auto sizes = call_.input.sizes();
   const auto classes_in = call_.dim;
   TORCH_CHECK(call_.input.dim() > 0 && classes_in >= 0 && classes_in < call_.input.dim(),
-              "dim should be a dimension of input, of shape ", sizes, ", got ", classes_in);
+              "dim should be between 0 and ", call_.input.dim() - 1, ", got ", classes_in);
   check_reduction(call_.reduction);
   TORCH_CHECK(call_.keep_dims >= 0 && call_.keep_dims <= classes_in,
-              "keep_dims should be between 0 and the dimension of the classes, ", classes_in,
-              ", got ", call_.keep_dims);
+              "keep_dims should be between 0 and ", classes_in, ", got ", call_.keep_dims);
   const int64_t rows = count(call_.rows_shape());
   problem.outer = count(sizes.slice(0, classes_in));
   problem.classes = sizes[classes_in];
@@ -119,8 +118,8 @@ void SoftmaxTask::settle_shape() {
 }
 
 void SoftmaxTask::settle_loss() {
-  TORCH_CHECK(call_.params.size() == 4 + kMaxParams, "a softmax loss takes ", 4 + kMaxParams,
-              " parameters, got ", call_.params.size());
+  TORCH_CHECK(call_.params.size() == 4 + kMaxParams, "params should have ", 4 + kMaxParams,
+              " entries, got ", call_.params.size());
   const auto of_labels = find(LabelLosses{}, call_.loss);
   const auto loss = of_labels ? of_labels : find(Divergences{}, call_.loss);
   TORCH_CHECK(loss, "unknown softmax loss '", std::string(call_.loss), "'");
@@ -136,10 +135,10 @@ void SoftmaxTask::settle_loss() {
   problem.target_form = form_of(call_.target_form, "target_form", true);
   TORCH_CHECK(!of_labels || problem.target_form == Form::labels ||
                   (cross_entropy && problem.target_form == Form::probs),
-              "loss '", call_.loss, "' takes labels", cross_entropy ? " or probs" : "",
-              " as target, got ", call_.target_form);
-  TORCH_CHECK(!of_labels || problem.form != Form::probs, "loss '", call_.loss,
-              "' takes logits or log_probs, got ", call_.form);
+              "target_form of loss '", call_.loss, "' should be labels",
+              cross_entropy ? " or probs" : "", ", got '", call_.target_form, "'");
+  TORCH_CHECK(!of_labels || problem.form != Form::probs, "form of loss '", call_.loss,
+              "' should be logits or log_probs, got '", call_.form, "'");
   TORCH_CHECK(problem.label_smoothing == 0 || cross_entropy, "loss '", call_.loss,
               "' takes no label_smoothing");
   TORCH_CHECK((problem.softcap == 0 && problem.z_loss == 0) || has_row_outputs(),
@@ -174,7 +173,7 @@ void SoftmaxTask::add_class_weight() {
   const Tensor& weight = *call_.class_weight;
   operands_.read(weight, "class_weight");
   TORCH_CHECK(weight.dim() == 1 && weight.size(0) == problem.classes,
-              "class_weight should have a number per class, ", problem.classes, ", got shape ",
+              "class_weight should have the shape of the classes, [", problem.classes, "], got ",
               weight.sizes());
   problem.class_weight.data = operands_.keep(weight);
   problem.class_weight.dtype = dtype_of(weight);
@@ -187,8 +186,9 @@ void SoftmaxTask::add_normalizer() {
   const auto shape = call_.loss_shape();
   TORCH_CHECK(
       normalizer.dim() == 0 || (call_.reduces() && normalizer.sizes() == c10::IntArrayRef(shape)),
-      "normalizer should be a number or have the shape of the loss, ", c10::IntArrayRef(shape),
-      ", got ", normalizer.sizes());
+      "normalizer should be a number or have the shape of the loss, ",
+      c10::IntArrayRef(shape).slice(0, call_.reduces() ? shape.size() : 0), ", got ",
+      normalizer.sizes());
   if (!call_.reduces()) return;
   problem.normalizer.data = operands_.keep(normalizer.contiguous());
   problem.normalizer.dtype = dtype_of(normalizer);
@@ -302,8 +302,8 @@ void SoftmaxTask::add_row_input(RowNumbers& numbers, const OptionalTensor& tenso
   TORCH_CHECK(of_the_loss || has_row_outputs(), name, " is of a label loss of logits");
   const auto shape = of_the_loss ? call_.loss_shape() : rows;
   TORCH_CHECK(tensor->dim() == 0 || tensor->sizes() == c10::IntArrayRef(shape), name,
-              " should be a number or of shape ", c10::IntArrayRef(shape), ", got ",
-              tensor->sizes());
+              " should be a number or have the shape of the ", of_the_loss ? "loss" : "rows", ", ",
+              c10::IntArrayRef(shape), ", got ", tensor->sizes());
   c10::SmallVector<int64_t, 8> wide(rows.size(), 1);
   std::copy(tensor->sizes().begin(), tensor->sizes().end(), wide.begin());
   const Tensor expanded = tensor->reshape(wide).expand(rows);
@@ -311,7 +311,8 @@ void SoftmaxTask::add_row_input(RowNumbers& numbers, const OptionalTensor& tenso
 }
 
 Tensor SoftmaxTask::add_gradient(RowsOperand& operand, const Tensor& like) {
-  TORCH_CHECK(like.is_floating_point(), "labels have no gradient");
+  TORCH_CHECK(like.is_floating_point(),
+              "output_mask asks for the gradient of target, which holds labels");
   Tensor grad = large(at::empty_like(like));
   const bool walks = collapses(grad, call_.dim, 1);
   const Tensor walked = walks ? grad : large(at::empty(grad.sizes(), grad.options()));
@@ -322,10 +323,11 @@ Tensor SoftmaxTask::add_gradient(RowsOperand& operand, const Tensor& like) {
 
 void SoftmaxTask::overwrite_gradient(RowsOperand& operand, const Tensor& like, const Tensor& grad,
                                      const char* name) {
-  TORCH_CHECK(like.is_floating_point(), "labels have no gradient");
+  TORCH_CHECK(like.is_floating_point(),
+              "output_mask asks for the gradient of target, which holds labels");
   operands_.write(grad, name);
-  TORCH_CHECK(grad.sizes() == like.sizes(), name, " should have the shape ", like.sizes(), ", got ",
-              grad.sizes());
+  TORCH_CHECK(grad.sizes() == like.sizes(), name, " should have the shape of input, ", like.sizes(),
+              ", got ", grad.sizes());
   const bool walks = collapses(grad, call_.dim, 1);
   const Tensor walked = walks ? grad : grad.contiguous();  // kept as it is if grad_output is 1
   operand = matrix(walked);

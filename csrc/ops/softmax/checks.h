@@ -103,8 +103,8 @@ RowResultsAndGradients softmax_forward(const Tensor& input, const Tensor& target
                          target_form, params, ignore_index, one_if_none, reduction, keep_dims};
   SoftmaxTask task(call);
   SoftmaxProblem& problem = task.problem;
-  TORCH_CHECK(!(output_mask[3] || output_mask[4]) || call.gives_a_number(),
-              "softmax_forward gives gradients only where the loss is a single number");
+  TORCH_CHECK(!(output_mask[3] || output_mask[4]) || call.gives_a_number(), kOneNumber,
+              ", and keep_dims 0");
   auto [value, denominator] = task.add_loss(out_dtype);
   task.require_labels(output_mask[2]);
   Tensor lse = task.add_row_output(problem.lse, output_mask[0]);
@@ -136,8 +136,7 @@ RowResults softmax_forward_(Tensor& input, const Tensor& target, const OptionalT
                          target_form, params, ignore_index, one_if_none, reduction, keep_dims};
   SoftmaxTask task(call, /*overwrites_input=*/true);
   SoftmaxProblem& problem = task.problem;
-  TORCH_CHECK(call.gives_a_number(),
-              "softmax_forward_ gives gradients only where the loss is a single number");
+  TORCH_CHECK(call.gives_a_number(), kOneNumber, ", and keep_dims 0");
   auto [value, denominator] = task.add_loss(out_dtype);
   task.require_labels(output_mask[2]);
   Tensor lse = task.add_row_output(problem.lse, output_mask[0]);

@@ -16,10 +16,10 @@ VectorsTask::VectorsTask(const VectorsCall& call)
   problem.loss = *loss;
   bool has_label = false, has_number = false;
   visit(VectorLosses{}, *loss, [&]<class Loss>() {
-    TORCH_CHECK(call.vectors.size() == size_t(Loss::vectors), "loss '", call.loss, "' takes ",
-                Loss::vectors, " vectors per row, got ", call.vectors.size());
-    TORCH_CHECK(call.params.size() == size_t(Loss::num_params), "loss '", call.loss, "' takes ",
-                Loss::num_params, " parameters, got ", call.params.size());
+    TORCH_CHECK(call.vectors.size() == size_t(Loss::vectors), "vectors of loss '", call.loss,
+                "' should have ", Loss::vectors, " entries, got ", call.vectors.size());
+    TORCH_CHECK(call.params.size() == size_t(Loss::num_params), "params of loss '", call.loss,
+                "' should have ", Loss::num_params, " entries, got ", call.params.size());
     has_number = kHasNumber<Loss>;
     has_label = has_number || kHasIndex<Loss> || kHasList<Loss>;
   });
@@ -33,10 +33,14 @@ VectorsTask::VectorsTask(const VectorsCall& call)
   }
   if (has_number) {
     problem.signs = numbers(*call.label, "label");
+    check_number_or(*call.label, "label", {problem.rows}, "the rows");
   } else if (has_label) {
     add_labels(*call.label, problem.has_lists());
   }
-  if (call.row_weight.has_value()) problem.row_weight = numbers(*call.row_weight, "row_weight");
+  if (call.row_weight.has_value()) {
+    problem.row_weight = numbers(*call.row_weight, "row_weight");
+    check_number_or(*call.row_weight, "row_weight", {problem.rows}, "the rows");
+  }
 }
 
 void VectorsTask::add_vectors() {
@@ -46,12 +50,13 @@ void VectorsTask::add_vectors() {
   problem.length = first().size(1);
   for (size_t i = 0; i < call_.vectors.size(); ++i) {
     const Tensor& tensor = call_.vectors[i];
-    operands_.read(tensor, "a vector");
-    TORCH_CHECK(tensor.sizes() == first().sizes(), "vectors should have one shape, got ",
-                first().sizes(), " and ", tensor.sizes());
+    operands_.read(tensor, "a tensor of vectors");
+    TORCH_CHECK(tensor.sizes() == first().sizes(),
+                "a tensor of vectors should have the shape of the first, ", first().sizes(),
+                ", got ", tensor.sizes());
     TORCH_CHECK(tensor.scalar_type() == first().scalar_type(),
-                "vectors should have one dtype, got ", first().scalar_type(), " and ",
-                tensor.scalar_type());
+                "vectors should have one dtype, got ", printed(first().scalar_type()), " and ",
+                printed(tensor.scalar_type()));
     const bool lies_right = tensor.stride(1) == 1 || problem.length == 1;
     const Tensor walked = lies_right ? tensor : tensor.contiguous();
     problem.vectors[i] = {operands_.keep(walked), walked.stride(0)};
@@ -65,7 +70,7 @@ void VectorsTask::add_labels(const Tensor& labels, bool lists) {
     TORCH_CHECK(labels.sizes() == first().sizes(), "label should have the shape of the vectors, ",
                 first().sizes(), ", got ", labels.sizes());
   } else {
-    check_per_row(labels, "label");
+    check_number_or(labels, "label", {problem.rows}, "the rows");
   }
   problem.labels.data = operands_.keep(labels);
   problem.labels.bytes = static_cast<int8_t>(labels.element_size());
@@ -73,15 +78,8 @@ void VectorsTask::add_labels(const Tensor& labels, bool lists) {
   problem.labels.inner_stride = lists ? labels.stride(1) : 0;
 }
 
-void VectorsTask::check_per_row(const Tensor& tensor, const char* name) const {
-  TORCH_CHECK(tensor.dim() == 0 || (tensor.dim() == 1 && tensor.size(0) == problem.rows), name,
-              " should be a number or have one per row, ", problem.rows, ", got shape ",
-              tensor.sizes());
-}
-
 RowNumbers VectorsTask::numbers(const Tensor& tensor, const char* name) {
   operands_.read(tensor, name);
-  check_per_row(tensor, name);
   RowNumbers numbers;
   numbers.data = operands_.keep(tensor);
   numbers.dtype = dtype_of(tensor);
@@ -100,9 +98,9 @@ Tensor VectorsTask::add_values() {
 }
 
 void VectorsTask::add_grad_output(const Tensor& grad_output) {
-  TORCH_CHECK(!call_.reduces() || grad_output.dim() == 0,
-              "grad_output should be a number, got shape ", grad_output.sizes());
   problem.grad_output = numbers(grad_output, "grad_output");
+  const c10::IntArrayRef rows = first().sizes().slice(0, 1);
+  check_number_or(grad_output, "grad_output", call_.reduces() ? rows.slice(1) : rows, "the loss");
 }
 
 std::array<Tensor, kMaxVectors> VectorsTask::add_gradients(
@@ -110,9 +108,8 @@ std::array<Tensor, kMaxVectors> VectorsTask::add_gradients(
   std::array<Tensor, kMaxVectors> grads;
   for (size_t i = 0; i < grads.size(); ++i) {
     if (!mask[i]) continue;
-    TORCH_CHECK(i < call_.vectors.size(),
-                "output_mask asks for the gradient of a vector that loss '", call_.loss,
-                "' does not take");
+    check_is_given(i < call_.vectors.size() ? OptionalTensor(first()) : std::nullopt,
+                   "a tensor of vectors");
     grads[i] = large(at::empty(first().sizes(), first().options()));
     problem.grads[i] = {operands_.keep(grads[i]), problem.length};
   }

@@ -46,7 +46,6 @@ class VectorsTask {
   void add_vectors();
   void add_labels(const Tensor& labels, bool lists);
   RowNumbers numbers(const Tensor& tensor, const char* name);
-  void check_per_row(const Tensor& tensor, const char* name) const;
 
   const VectorsCall& call_;
   Operands operands_;
@@ -58,11 +57,10 @@ std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor> vectors_forwa
     c10::string_view loss, c10::ArrayRef<double> params, c10::string_view reduction,
     at::ScalarType out_dtype, std::array<bool, kMaxVectors> output_mask) {
   const VectorsCall call{vectors, label, row_weight, loss, params, reduction};
+  TORCH_CHECK(call.reduces() || !(output_mask[0] || output_mask[1] || output_mask[2]), kOneNumber);
   VectorsTask task(call);
   dtype_of(out_dtype, "out_dtype");
   const Tensor values = task.add_values();
-  TORCH_CHECK(call.reduces() || !(output_mask[0] || output_mask[1] || output_mask[2]),
-              "vectors_forward gives gradients only where the loss is a single number");
   const auto grads = task.add_gradients(output_mask);
   if (!task.empty()) Engine::run(task.problem, task.first(), /*check_labels=*/true);
   const double over = reduction == "mean" ? static_cast<double>(task.problem.rows) : 1;
