@@ -16,7 +16,8 @@ from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
 
 LOSSES = [*LABEL_LOSSES, *DIVERGENCES]
 # Hyperparameters other than the defaults, because 1 would hide a factor.
-OWN_PARAMS = {"focal": (1.75, 0.0), "poly": (0.75, 0.0)}
+OWN_PARAMS = {loss: (0.75, 0.0) for loss in LABEL_LOSSES if loss != "cross_entropy"}
+OWN_PARAMS["focal"] = (1.75, 0.0)
 IGNORED = -100
 OPTIONS = {
     "temperature": 1.0, "softcap": 0.0, "smoothing": 0.0, "z_loss": 0.0, "ignore_index": IGNORED,

@@ -15,8 +15,8 @@ from lossops.vectors.reference import FORMULAS, VECTOR_SIGNATURES
 
 LABELS = {loss: takes.label for loss, takes in VECTOR_SIGNATURES.items()}
 VECTORS = {loss: takes.vectors for loss, takes in VECTOR_SIGNATURES.items()}
-PARAMS = {
-    "cosine_embedding": [-0.1], "triplet_margin": [1.5, 0.0, 1e-3],
+PARAMS = {loss: [-0.1] * takes.params for loss, takes in VECTOR_SIGNATURES.items()} | {
+    "triplet_margin": [1.5, 0.0, 1e-3],
     "triplet_margin_l1": [1.5, 1.0, 1e-3], "multi_margin": [0.75],
     "multi_margin_squared": [0.75], "tversky_of_logits": [0.3, 0.6, 1.5],
     "tversky": [0.3, 0.6, 1.5], "multilabel_margin": [],

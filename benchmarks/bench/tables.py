@@ -159,8 +159,8 @@ def _accuracy(words: Words, rows: list[Row], device: str) -> Iterator[Table]:
         labels=2,
         note="Random and adversarial values: every exponent, thresholds ± 3 units, denormal, "
         "infinite, NaN. 0.5 is perfect rounding. Truth: the formula in float64, and in numpy's "
-        "longdouble for float64, on fewer values. In torch: torch's own function; for log-cosh and "
-        "quantile, which it lacks, the formula as users write it. Wrong kind: NaN or infinite "
+        "longdouble for float64, on fewer values. In torch: torch's own function, or, where "
+        "it lacks the loss, the formula as users write it. Wrong kind: NaN or infinite "
         "where the truth is not, or reversed.",
     )  # fmt: skip
     for row in rows:

@@ -7,19 +7,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from lossops.specs.vectors import VECTOR_SPECS
 from lossops.vectors.ops import VectorsArguments
 from lossops.vectors.reference import VECTOR_SIGNATURES
 
 LOSSES = tuple(VECTOR_SIGNATURES)
 WITH_LISTS = {loss for loss, takes in VECTOR_SIGNATURES.items() if takes.label == "list"}
-OF_LOSSES = {
-    "cosine_embedding_loss": ("cosine_embedding",),
-    "triplet_margin_loss": ("triplet_margin", "triplet_margin_l1"),
-    "multi_margin_loss": ("multi_margin", "multi_margin_squared"),
-    "multilabel_margin_loss": ("multilabel_margin",),
-    "dice_loss": ("tversky_of_logits", "tversky"),
-    "tversky_loss": ("tversky_of_logits", "tversky"),
-}
+OF_LOSSES = {row.name: row.kernels for row in VECTOR_SPECS}
 KERNELS = ("vectors_kernel",)
 LIST_KERNELS = ("list_kernel", "pairs_kernel")
 ROW, LONG_ROW = (1000, 1024), (1000, 16384)  # one that a program holds at once; one read again

@@ -50,6 +50,7 @@ class VectorSpec:
     """The description of a loss over rows of vectors."""
 
     function: Loss
+    kernels: tuple[str, ...]  # names in the kernels and in lossops.vectors.reference
     formula: str
     vectors: int  # number of vectors per row; the loss is differentiated by these
     samples: tuple[dict[str, Any], ...] = ({},)  # keyword arguments; the plainest first

@@ -20,6 +20,7 @@ __all__ = [
 
 @public(margin=defined)
 @described(
+    kernels=("multi_margin", "multi_margin_squared"),
     formula="w_y Σ_(c ≠ y) max(0, m - x_y + x_c)^p / C",
     vectors=1, samples=({}, {"p": 2, "margin": 0.5}), given="index",
     size="value and 1",
@@ -104,6 +105,7 @@ class MultiMarginLoss(LossModule, torch.nn.MultiMarginLoss, function=multi_margi
 
 @public()
 @described(
+    kernels=("multilabel_margin",),
     formula="Σ_(y in labels) Σ_(c in others) max(0, 1 - x_y + x_c) / C", vectors=1, given="list",
     size="value and 1",
     compiles=False,  # torch's loss allocates all pairs: 64 GiB for 16384 rows of 1024

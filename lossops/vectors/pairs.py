@@ -37,6 +37,7 @@ __all__ = [
 
 @public(margin=defined)
 @described(
+    kernels=("cosine_embedding",),
     formula="1 - cos(x₁, x₂) where y is 1, max(0, cos(x₁, x₂) - m) where it is -1",
     vectors=2, samples=({}, {"margin": 0.3}), given="number",
     size="value and 1", gradient_is_a_difference=True,
@@ -103,6 +104,7 @@ class CosineEmbeddingLoss(LossModule, torch.nn.CosineEmbeddingLoss, function=cos
 
 @public(margin=_MARGIN, p=defined, eps=defined)
 @described(
+    kernels=("triplet_margin", "triplet_margin_l1"),
     formula="max(0, ‖a - p‖ - ‖a - n‖ + m)",
     vectors=3, samples=({}, {"swap": True, "margin": 2.0}, {"p": 1.0}), size="norms",
 )  # fmt: skip

@@ -23,6 +23,7 @@ __all__ = [
 
 @public(smooth=positive)
 @described(
+    kernels=("tversky_of_logits", "tversky"),
     formula="1 - (2 Σ p y + s) / (Σ p + Σ y + s)", vectors=1, given="mask",
 )  # fmt: skip
 def dice_loss(
@@ -89,6 +90,7 @@ class DiceLoss(LossModule, _Loss, function=dice_loss):
 
 @public(alpha=not_negative, beta=not_negative, smooth=positive)
 @described(
+    kernels=("tversky_of_logits", "tversky"),
     formula="1 - (TP + s) / (TP + α FP + β FN + s)", vectors=1, given="mask",
     samples=({"alpha": 0.3, "beta": 0.7}, {"alpha": 1.0, "beta": 0.5, "input_form": "probs"}),
 )  # fmt: skip

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
+from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES, cross_entropy
 from lossops.specs import elementwise as specs
 from lossops.vectors.reference import VECTOR_SIGNATURES
 
@@ -173,12 +173,12 @@ def softmax(draw: Draw):
     else:
         target = in_form(2 * draw.normal(shape), target_form, dim).to(y_dtype)
     smooth = loss == "cross_entropy" and draw.chance(0.2)
-    own = {"focal": [draw.of(0.0, 1.0, 2.0), 0.0], "poly": [draw.of(-0.5, 1.0), 0.0]}
+    own = LABEL_LOSSES[loss] is not cross_entropy if of_labels else False
     of_logits = of_labels and form == "logits"
     params = [
         draw.of(1.0, 1.0, 0.5, 2.0), draw.of(0.0, 0.0, 5.0) if of_logits else 0.0,
         0.1 if smooth else 0.0, draw.of(0.0, 0.0, 1e-2) if of_logits else 0.0,
-        *own.get(loss, [0.0, 0.0]),
+        draw.of(0.0, 1.0, 2.0) if own else 0.0, 0.0,
     ]  # fmt: skip
     if form != "logits" and target_form != "logits":
         params[0] = 1.0
@@ -237,7 +237,7 @@ def softmax(draw: Draw):
 
 # Margins that differences of half-precision values do not hit, because the derivative jumps there.
 VECTOR_PARAMS = {
-    "cosine_embedding": [0.21], "triplet_margin": [0.937, 1.0, 1e-6],
+    "triplet_margin": [0.937, 1.0, 1e-6],
     "triplet_margin_l1": [0.937, 0.0, 1e-6], "multi_margin": [0.937],
     "multi_margin_squared": [0.531], "tversky_of_logits": [0.3, 0.7, 1.0],
     "tversky": [0.5, 0.5, 1.0], "multilabel_margin": [],
@@ -248,7 +248,7 @@ def vectors(draw: Draw):
     loss = draw.of(*VECTOR_SIGNATURES)
     takes = VECTOR_SIGNATURES[loss]
     rows, length = draw.of(0, 1, draw.size(), draw.size(200)), draw.size(300)
-    length += loss == "cosine_embedding"  # vectors of one element have no angle
+    length += takes.label == "number"  # vectors of one element have no angle
     dtype = draw.of(*FLOATS)
     tensors = [draw.normal((rows, length)) for _ in range(takes.vectors)]
     if loss.startswith("tversky"):
@@ -272,7 +272,8 @@ def vectors(draw: Draw):
         "vectors": [draw.operand(t.to(dtype)) for t in tensors],
         "label": None if label is None else draw.operand(label),
         "row_weight": None if weight is None else draw.operand(weight.to(draw.of(*FLOATS))),
-        "loss": loss, "params": VECTOR_PARAMS[loss], "reduction": reduction,
+        "loss": loss, "params": VECTOR_PARAMS.get(loss, [0.21] * takes.params),
+        "reduction": reduction,
     }  # fmt: skip
     wanted = mask(draw, *(i < takes.vectors for i in range(3)))
     if draw.chance(0.5):
