@@ -1,12 +1,15 @@
 // The online softmax over the blocks of a tile, shared by the kernels of the family.
 #pragma once
 
+#include <array>
 #include <bit>
+#include <vector>
 
 #include "cpu/softmax/tile.h"
 
 namespace lossops {
 inline namespace CPU_CAPABILITY {
+namespace {
 
 // The distance of a number to the largest; 0 if both are infinite, the limit for equal numbers.
 template <class T>
@@ -77,19 +80,39 @@ struct Merge {
 template <class Sums, int kVectors>
 class Tree {
  public:
-  explicit Tree(int slot = 0) : slot_(slot) {}  // buffer of the thread, for this type
+  // `slot`: the buffer of the thread, for this type.
+  Tree(int64_t blocks, cpu::Threads threads, int slot = 0) : slot_(slot), blocks_(blocks) {
+    if (threads.share()) of_blocks_.resize(blocks);
+  }
 
   Sums& operator[](int64_t v) { return totals_[v]; }
   const Sums& operator[](int64_t v) const { return totals_[v]; }
   void fill(const Sums& sums) { totals_.fill(sums); }
 
-  // Adds block `b` of `blocks`; blocks must come in order. merge(a, b) adds b to a. Not inlined,
-  // because it would take registers from the loop over the block.
+  // Adds block b. Blocks must come in order, unless threads share them. merge(a, b) adds b to a.
   template <class F = Merge>
-  [[gnu::noinline]] void add(int64_t v, int64_t b, int64_t blocks, const Sums& block,
-                             const F& merge = {}) {
-    if (blocks == 1) return totals_[v] = block, void();
-    const int height = std::bit_width(uint64_t(blocks));
+  void put(int64_t v, int64_t b, const Sums& block, const F& merge = {}) {
+    if (of_blocks_.empty()) {
+      add(v, b, block, merge);
+    } else {
+      of_blocks_[b] = block;
+    }
+  }
+  // Has to be called after the last block, with the same `merge`.
+  template <class F = Merge>
+  void finish(const F& merge = {}) {
+    for (size_t b = 0; b < of_blocks_.size(); ++b) add(0, b, of_blocks_[b], merge);
+  }
+
+ private:
+  // Not inlined, because it would take registers from the loop over the block.
+  template <class F>
+  [[gnu::noinline]] void add(int64_t v, int64_t b, const Sums& block, const F& merge) {
+    if (blocks_ == 1) {
+      totals_[v] = block;
+      return;
+    }
+    const int height = std::bit_width(uint64_t(blocks_));
     // If bit l of the number of blocks is 1, level l holds the result of 2^l of them.
     Sums* const level = scratch<Sums>(slot_, kVectors * height) + v * height;
     const Sums* sums = &block;
@@ -101,16 +124,43 @@ class Tree {
     for (; b >> l & 1; ++l) add_to_level();
     level[l] = *sums;
     sums = &level[l];
-    if (b + 1 < blocks) return;
-    for (++l; blocks >> l; ++l) {
-      if (blocks >> l & 1) add_to_level();
+    if (b + 1 < blocks_) return;
+    for (++l; blocks_ >> l; ++l) {
+      if (blocks_ >> l & 1) add_to_level();
     }
     totals_[v] = *sums;
   }
 
- private:
   int slot_;
+  int64_t blocks_;
   std::array<Sums, kVectors> totals_;
+  std::vector<Sums> of_blocks_;  // if threads share a row
+};
+
+// The sums of a row of logits, and the maxima of its blocks, which their exponentials are relative
+// to.
+template <class T, bool across>
+class OnlineSoftmax : public Tree<RunningSums<T>, Tile<T, across>::kMostVectors> {
+  using V = Simd<T>;
+
+ public:
+  // `slot`: the buffer of the thread for the maxima.
+  OnlineSoftmax(const Tile<T, across>& tile, cpu::Threads threads, int slot)
+      : OnlineSoftmax::Tree(tile.blocks(), threads, slot),
+        tile_(tile),
+        maxima_(scratch<T>(slot, tile.blocks() * tile.vectors() * V::width)) {}
+
+  T* maximum(int64_t v, int64_t b) const { return maxima_ + (b * tile_.vectors() + v) * V::width; }
+  // The factor that turns an exponential of block b into a probability.
+  V normalizing(int64_t v, int64_t b) const {
+    const RunningSums<T>& sums = (*this)[v];
+    if (tile_.blocks() == 1) return V(1.0) / sums.exponentials();
+    return exp(above(V::load(maximum(v, b)), sums.largest)) / sums.exponentials();
+  }
+
+ private:
+  const Tile<T, across>& tile_;
+  T* const maxima_;
 };
 
 // Whether the numbers of all lanes are finite.
@@ -163,36 +213,40 @@ LOSSOPS_FN Simd<T> block_maximum(const Tile<T, across>& tile, int64_t v, const N
   return tile.largest(larger(larger(a, b), larger(c, d)));
 }
 
-// Applies the softcap and the temperature to logits.
-template <class T>
-class Cooling {
- public:
-  Cooling(const SoftmaxProblem& problem, bool caps)
-      : cap_(caps ? problem.softcap : 0), temperature_(problem.temperature) {}
-
-  bool does_nothing() const { return cap_ == 0 && temperature_ == 1; }
-  bool caps() const { return cap_ != 0; }
-  // If `slopes` is not null, it receives the derivatives.
-  void apply(T* z, int64_t n, T* slopes = nullptr) const {
-    using V = Simd<T>;
-    const V cap(cap_), temperature(temperature_);
-    for (int64_t i = 0; i < n; i += V::width) {
-      V value = V::load(z + i);
-      if (cap_ != 0) {
-        const V bent = tanh(value / cap);
-        value = cap * bent;
-        if (slopes) ((V(1.0) - bent) * (V(1.0) + bent) * cooled()).store(slopes + i);
-      }
-      if (temperature_ != 1) value = value / temperature;
-      value.store(z + i);
-    }
+// Stores the exponentials of a block of n classes and sums them up.
+template <bool entropy, bool finite, class T, bool across>
+LOSSOPS_FN void sum_exponentials(const Tile<T, across>& tile, int64_t v, int64_t n, Numbers<T> z,
+                                 Numbers<T> e, const Ahead ahead, RunningSums<T>& block) {
+  using V = Simd<T>;
+  const V largest = block.largest;
+  BlockSum<T> even, odd;
+  V information;
+  const auto step = [&](int64_t i, BlockSum<T>& sum, const T* from, T* to) LOSSOPS_INLINE_LAMBDA {
+    const int64_t at = tile.at(v, i);
+    if constexpr (across) ahead.prefetch(at);
+    V distance;
+    const V exponential = sum.template add<finite>(V::load(from + at), largest, distance);
+    exponential.store(to + at);
+    if constexpr (entropy) information = information + times(exponential, distance);
+  };
+  int64_t i = 0;
+  for (const int64_t whole = std::min(z.whole, e.whole); i + 2 <= whole; i += 2) {
+    step(i, even, z.stored, e.stored);
+    step(i + 1, odd, z.stored, e.stored);
   }
-  // The derivative if there is no cap.
-  Simd<T> cooled() const { return Simd<T>(1.0 / temperature_); }
+  for (const int64_t steps = tile.steps(n); i < steps; ++i) step(i, even, z.at(i, 0), e.at(i, 0));
+  block.others = even.others(tile, odd);
+  if constexpr (entropy) block.entropy = tile.sum(information);
+}
 
- private:
-  const double cap_, temperature_;
-};
+template <class T, bool across>
+LOSSOPS_FN void sum_exponentials(const Tile<T, across>& tile, int64_t v, int64_t n, Numbers<T> z,
+                                 Numbers<T> e, const Ahead ahead, RunningSums<T>& block) {
+  are_finite<across>(block.largest)
+      ? sum_exponentials<false, true>(tile, v, n, z, e, ahead, block)
+      : sum_exponentials<false, false>(tile, v, n, z, e, ahead, block);
+}
 
+}  // namespace
 }  // namespace CPU_CAPABILITY
 }  // namespace lossops

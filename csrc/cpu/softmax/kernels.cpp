@@ -23,9 +23,7 @@ void run_rows(const SoftmaxProblem& problem, int64_t begin, int64_t end, double*
       DivergenceRows<Loss, T, across>(problem, threads).run(begin, end, sums);
     });
   } else {
-    visit(LabelLosses{}, problem.loss, [&]<class Loss>() {
-      LabelRows<Loss, T, across>(problem, threads).run(begin, end, sums);
-    });
+    LabelRows<T, across>(problem, threads).run(begin, end, sums);
   }
 }
 

@@ -73,6 +73,7 @@ class Tile {
  public:
   using V = Simd<T>;
   static constexpr int64_t width = V::width;
+  static constexpr int kMostVectors = across ? 1 : kMostLanes / width;  // of lanes
 
   Tile(const SoftmaxProblem& problem, int64_t stride)
       : problem_(problem), stride_(across ? 1 : stride) {}
@@ -92,6 +93,7 @@ class Tile {
   }
 
   int64_t lanes() const { return lanes_; }
+  int64_t stride() const { return stride_; }
 
   // Adds one number per row to the sums of the groups; sums[0] belongs to `first_group`.
   void add_to_groups(const double* values, int64_t first_group, double* sums) const {
@@ -117,7 +119,9 @@ class Tile {
   static int64_t block() { return across ? kRowBlock : kLaneBlock; }
   int64_t blocks() const { return (problem_.classes + block() - 1) / block(); }
   int64_t in_block(int64_t b) const { return std::min(block(), problem_.classes - b * block()); }
-  int64_t start(int64_t b) const { return b * block() * stride_; }  // of a block in the tile
+  int64_t steps_in(int64_t b) const { return steps(in_block(b)); }
+  static int64_t first_class(int64_t b) { return b * block(); }
+  int64_t start(int64_t b) const { return first_class(b) * stride_; }  // of a block in the tile
   int64_t numbers() const { return padded(problem_.classes) * stride_; }
 
   // One number per lane, as a vector.
@@ -291,9 +295,11 @@ class Tile {
         const auto number = static_cast<double>(data[group * problem_.normalizer_stride]);
         return static_cast<Out>(problem_.scale / number);
       };
-      if (group_[0] == group_[lanes_ - 1])
-        return std::fill_n(out, stride_, scale(group_[0])), void();
-      for (int64_t l = 0; l < lanes_; ++l) out[l] = scale(group_[l]);
+      if (group_[0] == group_[lanes_ - 1]) {
+        std::fill_n(out, stride_, scale(group_[0]));
+      } else {
+        for (int64_t l = 0; l < lanes_; ++l) out[l] = scale(group_[l]);
+      }
     });
   }
 

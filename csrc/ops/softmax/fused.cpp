@@ -16,9 +16,9 @@ struct Softmax : FamilyDefaults {
   // loss, dim, form, target_form, params, ignore_index, one_if_none, reduction, keep_dims
   using Arguments = std::tuple<std::string, int64_t, std::string, std::string, std::vector<double>,
                                int64_t, bool, std::string, int64_t>;
-  using Forward = decltype(softmax_forward<AnyEngine>);
-  using Backward = decltype(softmax_backward<AnyEngine>);
-  using BackwardInPlace = decltype(softmax_backward_<AnyEngine>);
+  using Forward = decltype(SoftmaxOps<AnyEngine>::forward);
+  using Backward = decltype(SoftmaxOps<AnyEngine>::backward);
+  using BackwardInPlace = decltype(SoftmaxOps<AnyEngine>::backward_);
   static constexpr size_t first_gradient = 5;
 
   static auto op_tensors(const TensorsOf<Softmax>& t) {
