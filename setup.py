@@ -29,20 +29,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-CPU_SOURCES = (
-    "csrc/ops/module.cpp",
-    "csrc/ops/autograd.cpp",
-    "csrc/ops/elementwise/fused.cpp",
-    "csrc/ops/softmax/fused.cpp",
-    "csrc/ops/vectors/fused.cpp",
-    "csrc/ops/large.cpp",
-    "csrc/ops/contract.cpp",
-    "csrc/ops/elementwise/checks.cpp",
-    "csrc/ops/elementwise/cpu.cpp",
-    "csrc/ops/softmax/checks.cpp",
-    "csrc/ops/softmax/cpu.cpp",
-    "csrc/ops/vectors/checks.cpp",
-    "csrc/ops/vectors/cpu.cpp",
+SOURCES = (
+    "csrc/ops/bindings.cpp",
+    "csrc/ops/cpu.cpp",
     "csrc/cpu/elementwise/engine.cpp",
     "csrc/cpu/softmax/engine.cpp",
     "csrc/cpu/vectors/engine.cpp",
@@ -56,11 +45,8 @@ KERNEL_SOURCES = (
     "csrc/cpu/softmax/kernels.cpp",
     "csrc/cpu/vectors/kernels.cpp",
 )
-CUDA_OP_SOURCES = (
-    "csrc/ops/elementwise/cuda.cpp",
-    "csrc/ops/softmax/cuda.cpp",
-    "csrc/ops/vectors/cuda.cpp",
-)
+CUDA_OPS = "csrc/ops/cuda.cpp"
+DEPENDENCIES = "-MMD -MF $out.d"  # written by the compiler, for ninja
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0")
 # Without inline checks and some kinds of checks, which would multiply the compile time.
 SANITIZERS = (
@@ -113,6 +99,7 @@ class Cuda:
     version: tuple[int, ...]
     home: Path
     archs: list[str] = field(default_factory=list)
+    arch_flags: list[str] = field(default_factory=list)
 
     @staticmethod
     def find() -> Cuda | None:
@@ -134,8 +121,8 @@ class Cuda:
                 return Cuda(nvcc, (int(found[1]), int(found[2])), home)
         return None
 
-    def arch_flags(self) -> list[str]:
-        """-gencode flags. torch parses TORCH_CUDA_ARCH_LIST, including names like Hopper."""
+    def add_architectures(self) -> None:
+        """torch parses TORCH_CUDA_ARCH_LIST, including names like Hopper."""
         from torch.utils import cpp_extension
 
         if not os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip():
@@ -143,12 +130,11 @@ class Cuda:
             known = set(re.findall(r"compute_(\d+)", listed.stdout))
             default = [arch for arch in DEFAULT_ARCHS if arch.replace(".", "") in known]
             os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(default) + "+PTX"
-        flags = cpp_extension._get_cuda_arch_flags()
-        self.archs = sorted(set(re.findall(r"code=(sm_\w+)", " ".join(flags))))
+        self.arch_flags = cpp_extension._get_cuda_arch_flags()
+        self.archs = sorted(set(re.findall(r"code=(sm_\w+)", " ".join(self.arch_flags))))
         if not self.archs:
             wanted = os.environ["TORCH_CUDA_ARCH_LIST"]
             raise SystemExit(f"TORCH_CUDA_ARCH_LIST={wanted!r} names no architecture")
-        return flags
 
 
 def find_cuda(torch) -> Cuda | None:
@@ -167,6 +153,7 @@ def find_cuda(torch) -> Cuda | None:
     elif cuda.version[0] != version(torch.version.cuda)[0]:
         reason = f"nvcc is {cuda.version} and torch was built with CUDA {torch.version.cuda}"
     if not reason:
+        cuda.add_architectures()
         return cuda
     if wish == "1":
         raise SystemExit(f"LOSSOPS_CUDA=1, but {reason}")
@@ -174,103 +161,106 @@ def find_cuda(torch) -> Cuda | None:
     return None
 
 
+def definitions(torch, cxx: str, sets: dict[str, str], cuda: Cuda | None) -> dict[str, object]:
+    """The macros for C++. Most report how the extension was built."""
+    command = [*shlex.split(cxx), "--version"]
+    compiler = subprocess.run(command, capture_output=True, text=True).stdout
+    defines = {
+        "LOSSOPS_COMPILER": f'"{compiler.splitlines()[0]}"',
+        "LOSSOPS_TORCH_VERSION": f'"{torch.__version__}"',
+        "_GLIBCXX_USE_CXX11_ABI": int(torch.compiled_with_cxx11_abi()),
+        "LOSSOPS_INSTRUCTION_SETS": ", ".join(sets),
+    }
+    if cuda:
+        defines["LOSSOPS_WITH_CUDA"] = 1
+        defines["LOSSOPS_CUDA_VERSION"] = f'"{".".join(map(str, cuda.version))}"'
+        defines["LOSSOPS_CUDA_ARCH"] = f'"{" ".join(cuda.archs)}"'
+    return defines
+
+
+def include_flags(cuda: Cuda | None) -> list[str]:
+    import pybind11
+    from torch.utils import cpp_extension
+
+    own = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    system = [*cpp_extension.include_paths(), *([cuda.home / "include"] if cuda else [])]
+    return [quoted("-I", path) for path in own] + [
+        "-isystem " + quoted("", path) for path in dict.fromkeys(map(str, system))
+    ]
+
+
+def link_flags(cuda: Cuda | None) -> list[str]:
+    from torch.utils import cpp_extension
+
+    folders, libraries = (
+        cpp_extension.library_paths(),
+        ["c10", "torch_cpu", "torch", "torch_python"],
+    )
+    if cuda:
+        folders = [*folders, cuda.home / "lib64"]
+        libraries += ["c10_cuda", "torch_cuda", "cudart"]
+    flags = [quoted("-L", folder) for folder in folders] + [f"-l{name}" for name in libraries]
+    return flags + (["-undefined dynamic_lookup"] if sys.platform == "darwin" else [])
+
+
+def rules(torch, sets: dict[str, str], cuda: Cuda | None) -> dict[str, str]:
+    """The commands of the ninja file, by rule."""
+    cxx = os.environ.get("CXX") or shutil.which("g++") or "c++"  # may be `ccache g++`
+    flags = ["" if sys.platform == "darwin" else "-fopenmp"]
+    if os.environ.get("LOSSOPS_SANITIZE") == "1":
+        flags.append(SANITIZERS)
+    link = [cxx, "-shared", *flags, "$in", *link_flags(cuda), "-o $out"]
+    compile = ["-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno", WARNINGS, *flags]
+    defines = definitions(torch, cxx, sets, cuda)
+    compile += [f"'-D{name}={value}'" for name, value in defines.items()] + include_flags(cuda)
+    commands = {"cxx": [cxx, DEPENDENCIES, *compile, "$extra -c $in -o $out"], "link": link}
+    if cuda:
+        compile = ["-std=c++20 -O3 -Xcompiler -fPIC,-fvisibility=hidden", *cuda.arch_flags]
+        compile.append(quoted("-I", ROOT / "csrc"))
+        commands["nvcc"] = [cuda.nvcc, DEPENDENCIES, *compile, "-c $in -o $out"]
+    return {rule: " ".join(words) for rule, words in commands.items()}
+
+
+def objects(sets: dict[str, str], cuda: Cuda | None) -> dict[str, tuple[str, str, str]]:
+    """The objects in the order of linking: for each its rule, its source and further flags."""
+    found = {source: ("cxx", source, "") for source in SOURCES}
+    # The linker keeps the first copy of an inline function, so the one that runs everywhere is
+    # first.
+    for name, flags in reversed(sets.items()):
+        extra = f"-DCPU_CAPABILITY={name} -DCPU_CAPABILITY_{name} {flags}"
+        found |= {f"{source}.{name}": ("cxx", source, extra) for source in KERNEL_SOURCES}
+    if cuda:
+        kernels = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cuda").rglob("*.cu"))
+        found |= {CUDA_OPS: ("cxx", CUDA_OPS, "")}
+        found |= {source: ("nvcc", source, "") for source in kernels}
+    return {f"{name.replace('/', '_')}.o": made for name, made in found.items()}
+
+
 class NinjaBuild(build_ext):
     """Writes a ninja file with one rule per compiler and runs ninja."""
 
     def build_extension(self, ext) -> None:
-        import pybind11
         import torch
-        from torch.utils import cpp_extension
 
-        cuda = find_cuda(torch)
+        sets, cuda = instruction_sets(torch), find_cuda(torch)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve()
-        build.mkdir(parents=True, exist_ok=True)
+        folder = Path(self.build_temp).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-
-        cxx = os.environ.get("CXX") or shutil.which("g++") or "c++"  # may be `ccache g++`
-        compiler = subprocess.run(
-            [*shlex.split(cxx), "--version"], capture_output=True, text=True
-        ).stdout
-        includes = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
-        system = [*cpp_extension.include_paths(), *([cuda.home / "include"] if cuda else [])]
-        defines = {
-            "LOSSOPS_COMPILER": f'"{compiler.splitlines()[0]}"',
-            "LOSSOPS_TORCH_VERSION": f'"{torch.__version__}"',
-            "_GLIBCXX_USE_CXX11_ABI": int(torch.compiled_with_cxx11_abi()),
-        }
-        sets = instruction_sets(torch)
-        defines["LOSSOPS_INSTRUCTION_SETS"] = ", ".join(sets)
-        libraries = ["c10", "torch_cpu", "torch", "torch_python"]
-        flags = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", WARNINGS]
-        openmp = "" if sys.platform == "darwin" else "-fopenmp"
-        if os.environ.get("LOSSOPS_SANITIZE") == "1":
-            openmp += SANITIZERS
-        objects = {f"{s.replace('/', '_')}.o": (s, "") for s in CPU_SOURCES}
-        # The linker keeps the first copy of an inline function, so the one that runs everywhere is
-        # first.
-        for name, set_flags in reversed(sets.items()):
-            extra = f"-DCPU_CAPABILITY={name} -DCPU_CAPABILITY_{name} {set_flags}"
-            objects |= {f"{s.replace('/', '_')}.{name}.o": (s, extra) for s in KERNEL_SOURCES}
-        cuda_sources: list[Path] = []
-        nvcc, nvcc_flags = "nvcc", ""
-        if cuda:
-            nvcc = cuda.nvcc
-            archs = cuda.arch_flags()
-            defines["LOSSOPS_WITH_CUDA"] = 1
-            defines["LOSSOPS_CUDA_VERSION"] = f'"{".".join(map(str, cuda.version))}"'
-            defines["LOSSOPS_CUDA_ARCH"] = f'"{" ".join(cuda.archs)}"'
-            objects |= {f"{s.replace('/', '_')}.o": (s, "") for s in CUDA_OP_SOURCES}
-            cuda_sources = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
-            nvcc_flags = " ".join(
-                [
-                    "-std=c++20 -O3 -Xcompiler -fPIC,-fvisibility=hidden",
-                    quoted("-I", ROOT / "csrc"),
-                    *archs,
-                ]
-            )
-            libraries += ["c10_cuda", "torch_cuda", "cudart"]
-
-        library_dirs = [*cpp_extension.library_paths(), *([cuda.home / "lib64"] if cuda else [])]
-        define_flags = " ".join(f"'-D{k}={v}'" for k, v in defines.items())
-        include_flags = " ".join(
-            [quoted("-I", p) for p in includes]
-            + ["-isystem " + quoted("", p) for p in dict.fromkeys(map(str, system))]
-        )
-        lines = [
-            f"cxxflags = {' '.join(flags)} {openmp} {define_flags} {include_flags}",
-            f"nvccflags = {nvcc_flags}",
-            "rule cxx",
-            f"  command = {cxx} -MMD -MF $out.d $cxxflags $extra -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "  description = c++ $in",
-            "rule nvcc",
-            f"  command = {nvcc} -MMD -MF $out.d $nvccflags -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "  description = nvcc $in",
-            "rule link",
-            f"  command = {cxx} -shared {openmp} $in "
-            + " ".join(quoted("-L", d) for d in library_dirs)
-            + " "
-            + " ".join(f"-l{name}" for name in libraries)
-            + (" -undefined dynamic_lookup" if sys.platform == "darwin" else "")
-            + " -o $out",
-            "  description = link $out",
-        ]
-        # The slowest objects are built first. The linker keeps the order given here.
-        kernels_first = sorted(objects.items(), key=lambda item: item[1][0] not in KERNEL_SOURCES)
-        for output, (source, extra) in kernels_first:
-            lines += [f"build {output}: cxx {escaped(ROOT / source)}", f"  extra = {extra}"]
-        names = [*objects]
-        for source in cuda_sources:
-            names.append(f"cuda_{source.parent.name}_{source.name}.o")
-            lines.append(f"build {names[-1]}: nvcc {escaped(source)}")
+        lines = []
+        for rule, command in rules(torch, sets, cuda).items():
+            lines += [f"rule {rule}", f"  command = {command}", f"  description = {rule} $in"]
+            if DEPENDENCIES in command:
+                lines += ["  depfile = $out.d", "  deps = gcc"]
+        found = objects(sets, cuda)
+        # The slowest objects are built first.
+        for name in sorted(found, key=lambda name: found[name][1] in SOURCES):
+            rule, source, extra = found[name]
+            lines += [f"build {name}: {rule} {escaped(ROOT / source)}", f"  extra = {extra}"]
         output = escaped(target)
-        lines += [f"build {output}: link {' '.join(names)}", f"default {output}", ""]
-        (build / "build.ninja").write_text("\n".join(lines))
-        self.run_ninja(build)
+        lines += [f"build {output}: link {' '.join(found)}", f"default {output}", ""]
+        (folder / "build.ninja").write_text("\n".join(lines))
+        self.run_ninja(folder)
 
     def run_ninja(self, build: Path) -> None:
         command = [sys.executable, "-m", "ninja", "-C", str(build)]

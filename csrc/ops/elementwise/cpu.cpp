@@ -6,7 +6,7 @@
 namespace lossops::ops {
 namespace {
 
-struct CpuEngine {
+struct ElementwiseCpuEngine {
   static void forward(const ElementwiseProblem& problem, const Tensor&) {
     cpu::elementwise_forward(problem);
   }
@@ -25,7 +25,7 @@ struct CpuEngine {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lossops, CPU, library) {
-  register_elementwise_ops<CpuEngine>(library);
+  register_elementwise_ops<ElementwiseCpuEngine>(library);
 }
 
 }  // namespace lossops::ops

@@ -10,7 +10,7 @@ namespace lossops::ops {
 namespace {
 
 // Runs a problem on the current stream of the tensors' device.
-struct CudaEngine {
+struct ElementwiseCudaEngine {
   // The caching allocator reuses memory within a stream only, so a workspace may be freed as soon
   // as the kernel is launched.
   static Tensor workspace(const ElementwiseProblem& problem, const Tensor& input) {
@@ -45,7 +45,7 @@ struct CudaEngine {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lossops, CUDA, library) {
-  register_elementwise_ops<CudaEngine>(library);
+  register_elementwise_ops<ElementwiseCudaEngine>(library);
 }
 
 }  // namespace lossops::ops

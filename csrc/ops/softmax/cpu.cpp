@@ -6,7 +6,7 @@
 namespace lossops::ops {
 namespace {
 
-struct CpuEngine {
+struct SoftmaxCpuEngine {
   static void check(const SoftmaxProblem& problem) {
     const auto bad = cpu::bad_label(problem);
     TORCH_CHECK_INDEX(!bad, "Target ", *bad, " is out of bounds.");
@@ -22,7 +22,7 @@ struct CpuEngine {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lossops, CPU, library) {
-  register_softmax_ops<CpuEngine>(library);
+  register_softmax_ops<SoftmaxCpuEngine>(library);
 }
 
 }  // namespace lossops::ops

@@ -10,7 +10,7 @@ namespace lossops::ops {
 namespace {
 
 // Runs a problem on the current stream of the tensors' device.
-struct CudaEngine {
+struct SoftmaxCudaEngine {
   static void check(const SoftmaxProblem&) {
   }  // would wait for the device; such a row's loss is NaN
   static void forward(const SoftmaxProblem& problem, const Tensor& input) {
@@ -32,7 +32,7 @@ struct CudaEngine {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lossops, CUDA, library) {
-  register_softmax_ops<CudaEngine>(library);
+  register_softmax_ops<SoftmaxCudaEngine>(library);
 }
 
 }  // namespace lossops::ops

@@ -7,7 +7,7 @@
 namespace lossops::ops {
 namespace {
 
-struct CpuEngine {
+struct VectorsCpuEngine {
   static void run(const VectorsProblem& problem, const Tensor&, bool check_labels) {
     if (check_labels) {  // the same type of error as torch raises for these losses
       const auto bad = cpu::bad_index(problem);
@@ -26,7 +26,7 @@ struct CpuEngine {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lossops, CPU, library) {
-  register_vector_ops<CpuEngine>(library);
+  register_vector_ops<VectorsCpuEngine>(library);
 }
 
 }  // namespace lossops::ops

@@ -10,7 +10,7 @@ namespace {
 
 // Runs a problem on the current stream of the tensors' device. Labels are not checked for invalid
 // indices: the loss of such a row is NaN.
-struct CudaEngine {
+struct VectorsCudaEngine {
   static void run(const VectorsProblem& problem, const Tensor& first, bool /*check_labels*/) {
     const c10::cuda::CUDAGuard guard(first.device());
     cuda::vectors_run(problem, c10::cuda::getCurrentCUDAStream());
@@ -25,7 +25,7 @@ struct CudaEngine {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lossops, CUDA, library) {
-  register_vector_ops<CudaEngine>(library);
+  register_vector_ops<VectorsCudaEngine>(library);
 }
 
 }  // namespace lossops::ops
