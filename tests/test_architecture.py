@@ -103,7 +103,7 @@ EXCEPTIONS = {("core", "families"), ("info", "__version__")}
 LAYERS = {
     "core": [
         "contract", "library", "spread", "overrides", "transforms", "formulas", "backends",
-        "labels", "arguments", "unfused", "plain",
+        "fused", "labels", "arguments", "unfused", "plain",
     ],
     "family": ["reference", "ops", "batching", "autograd", "call"],
 }  # fmt: skip

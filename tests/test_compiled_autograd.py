@@ -11,7 +11,9 @@ from torch._dynamo import compiled_autograd
 
 import lossops
 from lossops import functional
-from lossops.elementwise.autograd import Call, FusedElementwise
+from lossops.core.fused import Fused
+from lossops.elementwise.autograd import ElementwiseCall
+from lossops.elementwise.ops import ElementwiseArguments
 
 
 def compiled_gradient(loss: torch.Tensor, input: torch.Tensor, scale: float) -> torch.Tensor:
@@ -40,8 +42,8 @@ def test_rows_with_extras(extra):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_elements(reduction):
     input, target = make.randn(4, requires_grad=True), make.randn(4)
-    call = Call(BACKEND, "mse", (), reduction, 0, torch.float32)
-    loss = FusedElementwise.apply(input, target, None, None, call)
+    call = ElementwiseCall(BACKEND, ElementwiseArguments("mse", (), reduction, 0), torch.float32)
+    (loss,) = Fused.apply(call, input, target, None, None)
     found = compiled_gradient(loss.sum(), input, 3.0)
     expected = 6.0 * (input - target).detach() / (4 if reduction == "mean" else 1)
     torch.testing.assert_close(found, expected)

@@ -9,44 +9,30 @@ import torch
 from conftest import cpu_only, make
 
 import lossops.functional as F
-from lossops.core import plain
-from lossops.elementwise import autograd as elementwise
-from lossops.softmax import autograd as softmax
-from lossops.vectors import autograd as vector_nodes
-from lossops.vectors import call as vectors
+from lossops.core import fused, plain
+from lossops.elementwise.autograd import ElementwiseCall
+from lossops.softmax.autograd import SoftmaxCall
+from lossops.vectors.autograd import VectorsCall
 
 pytestmark = cpu_only
 
 
-def _elementwise(input, target, weight, normalizer, *args):
-    call = elementwise.Call("native", *args)
-    return elementwise.FusedElementwise.apply(input, target, weight, normalizer, call)
-
-
-def _softmax(input, target, class_weight, normalizer, *args):
-    call = softmax.SoftmaxCall("native", *args)
-    (loss,) = softmax.FusedSoftmax.apply(input, target, class_weight, normalizer, call)
-    return loss
-
-
-def _vectors(rows, label, row_weight, *args):
-    call = vector_nodes.VectorsCall("native", *args)
-    return vector_nodes.FusedVectors.apply(label, row_weight, call, *rows)
-
-
-NODES = {"fused_elementwise": _elementwise, "fused_softmax": _softmax, "fused_vectors": _vectors}
-
-
 def use_python(monkeypatch) -> list[str]:
-    """Replaces the nodes of the extension. Returns the names of those that are then called."""
+    """Replaces the nodes of the extension. Returns the families of those that are then called."""
     called = []
 
-    def counted(name, node):
-        return lambda *args: called.append(name) or node(*args)
+    def node_of(kind):
+        def node(*given):
+            called.append(kind.family)
+            count = len(kind.Arguments._fields)
+            tensors, arguments = given[: -count - 1], kind.Arguments(*given[-count - 1 : -1])
+            return fused.Fused.apply(kind("native", arguments, given[-1]), *tensors)[0]
 
-    nodes = SimpleNamespace(**{name: counted(name, node) for name, node in NODES.items()})
-    for module in (elementwise, softmax, vectors):
-        monkeypatch.setattr(module, "native_extension", nodes)
+        return node
+
+    kinds = (ElementwiseCall, SoftmaxCall, VectorsCall)
+    nodes = SimpleNamespace(**{f"fused_{kind.family}": node_of(kind) for kind in kinds})
+    monkeypatch.setattr(fused, "native_extension", nodes)
     monkeypatch.setattr(plain, "native_extension", None)
     return called
 

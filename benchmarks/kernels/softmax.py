@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lossops.softmax.ops import SoftmaxArguments
 from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
 
 FLOAT64, FLOAT32, BFLOAT16 = torch.float64, torch.float32, torch.bfloat16
@@ -61,16 +62,17 @@ def _call(
     y = torch.empty(rows, dtype=torch.int64) if form == "labels" else torch.empty_like(x)
     normalizer = torch.ones((), dtype=FLOAT32) if reduction == "mean" else None
     params = params or [1.0, 0.0, 0.0, 0.0, 1.5, 0.0]
-    call = (loss, 1, "logits", form, params, -100, False, reduction, keep_dims)
+    call = SoftmaxArguments(loss, 1, "logits", form, params, -100, False, reduction, keep_dims)
     if op == "backward":
         grad_output = torch.ones(rows, dtype=dtype)
-        ops.softmax_backward(grad_output, None, None, x, y, None, normalizer, *call, [True, False])
+        ops.softmax_backward(grad_output, None, None, x, y, None, normalizer, call, [True, False])
     else:
-        ops.softmax_forward(x, y, None, normalizer, *call, dtype, [*rows_mask, grad, False])
+        ops.softmax_forward(x, y, None, normalizer, call, dtype, [*rows_mask, grad, False])
 
 
 def _count(ops) -> None:
     """Reading only labels launches the kernel that counts them."""
     x, y = torch.empty(100_000, 2), torch.empty(100_000, dtype=torch.int64)
-    call = ("cross_entropy", 1, "logits", "labels", [1.0, 0.0, 0.0, 0.0], -100, False, "mean", 0)
-    ops._Problem((x, y, None, None), *call)
+    params = [1.0, 0.0, 0.0, 0.0]
+    call = SoftmaxArguments("cross_entropy", 1, "logits", "labels", params, -100, False, "mean", 0)
+    ops._Problem((x, y, None, None), call)

@@ -27,6 +27,7 @@ from benchmarks.kernels import softmax as kernels_softmax
 from benchmarks.kernels import vectors as kernels_vectors
 from benchmarks.kernels.cache import Cache, Progress, Task, imported, silence
 from benchmarks.kernels.rows import READERS, row
+from lossops.elementwise.ops import ElementwiseArguments
 from lossops.specs.elementwise import SPECS, Spec, spec
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
@@ -216,15 +217,15 @@ def _passes(loss: Spec, ops, *pair: torch.dtype) -> dict[str, Callable[[], Any]]
     x, y = (torch.empty(_SIZE, dtype=dtype) for dtype in pair)
     value = torch.promote_types(*pair)  # the dtype of the loss
     one, many = torch.ones((), dtype=value), torch.ones(_SIZE, dtype=value)
-    call = (loss.kernel, list(loss.params(loss.defaults)))
-    mean, none = (*call, "mean", 0), (*call, "none", 0)
+    mean = ElementwiseArguments(loss.kernel, list(loss.params(loss.defaults)), "mean", 0)
+    none = mean._replace(reduction="none")
     nothing, input = [False] * 3, [True, False, False]
     passes = {
-        "value": lambda: ops.elementwise_forward(x, y, None, None, *mean, value, nothing),
-        "step": lambda: ops.elementwise_forward(x, y, None, None, *mean, value, input),
-        "backward": lambda: ops.elementwise_backward(many, x, y, None, None, *none, input),
+        "value": lambda: ops.elementwise_forward(x, y, None, None, mean, value, nothing),
+        "step": lambda: ops.elementwise_forward(x, y, None, None, mean, value, input),
+        "backward": lambda: ops.elementwise_backward(many, x, y, None, None, none, input),
         "double backward": lambda: ops.elementwise_double_backward(
-            one, x, y, None, None, x, y, None, *mean, value, [True, True, True, False]
+            one, x, y, None, None, x, y, None, mean, value, [True, True, True, False]
         ),
     }
     if loss.name != LONGEST:
@@ -232,13 +233,13 @@ def _passes(loss: Spec, ops, *pair: torch.dtype) -> dict[str, Callable[[], Any]]
     rows = x[: 1000 * 999].view(1000, 999), y[: 1000 * 999].view(1000, 999)
     return passes | {
         "weighted backward": lambda: ops.elementwise_backward_(
-            [x.clone()], one, x, y, x, None, *mean, input
+            [x.clone()], one, x, y, x, None, mean, input
         ),
         "weighted double": lambda: ops.elementwise_double_backward(
-            one, x, y, x, None, x, y, x, *mean, value, [True] * 4
+            one, x, y, x, None, x, y, x, mean, value, [True] * 4
         ),
         "groups": lambda: ops.elementwise_forward(
-            *rows, None, None, *call, "mean", 1, value, nothing
+            *rows, None, None, mean._replace(keep_dims=1), value, nothing
         ),
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from lossops.vectors.ops import VECTOR_SIGNATURES
+from lossops.vectors.ops import VECTOR_SIGNATURES, VectorsArguments
 
 LOSSES = tuple(VECTOR_SIGNATURES)
 WITH_LISTS = {loss for loss, takes in VECTOR_SIGNATURES.items() if takes.label == "list"}
@@ -48,4 +48,5 @@ def _call(ops, loss, dtype, shape, grad) -> None:
     }[takes.label]
     mask = [grad and i < takes.vectors for i in range(3)]
     vectors = [torch.empty(shape, dtype=dtype) for _ in range(takes.vectors)]
-    ops.vectors_forward(vectors, label, None, loss, [0.5] * takes.params, "mean", dtype, mask)
+    call = VectorsArguments(loss, [0.5] * takes.params, "mean")
+    ops.vectors_forward(vectors, label, None, call, dtype, mask)

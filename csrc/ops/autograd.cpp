@@ -1,4 +1,4 @@
-// The raw ops have no derivatives of their own; lossops/<family>/autograd.py defines those of the
+// The raw ops have no derivatives of their own; lossops/core/fused.py defines those of the
 // losses. Differentiating a raw op raises an error rather than silently giving no gradient. If an
 // op overwrites a tensor, graphs that have saved the tensor must be notified.
 #include <ATen/core/dispatch/Dispatcher.h>

@@ -42,7 +42,13 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info, "How the extension was built.");
   module.def("instruction_set", &lossops::cpu::instruction_set,
              "The instruction set that the CPU kernels use on this machine.");
-  lossops::ops::bind_fused_elementwise(module);
-  lossops::ops::bind_fused_softmax(module);
-  lossops::ops::bind_fused_vectors(module);
+  module.def(
+      "set_differentiable_backward",
+      [](pybind11::function function) {
+        lossops::ops::differentiable_backward = function.release();
+      },
+      "Says which function gives gradients that are differentiable themselves.");
+  lossops::ops::bind_elementwise(module);
+  lossops::ops::bind_softmax(module);
+  lossops::ops::bind_vectors(module);
 }

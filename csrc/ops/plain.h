@@ -9,97 +9,111 @@
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/Tensor.h>
-#include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <pybind11/pybind11.h>
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
-#include <torch/csrc/utils/pybind.h>
 
-#include <optional>
-#include <string>
-#include <tuple>
+#include "ops/fused.h"
 
 namespace lossops::ops {
 
-// Whether nothing but autograd observes the call.
-inline bool nobody_looks_on() {
-  constexpr auto kTransform = c10::DispatchKey::FuncTorchDynamicLayerFrontMode;
-  return !c10::impl::tls_is_dispatch_key_included(kTransform) &&
-         !torch::autograd::ForwardADLevel::try_get_by_idx(0) && !torch::jit::tracer::isTracing() &&
-         !at::impl::torch_function_mode_enabled();
-}
+// Reads the arguments of a call. What it returns is valid only if the call is plain.
+class PlainReader {
+ public:
+  bool plain() const { return plain_; }
+  void require(bool condition) { plain_ = plain_ && condition; }
 
-// The tensor, if it is of exactly torch's own class, dense, on a device that has kernels, and not a
-// wrapper of another tensor: only autograd and autocast need handling before its kernels run.
-inline const at::Tensor* plain_tensor(pybind11::handle object) {
-  constexpr c10::DispatchKeySet kPlain({
-      c10::DispatchKey::ADInplaceOrView,
-      c10::DispatchKey::CPU,
-      c10::DispatchKey::AutogradCPU,
-      c10::DispatchKey::AutocastCPU,
+  // A tensor of exactly torch's own class, dense, on a device that has kernels, and not a wrapper
+  // of another tensor: only autograd and autocast need handling before its kernels run.
+  Tensor tensor(pybind11::handle object) {
+    constexpr c10::DispatchKeySet kPlain({
+        c10::DispatchKey::ADInplaceOrView,
+        c10::DispatchKey::CPU,
+        c10::DispatchKey::AutogradCPU,
+        c10::DispatchKey::AutocastCPU,
 #if defined(LOSSOPS_WITH_CUDA)
-      c10::DispatchKey::CUDA,
-      c10::DispatchKey::AutogradCUDA,
-      c10::DispatchKey::AutocastCUDA,
+        c10::DispatchKey::CUDA,
+        c10::DispatchKey::AutogradCUDA,
+        c10::DispatchKey::AutocastCUDA,
 #endif
-  });
-  if (!THPVariable_CheckExact(object.ptr())) return nullptr;
-  const at::Tensor& tensor = THPVariable_Unpack(object.ptr());
-  const bool plain = (tensor.key_set().raw_repr() & ~kPlain.raw_repr()) == 0;
-  // An inference tensor lacks a key as well, and autograd does not save it.
-  return plain && !tensor.is_inference() ? &tensor : nullptr;
-}
-
-// Scores that the kernels accept as they are, with a result of the same dtype.
-inline const at::Tensor* plain_scores(pybind11::handle object) {
-  const at::Tensor* const scores = plain_tensor(object);
-  if (!scores) return nullptr;
-  const auto type = scores->scalar_type();
-  if (type == at::kFloat || type == at::kDouble) return scores;
-  const bool half = type == at::kHalf || type == at::kBFloat16;
-  return half && !at::autocast::is_autocast_enabled(scores->device().type()) ? scores : nullptr;
-}
-
-// A reduction to one number for all rows ("mean", "sum"), or none: one number per row.
-inline std::optional<std::string> plain_reduction(pybind11::handle object) {
-  if (!PyUnicode_CheckExact(object.ptr())) return std::nullopt;
-  for (const char* name : {"mean", "sum", "none"}) {
-    if (PyUnicode_CompareWithASCIIString(object.ptr(), name) == 0) return name;
+    });
+    require(THPVariable_CheckExact(object.ptr()));
+    if (!plain_) return Tensor();
+    const Tensor& tensor = THPVariable_Unpack(object.ptr());
+    // An inference tensor lacks a key as well, and autograd does not save it.
+    require((tensor.key_set().raw_repr() & ~kPlain.raw_repr()) == 0 && !tensor.is_inference());
+    return tensor;
   }
-  return std::nullopt;
-}
 
-inline std::optional<double> plain_float(pybind11::handle object) {
-  if (!PyFloat_CheckExact(object.ptr())) return std::nullopt;
-  return PyFloat_AS_DOUBLE(object.ptr());
-}
+  // Numbers that the kernels accept as they are, with a result of the same dtype.
+  Tensor numbers(pybind11::handle object) {
+    const Tensor found = tensor(object);
+    if (!plain_) return found;
+    const auto type = found.scalar_type();
+    const bool half = type == at::kHalf || type == at::kBFloat16;
+    require(found.numel() > 0 &&
+            (type == at::kFloat || type == at::kDouble ||
+             (half && !at::autocast::is_autocast_enabled(found.device().type()))));
+    return found;
+  }
 
-inline std::optional<int64_t> plain_int(pybind11::handle object) {
-  if (!PyLong_CheckExact(object.ptr())) return std::nullopt;
-  int overflow = 0;
-  const int64_t value = PyLong_AsLongLongAndOverflow(object.ptr(), &overflow);
-  return overflow ? std::nullopt : std::optional(value);
-}
+  // One class index for each row of these scores.
+  Tensor labels(pybind11::handle object, const Tensor& scores) {
+    const Tensor found = tensor(object);
+    if (!plain_) return found;
+    const auto type = found.scalar_type();
+    require((type == at::kLong || type == at::kInt || type == at::kByte) &&
+            found.dim() + 1 == scores.dim());
+    return found;
+  }
 
-// The loss of a plain call. If a gradient is wanted, it comes from fused(), attached to the graph;
-// otherwise it is the first result of forward(), the raw op.
-template <class Fused, class Forward>
-pybind11::object run_plain(const at::Tensor& scores, const Fused& fused, const Forward& forward) {
-  at::Tensor loss;
-  {
-    const pybind11::gil_scoped_release without_gil;
-    if (at::GradMode::is_enabled() && scores.requires_grad()) {
-      loss = fused();
-    } else {
-      const at::AutoDispatchBelowADInplaceOrView guard;
-      loss = std::get<0>(forward());
+  // A reduction to one number for all rows ("mean", "sum"), or none: one number per row.
+  std::string reduction(pybind11::handle object) {
+    if (PyUnicode_CheckExact(object.ptr())) {
+      for (const char* name : {"mean", "sum", "none"}) {
+        if (PyUnicode_CompareWithASCIIString(object.ptr(), name) == 0) return name;
+      }
     }
+    require(false);
+    return {};
   }
-  return pybind11::cast(loss);
+
+  double number(pybind11::handle object) {
+    require(PyFloat_CheckExact(object.ptr()));
+    return plain_ ? PyFloat_AS_DOUBLE(object.ptr()) : 0;
+  }
+
+  int64_t integer(pybind11::handle object) {
+    require(PyLong_CheckExact(object.ptr()));
+    if (!plain_) return 0;
+    int overflow = 0;
+    const int64_t value = PyLong_AsLongLongAndOverflow(object.ptr(), &overflow);
+    require(overflow == 0);
+    return value;
+  }
+
+ private:
+  // Whether nothing but autograd observes the call.
+  static bool nobody_looks_on() {
+    constexpr auto kTransform = c10::DispatchKey::FuncTorchDynamicLayerFrontMode;
+    return !c10::impl::tls_is_dispatch_key_included(kTransform) &&
+           !torch::autograd::ForwardADLevel::try_get_by_idx(0) &&
+           !torch::jit::tracer::isTracing() && !at::impl::torch_function_mode_enabled();
+  }
+
+  bool plain_ = nobody_looks_on();
+};
+
+// The loss of a plain call, in the dtype of its first tensor; None for tensors that the ops reject.
+template <class Family>
+OptionalTensor run_plain(const TensorsOf<Family>& tensors, typename Family::Arguments arguments) {
+  const pybind11::gil_scoped_release without_gil;
+  try {
+    return fused_loss<Family>(tensors, std::move(arguments), tensors[0].scalar_type());
+  } catch (const c10::Error&) {
+    return std::nullopt;
+  }
 }
 
 }  // namespace lossops::ops

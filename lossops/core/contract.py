@@ -97,10 +97,10 @@ def check_mask(mask: Sequence[bool], tensors: Sequence[Tensor | None]) -> None:
     )
 
 
-def check_gradients_come(mask: Sequence[bool], reduction: str, keep_dims: int = 0) -> None:
+def check_gradients_come(mask: Sequence[bool], gives_a_number: bool) -> None:
     """Checks that gradients are requested of a forward pass only if the loss is a single number."""
     require(
-        not any(mask) or (reduction != "none" and keep_dims == 0),
+        not any(mask) or gives_a_number,
         lambda: "gradients come only where the loss is a single number",
     )
 

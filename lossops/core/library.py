@@ -17,7 +17,9 @@ would specialise the graph on their values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, get_type_hints
 
 import torch
 
@@ -25,12 +27,21 @@ from lossops.core.contract import check_memory
 
 NATIVE = "lossops"
 TRITON = "lossops_triton"
-PARAMS = "float[] params"  # the hyperparameters of a loss, as written in schemas
+Params = Sequence[float]  # the hyperparameters of a loss
+_TYPES = {Params: "float[]"}  # as written in schemas, where they differ from Python's names
+PARAMS = f"{_TYPES[Params]} params"
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the values other than the loss: lse, entropy, accuracy, denominators."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@functools.cache
+def in_schema(arguments: type) -> str:
+    """The fields of a NamedTuple, as arguments of an op."""
+    fields = get_type_hints(arguments).items()
+    return ", ".join(f"{_TYPES.get(kind) or kind.__name__} {name}" for name, kind in fields)
 
 
 def empty_like(tensors, mask) -> tuple:
@@ -59,14 +70,35 @@ KERNEL_OPS = {
 }
 # Keeps the libraries alive: a Library unregisters its ops when it is garbage collected.
 _libraries = [torch.library.Library(namespace, "DEF") for namespace in (NATIVE, TRITON)]
-# Op name -> (check, schema). The check takes the arguments of a call and raises if they violate the
-# contract. It returns a function that allocates the outputs without computing their values.
-DECLARED: dict[str, tuple[Callable, str]] = {}
 
 
-def declare(name: str, check: Callable, schema: str) -> None:
+class Declaration(NamedTuple):
+    """An op. ``check`` takes the arguments of a call and raises if they violate the contract. It
+    returns a function that allocates the outputs without computing their values.
+
+    ``shared`` is a NamedTuple of the arguments that all ops of a family have. Checks, and kernels
+    in Python, take them as one argument.
+    """
+
+    check: Callable
+    schema: str
+    shared: type | None
+
+    def packed(self, args: tuple) -> tuple:
+        """The arguments of a call, with those that are shared as one."""
+        if self.shared is None:
+            return args
+        first = self.schema.split(in_schema(self.shared))[0].count(",")
+        end = first + len(self.shared._fields)
+        return *args[:first], self.shared(*args[first:end]), *args[end:]
+
+
+DECLARED: dict[str, Declaration] = {}
+
+
+def declare(name: str, check: Callable, schema: str, shared: type | None = None) -> None:
     """Declares an op in the namespace of every kernel backend."""
-    DECLARED[name] = check, schema
+    DECLARED[name] = Declaration(check, schema, shared)
     for library in _libraries[:2]:
         _declare_in(library, name)
     for ops in KERNEL_OPS.values():
@@ -82,9 +114,9 @@ def declare_all(namespace: str) -> None:
 
 
 def _declare_in(library: torch.library.Library, name: str) -> None:
-    check, schema = DECLARED[name]
-    _define(library, name, schema)
-    register_fake(library, name, lambda *args: check(*args)())
+    op = DECLARED[name]
+    _define(library, name, op.schema)
+    register_fake(library, name, lambda *args: op.check(*op.packed(args))())
 
 
 def _define(library: torch.library.Library, name: str, schema: str) -> None:
@@ -120,15 +152,16 @@ def register_fake(library: torch.library.Library, name: str, fake) -> None:
 
 def implement(namespace: str, name: str, device: str, kernel: Callable) -> None:
     """Registers a Python function as the kernel of an op for a device type. The kernel is called
-    only with arguments that satisfy the contract."""
-    check, _ = DECLARED[name]
+    only with arguments that satisfy the contract, of which it takes the shared ones as one."""
+    op = DECLARED[name]
     schema = getattr(getattr(torch.ops, namespace), name).default._schema.arguments
     known = [(argument.name, argument.is_write) for argument in schema]
 
     def checked(*args):
-        check(*args)
+        packed = op.packed(args)
+        op.check(*packed)
         check_memory([(n, value, w) for (n, w), value in zip(known, args, strict=True)])
-        return kernel(*args)
+        return kernel(*packed)
 
     library = torch.library.Library(namespace, "IMPL")
     library.impl(name, checked, device.upper())

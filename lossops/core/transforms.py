@@ -34,8 +34,3 @@ def distinct(*tensors: Tensor | None) -> list[Tensor | None]:
             tensor = tensor.view_as(tensor)
         found.append(tensor)
     return found
-
-
-def merge(saved, chosen, replacements):
-    remaining = iter(replacements)
-    return [next(remaining) if c else t for t, c in zip(saved, chosen, strict=True)]

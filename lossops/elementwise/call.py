@@ -21,9 +21,11 @@ from lossops.core.arguments import (
     promoted,
     savable,
 )
+from lossops.core.fused import one_pass
 from lossops.core.library import accumulator
 from lossops.core.transforms import transforms_active
-from lossops.elementwise.autograd import Call, elementwise
+from lossops.elementwise.autograd import ElementwiseCall
+from lossops.elementwise.ops import ElementwiseArguments
 
 # Captured at import time, because lossops.use_in_torch() may replace this function later.
 _torch_l1_loss = torch.nn.functional.l1_loss
@@ -70,16 +72,18 @@ def elementwise_loss(
 
     if dtype in HALF_DTYPES and autocasts(input.device.type):
         dtype = torch.float32
-    call = Call(backends.resolve(input, target, weight), loss, params, mode, keep_dims, dtype)
+    arguments = ElementwiseArguments(loss, params, mode, keep_dims)
+    call = ElementwiseCall(backends.resolve(input, target, weight), arguments, dtype)
     denominator = normalizer if sum_of_weights is None else sum_of_weights
     moves = sum_of_weights is not None and torch.is_grad_enabled() and weight.requires_grad
     if denominator is not None and (moves or transforms_active()):
         # The loss depends on the weight through the denominator too, and a transform may act on the
         # denominator as on any other tensor. Leave the division to autograd.
-        total = replace(call, reduction="sum", out_dtype=accumulator(dtype))
-        loss = elementwise(input, target, weight, None, total)
+        arguments = arguments._replace(reduction="sum")
+        total = replace(call, arguments=arguments, out_dtype=accumulator(dtype))
+        (loss,) = one_pass(total, input, target, weight, None)
         return (loss / denominator).to(dtype)
-    return elementwise(input, target, weight, denominator, call)
+    return one_pass(call, input, target, weight, denominator)[0]
 
 
 def broadcast_loss(loss: str, input, target, weight, reduction: str, *params: float) -> Tensor:

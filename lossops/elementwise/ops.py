@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,10 +49,24 @@ from lossops.core.contract import (
     check_tensors,
     require,
 )
-from lossops.core.library import PARAMS, declare, empty_like
+from lossops.core.library import Params, declare, empty_like, in_schema
 from lossops.elementwise import reference
 
-_CALL = f"str loss, {PARAMS}, str reduction, int keep_dims"
+
+class ElementwiseArguments(NamedTuple):
+    """The arguments that the ops share, other than tensors."""
+
+    loss: str
+    params: Params
+    reduction: str  # "none", "mean" or "sum"
+    keep_dims: int  # number of leading dimensions that a reduction keeps
+
+    @property
+    def gives_a_number(self) -> bool:
+        return self.keep_dims == 0 and self.reduction != "none"
+
+
+_CALL = in_schema(ElementwiseArguments)
 
 
 def loss_shape(input: Tensor, reduction: str, keep_dims: int) -> tuple:
@@ -66,10 +81,9 @@ def _num_params(loss: str) -> int | None:
     return None if formula is None else len(inspect.signature(formula).parameters) - 2
 
 
-def _check_elementwise(
-    input, target, weight, normalizer, loss, params, reduction, keep_dims
-) -> tuple:
+def _check_elementwise(input, target, weight, normalizer, call: ElementwiseArguments) -> tuple:
     """Checks the arguments that the ops share. Returns the shape of the loss."""
+    loss, params, reduction, keep_dims = call
     known = _num_params(loss)
     require(known is not None, lambda: f"unknown elementwise loss {loss!r}")
     require(
@@ -95,17 +109,13 @@ def _check_grad_output(grad_output: Tensor, input: Tensor, shape: tuple, reducti
         check_number_or("grad_output", grad_output, shape, "the loss")
 
 
-def _elementwise_forward(
-    input, target, weight, normalizer, loss, params, reduction, keep_dims, out_dtype, output_mask
-):
-    shape = _check_elementwise(
-        input, target, weight, normalizer, loss, params, reduction, keep_dims
-    )
+def _elementwise_forward(input, target, weight, normalizer, call, out_dtype, output_mask):
+    shape = _check_elementwise(input, target, weight, normalizer, call)
     check_dtype("out_dtype", out_dtype)
     check_mask(output_mask, (input, target, weight))
-    check_gradients_come(output_mask, reduction, keep_dims)
+    check_gradients_come(output_mask, call.gives_a_number)
     return lambda: (
-        _empty_loss(input, shape, reduction, out_dtype),
+        _empty_loss(input, shape, call.reduction, out_dtype),
         *empty_like((input, target, weight), output_mask),
     )
 
@@ -116,26 +126,19 @@ def _empty_loss(input: Tensor, shape: tuple, reduction: str, dtype: torch.dtype)
     return input.new_empty(shape, dtype=dtype)
 
 
-def _elementwise_backward(
-    grad_output, input, target, weight, normalizer, loss, params, reduction, keep_dims, output_mask
-):
-    shape = _check_elementwise(
-        input, target, weight, normalizer, loss, params, reduction, keep_dims
-    )
-    _check_grad_output(grad_output, input, shape, reduction)
+def _elementwise_backward(grad_output, input, target, weight, normalizer, call, output_mask):
+    shape = _check_elementwise(input, target, weight, normalizer, call)
+    _check_grad_output(grad_output, input, shape, call.reduction)
     check_mask(output_mask, (input, target, weight))
     return lambda: empty_like((input, target, weight), output_mask)
 
 
 def _elementwise_backward_(
-    grads, grad_output, input, target, weight, normalizer, loss, params, reduction, keep_dims,
-    output_mask,
-):  # fmt: skip
-    shape = _check_elementwise(
-        input, target, weight, normalizer, loss, params, reduction, keep_dims
-    )
+    grads, grad_output, input, target, weight, normalizer, call, output_mask
+):
+    shape = _check_elementwise(input, target, weight, normalizer, call)
     check_single(grad_output)
-    _check_grad_output(grad_output, input, shape, reduction)
+    _check_grad_output(grad_output, input, shape, call.reduction)
     check_gradients(grads, output_mask, (input, target, weight))
     return lambda: None
 
@@ -150,11 +153,9 @@ def _elementwise_rescale_(grads, grad_output):
 
 def _elementwise_double_backward(
     grad_output, input, target, weight, normalizer, tangent_input, tangent_target, tangent_weight,
-    loss, params, reduction, keep_dims, out_dtype, output_mask,
+    call, out_dtype, output_mask,
 ):  # fmt: skip
-    shape = _check_elementwise(
-        input, target, weight, normalizer, loss, params, reduction, keep_dims
-    )
+    shape = _check_elementwise(input, target, weight, normalizer, call)
     tangents = {
         "tangent_input": tangent_input, "tangent_target": tangent_target,
         "tangent_weight": tangent_weight,
@@ -174,9 +175,9 @@ def _elementwise_double_backward(
         lambda: "elementwise_double_backward needs grad_output to give gradients",
     )
     if grad_output is not None:
-        _check_grad_output(grad_output, input, shape, reduction)
+        _check_grad_output(grad_output, input, shape, call.reduction)
     return lambda: (
-        _empty_loss(input, shape, reduction, out_dtype) if output_mask[0] else None,
+        _empty_loss(input, shape, call.reduction, out_dtype) if output_mask[0] else None,
         *empty_like((input, target, weight), output_mask[1:]),
     )
 
@@ -187,18 +188,21 @@ declare(
     "(Tensor input, Tensor target, Tensor? weight, Tensor? normalizer, "
     f"{_CALL}, ScalarType out_dtype, bool[3] output_mask) "
     "-> (Tensor, Tensor?, Tensor?, Tensor?)",
+    ElementwiseArguments,
 )
 declare(
     "elementwise_backward",
     _elementwise_backward,
     "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor? normalizer, "
     f"{_CALL}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
+    ElementwiseArguments,
 )
 declare(
     "elementwise_backward_",
     _elementwise_backward_,
     "(Tensor(a!)[] grads, Tensor grad_output, Tensor input, Tensor target, Tensor? weight, "
     f"Tensor? normalizer, {_CALL}, bool[3] output_mask) -> ()",
+    ElementwiseArguments,
 )
 declare(
     "elementwise_rescale_",
@@ -212,4 +216,5 @@ declare(
     "Tensor? tangent_input, Tensor? tangent_target, Tensor? tangent_weight, "
     f"{_CALL}, ScalarType out_dtype, bool[4] output_mask) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
+    ElementwiseArguments,
 )

@@ -1,4 +1,4 @@
-"""The autograd Function of a linear layer and its cross entropy.
+"""The cross entropy of a linear layer, in chunks of its rows.
 
 A walk processes the rows in chunks. It computes the logits of a chunk, the row kernel overwrites
 them with their gradient, and two more products propagate it to the layer's input and weight. Only
@@ -9,22 +9,20 @@ Higher-order derivatives use the formulas in :mod:`lossops.softmax.reference`, o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lossops.core import backends, contract, library
 from lossops.core.backends import settled
-from lossops.core.formulas import formula_gradients
+from lossops.core.fused import Mask, OnePass
 from lossops.core.library import accumulator
-from lossops.core.transforms import distinct, is_transformed, merge
 from lossops.softmax import reference
-from lossops.softmax.autograd import SoftmaxCall
-from lossops.softmax.ops import check_softmax
+from lossops.softmax.ops import SoftmaxArguments, check_softmax
 
 # A chunk is an eighth of the rows, or a sixteenth if logits have a wider dtype than the layer. It
 # has at least _FEWEST_ROWS, because products of fewer rows are slow and each chunk reads and writes
@@ -113,20 +111,25 @@ class _Chunks:
         return self.by_input, self.by_weight, self.by_bias
 
 
-def _of_rows(target_form, params, ignore_index, reduction) -> tuple:
-    """The arguments of the raw row ops."""
-    return "cross_entropy", 1, "logits", target_form, params, ignore_index, False, reduction, 0
+def _of_rows(target_form, params, ignore_index, reduction) -> SoftmaxArguments:
+    return SoftmaxArguments(
+        "cross_entropy", 1, "logits", target_form, params, ignore_index, False, reduction, 0
+    )
+
+
+def _autocast_off(device: str):
+    """A context without autocast: products keep their factors' dtype."""
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def without_autocast(function):
-    """Disables autocast in a function, and in its backward: products keep their factors' dtype."""
+    """Disables autocast in a function, and in its backward."""
 
     @functools.wraps(function)
     def as_given(*arguments):
-        device = arguments[0].device.type
-        if not (device != "meta" and torch.is_autocast_enabled(device)):
-            return function(*arguments)
-        with torch.autocast(device, enabled=False):
+        with _autocast_off(arguments[0].device.type):
             return function(*arguments)
 
     return as_given
@@ -269,7 +272,7 @@ def _check_walk(
     rows_and_classes = input.shape[0], linear_weight.shape[0]
     logits = input.new_empty((), dtype=accumulator(dtype)).expand(rows_and_classes)
     rows_call = _of_rows(target_form, params, ignore_index, "sum")
-    check_softmax(logits, target, class_weight, None, *rows_call)
+    check_softmax(logits, target, class_weight, None, rows_call)
     contract.check_mask(output_mask, (input, linear_weight, linear_bias))
     contract.require(rows >= 0, lambda: f"rows should not be negative, got {rows}")
     contract.require(
@@ -313,85 +316,77 @@ library.compose(
 
 
 @dataclass(eq=False)
-class Walk:
-    """The non-tensor arguments of a walk over the chunks."""
+class Walk(OnePass):
+    """A walk over the chunks, of these tensors: input [rows, features], linear_weight
+    [classes, features], linear_bias [classes]; class indices [rows] or probabilities
+    [rows, classes], class weights [classes], a normalizer, 0-d, and the denominator of a mean
+    without one, 0-d."""
 
-    call: SoftmaxCall
     dtype: torch.dtype  # of the layer in products; in half precision, logits are float32
     rows: int  # per chunk; 0: chosen automatically
 
+    Arguments = SoftmaxArguments
+    family = "linear"
+    moving = 3
+
     def walks(self) -> tuple[_Eagerly | _AsOps, tuple]:
         """Returns the walks, as ops under torch.compile, and their non-tensor arguments."""
-        call, params = self.call, settled(self.call.params)
+        call, params = self.arguments, settled(self.arguments.params)
         if not torch.compiler.is_compiling():
             walks = _Eagerly
         else:
             walks = _WITH_TENSOR if isinstance(params, Tensor) else _WITH_NUMBERS
         return walks, (
-            call.backend, call.target_form, params, call.ignore_index, self.dtype, call.out_dtype,
+            self.backend, call.target_form, params, call.ignore_index, self.dtype, self.out_dtype,
             self.rows,
         )  # fmt: skip
 
-    def divisor(self, normalizer: Tensor | None, denominator: Tensor | None) -> Tensor | None:
-        """The divisor of a mean that is a number: the normalizer if given, else ``denominator``."""
-        if self.call.reduction == "mean" and self.call.gives_a_number:
+    def divisor(self, tensors: tuple) -> Tensor | None:
+        """The divisor of a mean that is a number: the normalizer if given, else the denominator."""
+        *_, normalizer, denominator = tensors
+        if self.arguments.reduction == "mean" and self.gives_a_number:
             return denominator if normalizer is None else normalizer
         return None
 
-    def value(self, read: tuple, divisor: Tensor | None, mask: tuple) -> tuple:
-        """Returns the loss, and the requested gradients of the sum."""
+    def has_gradients_ready(self, tensors: tuple, mask: Mask) -> bool:
+        return self.gives_a_number  # those of the sum, which are never in half precision
+
+    def forward(self, tensors: tuple, mask: Mask):
         walks, op_args = self.walks()
-        if not self.call.gives_a_number:
-            return walks.losses(*read, *op_args), *[None] * 3
-        value, *grads = walks.sum(*read, *op_args, mask)
-        if divisor is not None:
+        if not self.gives_a_number:
+            return (walks.losses(*tensors[:5], *op_args),), tensors, ()
+        value, *grads = walks.sum(*tensors[:5], *op_args, mask)
+        if (divisor := self.divisor(tensors)) is not None:
             value = value / divisor
-        return value.to(self.call.out_dtype), *grads
+        return (value.to(self.out_dtype),), tensors, grads
 
+    def backward(self, cotangents: tuple, tensors: tuple, mask: Mask):
+        walks, op_args = self.walks()
+        (grad_output,), read = cotangents, tensors[:5]
+        if self.gives_a_number:
+            _, *grads = walks.sum(*read, *op_args, mask)
+            return self.scale(grads, grad_output, tensors, mask)
+        grads = walks.losses_backward(grad_output.contiguous(), *read, *op_args, mask)
+        return _rounded(grads, read[:3])
 
-class ChunkedCrossEntropy(Function):
-    """The loss of all chunks. backward multiplies the gradients of the sum by grad_output / divisor
-    as a single factor, so that float16 gradients are not rounded to 0 in between."""
+    def scale(self, grads, grad_output: Tensor, tensors: tuple, mask: Mask):
+        """Multiplies the gradients of the sum by grad_output / divisor as a single factor, so that
+        float16 gradients are not rounded to 0 in between."""
+        factor = grad_output.to(accumulator(self.dtype))
+        if (divisor := self.divisor(tensors)) is not None:
+            factor = torch.where(divisor == 0, 0.0, factor / divisor)  # 0 if nothing counts
+        grads = [None if grad is None else _scaled(grad, factor) for grad in grads]
+        return _rounded(grads, tensors[:3])
 
-    @staticmethod
-    def forward(
-        ctx, input, linear_weight, linear_bias, target, weight, normalizer, denominator, walk
-    ):
-        read = (input, linear_weight, linear_bias, target, weight)
-        divisor = walk.divisor(normalizer, denominator)
-        value, *grads = walk.value(read, divisor, ctx.needs_input_grad[:3])
-        if not walk.call.gives_a_number:
-            grads = ()
-        ctx.walk = walk
-        if torch.compiler.is_compiling():
-            ctx.save_for_backward(*read, normalizer, denominator, *grads)
-        else:
-            ctx.grads = grads
-            ctx.save_for_backward(*read, normalizer, denominator)
-        return value
+    def formula(self, input, linear_weight, linear_bias, target, weight, normalizer, _):
+        layer, wide = (input, linear_weight, linear_bias), accumulator(self.dtype)
+        logits = torch.nn.functional.linear(*(t if t is None else t.to(wide) for t in layer))
+        call = (*self.arguments, self.out_dtype)
+        return reference.softmax(logits, target, weight, normalizer, *call)[:1]
 
-    @staticmethod
-    def backward(ctx, grad_output):
-        walk, mask = ctx.walk, ctx.needs_input_grad[:3]
-        *read, normalizer, denominator = ctx.saved_tensors[:7]
-        if torch.compiler.is_compiling():  # an eager forward saved none for compiled autograd
-            grads = ctx.saved_tensors[7:]
-        else:
-            grads, ctx.grads = ctx.grads, ()
-            if torch.is_grad_enabled() or is_transformed(grad_output):
-                found = _differentiable_gradients(grad_output, *read, normalizer, walk, mask)
-                return *found, *[None] * 5
-        walks, op_args = walk.walks()
-        if not walk.call.gives_a_number:
-            grads = walks.losses_backward(grad_output.contiguous(), *read, *op_args, mask)
-        else:
-            if not grads:
-                _, *grads = walks.sum(*read, *op_args, mask)
-            scale = grad_output.to(accumulator(walk.dtype))
-            if (divisor := walk.divisor(normalizer, denominator)) is not None:
-                scale = torch.where(divisor == 0, 0.0, scale / divisor)  # 0 if nothing counts
-            grads = [None if grad is None else _scaled(grad, scale) for grad in grads]
-        return *_rounded(grads, read[:3]), *[None] * 5
+    def differentiable_gradients(self, cotangents: tuple, tensors: tuple, mask: Mask):
+        with _autocast_off(tensors[0].device.type):
+            return super().differentiable_gradients(cotangents, tensors, mask)
 
 
 class _Eagerly:
@@ -410,40 +405,3 @@ _WITH_NUMBERS, _WITH_TENSOR = _AsOps(""), _AsOps("_tensor_params")
 
 def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
     return grad * scale if torch.compiler.is_compiling() else grad.mul_(scale)
-
-
-def chunked_cross_entropy(
-    input: Tensor,  # [rows, features]
-    linear_weight: Tensor,  # [classes, features]
-    linear_bias: Tensor | None,  # [classes]
-    target: Tensor,  # class indices [rows], or probabilities [rows, classes]
-    weight: Tensor | None,  # [classes]
-    normalizer: Tensor | None,  # 0-d
-    denominator: Tensor | None,  # of a mean without a normalizer, 0-d
-    walk: Walk,
-) -> Tensor:
-    """Computes the loss. Not differentiable by target, class weights, normalizer or denominator."""
-    layer = (input, linear_weight, linear_bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in layer):
-        layer = distinct(*layer, target)[:3]
-        return ChunkedCrossEntropy.apply(*layer, target, weight, normalizer, denominator, walk)
-    divisor = walk.divisor(normalizer, denominator)
-    return walk.value((*layer, target, weight), divisor, (False,) * 3)[0]
-
-
-@without_autocast
-def _differentiable_gradients(
-    grad_output, input, linear_weight, linear_bias, target, weight, normalizer, walk, mask
-) -> list:
-    """Computes the gradients from formulas in plain torch, which torch can differentiate again."""
-    tensors = (input, linear_weight, linear_bias)
-
-    def loss(*moving):
-        call, wide, merged = walk.call, accumulator(walk.dtype), merge(tensors, mask, moving)
-        logits = torch.nn.functional.linear(*(t if t is None else t.to(wide) for t in merged))
-        rows = reference.softmax(logits, target, weight, normalizer, *call.op_args, call.out_dtype)
-        return rows[:1]
-
-    moving = tuple(tensor for tensor, moves in zip(tensors, mask, strict=True) if moves)
-    found = iter(formula_gradients(loss, moving, (grad_output,)))
-    return [next(found) if moves else None for moves in mask]

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from lossops.core import backends
 from lossops.core.arguments import HALF_DTYPES, autocasts, require_tensors, savable
+from lossops.core.fused import one_pass
 from lossops.core.library import accumulator
 from lossops.core.overrides import handle, overridden
 from lossops.core.transforms import transforms_active
-from lossops.linear.chunks import Walk, chunked_cross_entropy, without_autocast
+from lossops.linear.chunks import Walk, without_autocast
 from lossops.softmax.autograd import SoftmaxCall
 from lossops.softmax.call import (
     check_class_weight,
@@ -139,10 +140,10 @@ def linear_cross_entropy(
         target_form="probs" if soft else "labels", **extras,
     )  # fmt: skip
     denominator = _denominator(target, weight, normalizer, call)
-    loss = chunked_cross_entropy(
-        rows, linear_weight, linear_bias, target, weight, normalizer, denominator,
-        Walk(call, dtype, _rows_at_a_time(options)),
-    )  # fmt: skip
+    chunked = Walk(call.backend, call.arguments, call.out_dtype, dtype, _rows_at_a_time(options))
+    (loss,) = one_pass(
+        chunked, rows, linear_weight, linear_bias, target, weight, normalizer, denominator
+    )
     if input.dim() == 1 and reduction == "none":
         return torch.ops.aten._unsafe_view(loss, ())  # not a view, like any other loss
     return loss
@@ -184,15 +185,16 @@ def _rows_at_a_time(options: object | None) -> int:
 
 def _denominator(target, weight, normalizer, call: SoftmaxCall) -> Tensor | None:
     """The divisor of a mean that is a number, if no normalizer is given."""
-    if call.reduction != "mean" or not call.gives_a_number:
+    arguments = call.arguments
+    if arguments.reduction != "mean" or not call.gives_a_number:
         return None
     if normalizer is not None:
         return None
     wide = accumulator(call.out_dtype)
-    if call.target_form != "labels":
+    if arguments.target_form != "labels":
         return torch.full((), target.shape[0], dtype=wide, device=target.device)
     target = target.long()  # as uint8, an ignore_index of -100 would be 156
-    counts = (target != call.ignore_index) & (target >= 0)
+    counts = (target != arguments.ignore_index) & (target >= 0)
     if weight is None:
         return counts.sum(dtype=wide)
     counts = counts & (target < weight.shape[0])

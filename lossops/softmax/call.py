@@ -27,10 +27,12 @@ from lossops.core.arguments import (
     savable,
 )
 from lossops.core.contract import overlaps_itself
+from lossops.core.fused import one_pass
 from lossops.core.labels import check_range
 from lossops.core.spread import beside, is_spread, is_whole, leaves_softmax_to_the_loss, whole_along
 from lossops.core.transforms import transforms_active
-from lossops.softmax.autograd import Outputs, SoftmaxCall, softmax
+from lossops.softmax.autograd import Outputs, SoftmaxCall
+from lossops.softmax.ops import SoftmaxArguments
 
 FORMS = ("logits", "log_probs", "probs")
 _LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
@@ -49,13 +51,16 @@ def softmax_loss(
     input, target, class_weight = map(savable, (input, target, class_weight))
     normalizer, call = softmax_call(function, loss, input, target, class_weight, **options)
     if is_spread(input):
-        if call.form == "log_probs" and leaves_softmax_to_the_loss(function, input, call.dim):
-            call = replace(call, form="logits")  # log-probabilities are valid logits
-        input, target, class_weight = _whole_rows(input, target, class_weight, call)
-    return softmax(input, target, class_weight, normalizer, call)
+        arguments = call.arguments
+        to_log_probs = arguments.form == "log_probs"
+        if to_log_probs and leaves_softmax_to_the_loss(function, input, arguments.dim):
+            # Log-probabilities are valid logits.
+            call = replace(call, arguments=arguments._replace(form="logits"))
+        input, target, class_weight = _whole_rows(input, target, class_weight, arguments)
+    return one_pass(call, input, target, class_weight, normalizer)
 
 
-def _whole_rows(input, target, class_weight, call: SoftmaxCall) -> tuple:
+def _whole_rows(input, target, class_weight, call: SoftmaxArguments) -> tuple:
     """Redistributes DTensors so that every process has whole rows, as the formulas require."""
     input, class_weight = whole_along(call.dim, input), whole_along(0, class_weight)
     if call.target_form != "labels":
@@ -119,10 +124,10 @@ def softmax_call(
     if in_place:
         in_place = _may_overwrite(function, input, target, mode, keep_dims)
     backend = backends.resolve(input, target, class_weight)
-    return normalizer, SoftmaxCall(
-        backend, loss, dim, form, target_form, params, ignore_index,
-        empty == "zero", mode, keep_dims, dtype, per_row, in_place,
-    )  # fmt: skip
+    arguments = SoftmaxArguments(
+        loss, dim, form, target_form, params, ignore_index, empty == "zero", mode, keep_dims
+    )
+    return normalizer, SoftmaxCall(backend, arguments, dtype, per_row=per_row, in_place=in_place)
 
 
 def _normalizer(function: str, normalizer, input: Tensor, mode: str, keep_dims: int) -> Tensor:

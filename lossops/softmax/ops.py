@@ -49,6 +49,7 @@ If ``one_if_none``, a denominator of 0 is replaced by 1.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -67,15 +68,37 @@ from lossops.core.contract import (
     check_tensors,
     require,
 )
-from lossops.core.library import PARAMS, accumulator, declare, empty_like
+from lossops.core.library import Params, accumulator, declare, empty_like, in_schema
 from lossops.softmax.reference import DIVERGENCES, LABEL_LOSSES
 
 FORMS = ("logits", "log_probs", "probs")
 _ROWS_READ = "Tensor target, Tensor? class_weight, Tensor? normalizer"
-_ROWS = (
-    f"str loss, int dim, str form, str target_form, {PARAMS}, int ignore_index, "
-    "bool one_if_none, str reduction, int keep_dims"
-)
+
+
+class SoftmaxArguments(NamedTuple):
+    """The arguments that the ops share, other than tensors."""
+
+    loss: str
+    dim: int  # class dimension
+    form: str
+    target_form: str
+    params: Params
+    ignore_index: int
+    one_if_none: bool
+    reduction: str  # "none", "mean" or "sum"
+    keep_dims: int  # number of leading dimensions that a reduction keeps
+
+    @property
+    def gives_a_number(self) -> bool:
+        return self.keep_dims == 0 and self.reduction != "none"
+
+    @property
+    def has_row_outputs(self) -> bool:
+        """Whether rows have a log-sum-exp and an entropy."""
+        return self.loss in LABEL_LOSSES and self.form == "logits"
+
+
+_ROWS = in_schema(SoftmaxArguments)
 
 
 def rows_shape(input: Tensor, dim: int) -> tuple:
@@ -83,11 +106,9 @@ def rows_shape(input: Tensor, dim: int) -> tuple:
     return (*input.shape[:dim], *input.shape[dim + 1 :])
 
 
-def check_softmax(
-    input, target, class_weight, normalizer, loss, dim, form, target_form, params, ignore_index,
-    one_if_none, reduction, keep_dims,
-) -> tuple:  # fmt: skip
+def check_softmax(input, target, class_weight, normalizer, call: SoftmaxArguments) -> tuple:
     """Checks a call and returns the shape of the loss."""
+    loss, dim, form, target_form, params, _, _, reduction, keep_dims = call
     require(
         0 <= dim < input.dim(),
         lambda: f"dim should be between 0 and {input.dim() - 1}, got {dim}",
@@ -119,7 +140,7 @@ def check_softmax(
         lambda: f"loss {loss!r} takes no label_smoothing",
     )
     require(
-        softcap == z_loss == 0 or (of_labels and form == "logits"),
+        softcap == z_loss == 0 or call.has_row_outputs,
         lambda: "softcap and z_loss are for label losses of logits",
     )
     kept = rows[: keep_dims if reduction != "none" else 0]
@@ -127,23 +148,24 @@ def check_softmax(
     return rows if reduction == "none" else kept
 
 
-def _softmax_values(input, target, *call) -> Callable[[], tuple]:
+def _softmax_values(
+    input, target, class_weight, normalizer, call, out_dtype, extras
+) -> Callable[[], tuple]:
     """Checks a call that returns the loss and the per-row outputs that its mask requests."""
-    *call, out_dtype, extras = call
-    shape = check_softmax(input, target, *call)
-    _, normalizer, loss, dim, form, target_form, *_, reduction, _ = call
+    shape = check_softmax(input, target, class_weight, normalizer, call)
     check_dtype("out_dtype", out_dtype)
     require(
-        not any(extras) or (loss in LABEL_LOSSES and form == "logits"),
+        not any(extras) or call.has_row_outputs,
         lambda: "lse, entropy and accuracy are those of a label loss of logits",
     )
-    require(not extras[2] or target_form == "labels", lambda: "accuracy is that of labels")
-    counts = reduction == "mean" and normalizer is None and target_form == "labels"
+    labels = call.target_form == "labels"
+    require(not extras[2] or labels, lambda: "accuracy is that of labels")
+    counts = call.reduction == "mean" and normalizer is None and labels
     extra = accumulator(input.dtype)
 
     def make() -> tuple:
         per_row = (
-            input.new_empty(rows_shape(input, dim), dtype=extra) if wanted else None
+            input.new_empty(rows_shape(input, call.dim), dtype=extra) if wanted else None
             for wanted in extras
         )
         denominator = input.new_empty(shape, dtype=extra) if counts else None
@@ -152,32 +174,32 @@ def _softmax_values(input, target, *call) -> Callable[[], tuple]:
     return make
 
 
-def _softmax_forward(input, target, *call):
-    *call, reduction, keep_dims, out_dtype, output_mask = call
+def _softmax_forward(input, target, class_weight, normalizer, call, out_dtype, output_mask):
     require(len(output_mask) == 5, lambda: "output_mask should have 5 entries")
-    values = _softmax_values(input, target, *call, reduction, keep_dims, out_dtype, output_mask[:3])
+    tensors = (input, target, class_weight, normalizer)
+    values = _softmax_values(*tensors, call, out_dtype, output_mask[:3])
     check_mask(output_mask[3:], (input, target))
-    check_gradients_come(output_mask[3:], reduction, keep_dims)
+    check_gradients_come(output_mask[3:], call.gives_a_number)
     return lambda: (*values(), *empty_like((input, target), output_mask[3:]))
 
 
-def _softmax_forward_(input, target, *call):
-    *_, reduction, keep_dims, _, output_mask = call
+def _softmax_forward_(input, target, class_weight, normalizer, call, out_dtype, output_mask):
     require(len(output_mask) == 3, lambda: "output_mask should have 3 entries")
-    check_gradients_come([True], reduction, keep_dims)
-    return _softmax_values(input, target, *call)
+    check_gradients_come([True], call.gives_a_number)
+    return _softmax_values(input, target, class_weight, normalizer, call, out_dtype, output_mask)
 
 
-def _check_upstream(grad_output, grad_lse, grad_entropy, input, target, call) -> None:
-    shape = check_softmax(input, target, *call)
-    _, normalizer, loss, dim, form, target_form, *_, reduction, _ = call
+def _check_upstream(
+    grad_output, grad_lse, grad_entropy, input, target, class_weight, normalizer, call
+) -> None:
+    shape = check_softmax(input, target, class_weight, normalizer, call)
     upstream = {"grad_output": grad_output, "grad_lse": grad_lse, "grad_entropy": grad_entropy}
     check_tensors(input.device, **upstream)
     check_number_or("grad_output", grad_output, shape, "the loss")
     for name in ("grad_lse", "grad_entropy"):
-        check_number_or(name, upstream[name], rows_shape(input, dim), "rows")
+        check_number_or(name, upstream[name], rows_shape(input, call.dim), "rows")
     require(
-        grad_lse is grad_entropy is None or (loss in LABEL_LOSSES and form == "logits"),
+        grad_lse is grad_entropy is None or call.has_row_outputs,
         lambda: "grad_lse and grad_entropy are of a label loss of logits",
     )
     require(
@@ -185,7 +207,7 @@ def _check_upstream(grad_output, grad_lse, grad_entropy, input, target, call) ->
         lambda: "softmax_backward needs a gradient of the loss, of lse or of the entropy",
     )
     require(
-        reduction != "mean" or target_form != "labels" or normalizer is not None,
+        call.reduction != "mean" or call.target_form != "labels" or normalizer is not None,
         lambda: (
             "the gradients of a mean over labels need its denominator, which softmax_forward "
             "gives, as normalizer"
@@ -193,17 +215,21 @@ def _check_upstream(grad_output, grad_lse, grad_entropy, input, target, call) ->
     )
 
 
-def _softmax_backward(grad_output, grad_lse, grad_entropy, input, target, *call):
-    *call, output_mask = call
-    _check_upstream(grad_output, grad_lse, grad_entropy, input, target, call)
+def _softmax_backward(
+    grad_output, grad_lse, grad_entropy, input, target, class_weight, normalizer, call, output_mask
+):
+    tensors = (input, target, class_weight, normalizer)
+    _check_upstream(grad_output, grad_lse, grad_entropy, *tensors, call)
     check_mask(output_mask, (input, target))
     return lambda: empty_like((input, target), output_mask)
 
 
-def _softmax_backward_(grads, grad_output, input, target, *call):
-    *call, output_mask = call
+def _softmax_backward_(
+    grads, grad_output, input, target, class_weight, normalizer, call, output_mask
+):
     check_single(grad_output)
-    _check_upstream(grad_output, None, None, input, target, call)
+    tensors = (input, target, class_weight, normalizer)
+    _check_upstream(grad_output, None, None, *tensors, call)
     check_gradients(grads, output_mask, (input, target))
     return lambda: None
 
@@ -213,22 +239,26 @@ declare(
     _softmax_forward,
     f"(Tensor input, {_ROWS_READ}, {_ROWS}, ScalarType out_dtype, bool[5] output_mask) "
     "-> (Tensor, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?)",
+    SoftmaxArguments,
 )
 declare(
     "softmax_forward_",
     _softmax_forward_,
     f"(Tensor(a!) input, {_ROWS_READ}, {_ROWS}, ScalarType out_dtype, bool[3] output_mask) "
     "-> (Tensor, Tensor?, Tensor?, Tensor?, Tensor?)",
+    SoftmaxArguments,
 )
 declare(
     "softmax_backward",
     _softmax_backward,
     "(Tensor? grad_output, Tensor? grad_lse, Tensor? grad_entropy, "
     f"Tensor input, {_ROWS_READ}, {_ROWS}, bool[2] output_mask) -> (Tensor, Tensor)",
+    SoftmaxArguments,
 )
 declare(
     "softmax_backward_",
     _softmax_backward_,
     f"(Tensor(a!)[] grads, Tensor grad_output, Tensor input, {_ROWS_READ}, {_ROWS}, "
     "bool[2] output_mask) -> ()",
+    SoftmaxArguments,
 )

@@ -1,85 +1,38 @@
-"""The autograd Function of losses over rows of vectors."""
+"""The calls of losses over rows of vectors, as the autograd Function runs them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch.autograd import Function
+from torch import Tensor
 
-from lossops.core.backends import kernel_ops, native_extension, settled
-from lossops.core.formulas import formula_gradients
-from lossops.core.library import KernelOps
-from lossops.core.transforms import is_transformed
+from lossops.core.fused import OnePass
 from lossops.core.unfused import composed
+from lossops.vectors.ops import VectorsArguments
 from lossops.vectors.reference import FORMULAS
 
-
-@dataclass(eq=False)  # a frozen dataclass takes four times as long to construct
-class VectorsCall:
-    """The non-tensor arguments of a loss. Not a tuple, which torch.func would flatten."""
-
-    backend: str
-    loss: str
-    params: tuple[float, ...]
-    reduction: str  # "none", "mean" or "sum"
-    out_dtype: torch.dtype
-
-    def kernels(self) -> tuple[KernelOps, tuple]:
-        """Returns the raw ops that run this call, and their non-tensor arguments."""
-        params = settled(self.params)
-        return kernel_ops(self.backend, params), (self.loss, params, self.reduction)
+MOST_VECTORS = 3
 
 
-class FusedVectors(Function):
-    """A loss over rows of vectors, which all have the shape (rows, length) and the same dtype."""
+@dataclass(eq=False)
+class VectorsCall(OnePass):
+    """A loss over rows of three vectors (or fewer, and None), which all have the shape
+    (rows, length) and the same dtype; then the label and the row_weight."""
 
-    @staticmethod
-    def forward(ctx, label, row_weight, call, *vectors):
-        mask = ctx.needs_input_grad[3:]
-        ready = call.reduction != "none" and vectors[0].dtype != torch.float16
-        wanted = mask if ready else (False,) * len(mask)
-        ops, op_args = call.kernels()
-        value, *grads = ops.vectors_forward(
-            vectors, label, row_weight, *op_args, call.out_dtype, _three(wanted)
-        )
-        ctx.call = call
-        grads = grads[: len(vectors)] if ready else []
-        if torch.compiler.is_compiling():
-            ctx.save_for_backward(label, row_weight, *vectors, *grads)
-        else:
-            ctx.grads = grads
-            ctx.save_for_backward(label, row_weight, *vectors)
-        return value
+    Arguments = VectorsArguments
+    family, node = "vectors", "fused_vectors"
+    moving = MOST_VECTORS
+    recomputes_halves = False
 
-    @staticmethod
-    def backward(ctx, grad_output):
-        call, mask = ctx.call, ctx.needs_input_grad[3:]
-        label, row_weight, *saved = ctx.saved_tensors
-        vectors, grads = saved[: len(mask)], saved[len(mask) :]
-        if not torch.compiler.is_compiling():
-            grads, ctx.grads = ctx.grads, []
-            if torch.is_grad_enabled() or is_transformed(grad_output):
-                found = _differentiable_gradients(
-                    grad_output, vectors, mask, label, row_weight, call
-                )
-                return None, None, None, *found
-            if grads:
-                kernel_ops(call.backend).elementwise_rescale_(
-                    [g for g in grads if g is not None], grad_output
-                )
-        elif grads:  # without mutation, so that the compiler can fuse the scaling
-            grads = [None if g is None else (g * grad_output).to(g.dtype) for g in grads]
-        if not grads:
-            ops, op_args = call.kernels()
-            grads = ops.vectors_backward(
-                grad_output, vectors, label, row_weight, *op_args, _three(mask)
-            )[: len(mask)]
-        return None, None, None, *grads
+    def op_tensors(self, tensors: tuple) -> tuple:
+        vectors = [vector for vector in tensors[:MOST_VECTORS] if vector is not None]
+        return vectors, *tensors[MOST_VECTORS:]
 
-
-def _three(mask) -> tuple[bool, ...]:
-    return tuple(mask) + (False,) * (3 - len(mask))
+    def formula(self, *tensors: Tensor | None) -> tuple[Tensor]:
+        vectors, label, row_weight = self.op_tensors(tensors)
+        loss, params, reduction = self.arguments
+        formula = formula_of(loss, params, label, row_weight)
+        return (composed(loss, formula, tuple(vectors), reduction).to(self.out_dtype),)
 
 
 def formula_of(loss, params, label, row_weight):
@@ -88,29 +41,3 @@ def formula_of(loss, params, label, row_weight):
         return rows if row_weight is None else rows * row_weight
 
     return formula
-
-
-def _differentiable_gradients(grad_output, vectors, mask, label, row_weight, call) -> list:
-    """Computes the gradients from the formulas, so that torch can differentiate them again."""
-
-    def loss(*moving):
-        remaining = iter(moving)
-        merged = [next(remaining) if yes else v for v, yes in zip(vectors, mask, strict=True)]
-        formula = formula_of(call.loss, call.params, label, row_weight)
-        value = composed(call.loss, formula, tuple(merged), call.reduction)
-        return (value.to(call.out_dtype),)
-
-    moving = tuple(v for v, yes in zip(vectors, mask, strict=True) if yes)
-    found = iter(formula_gradients(loss, moving, (grad_output,)))
-    return [next(found) if yes else None for yes in mask]
-
-
-def _differentiable_backward(grad_output, vectors, mask, label, row_weight, *args):
-    """Called by csrc/ops/vectors/fused.cpp. Returns the gradients, None where not requested."""
-    call, mask = VectorsCall("native", *args), mask[: len(vectors)]
-    found = _differentiable_gradients(grad_output, vectors, mask, label, row_weight, call)
-    return tuple(found + [None] * (3 - len(found)))
-
-
-if native_extension is not None:
-    native_extension.set_differentiable_vectors_backward(_differentiable_backward)

@@ -1,10 +1,7 @@
 """Argument handling and dispatch of losses over rows of one to three vectors.
 
-Each row of vectors yields one number. The forward kernel computes the loss and, if it is a single
-number, its gradients in the same pass. The first ``backward()`` returns these, scaled in place by
-``grad_output``. The backward kernel computes the gradients of a loss with one number per row, and
-those of float16 losses, whose small gradients would lose digits when scaled. Higher-order
-derivatives and ``torch.func`` use the formulas in :mod:`lossops.vectors.reference`.
+Each row of vectors yields one number. Higher-order derivatives and ``torch.func`` use the formulas
+in :mod:`lossops.vectors.reference`.
 """
 
 from __future__ import annotations
@@ -16,14 +13,14 @@ from torch import Tensor
 
 from lossops.core import backends
 from lossops.core.arguments import HALF_DTYPES, KERNEL_DTYPES, autocasts, check_reduction, savable
-from lossops.core.backends import native_extension
+from lossops.core.fused import one_pass
 from lossops.core.labels import are_checked, can_look, labels_are_checked
 from lossops.core.library import accumulator
 from lossops.core.spread import gathered
-from lossops.core.transforms import distinct, transforms_active
+from lossops.core.transforms import transforms_active
 from lossops.core.unfused import composed, mean_of_samples
-from lossops.vectors.autograd import FusedVectors, VectorsCall, formula_of
-from lossops.vectors.ops import VECTOR_SIGNATURES
+from lossops.vectors.autograd import MOST_VECTORS, VectorsCall, formula_of
+from lossops.vectors.ops import VECTOR_SIGNATURES, VectorsArguments
 
 
 def _common_dtype(function: str, vectors, label: Tensor | None, row_weight: Tensor | None):
@@ -98,8 +95,7 @@ def vectors_loss(
     backend = backends.resolve(*vectors, label, row_weight)
     # A norm is taken over the length of its own vectors, before broadcasting.
     one_length = all(tensor.shape[-1] == vectors[0].shape[-1] for tensor in vectors[1:])
-    graph = torch.is_grad_enabled()
-    moves = row_weight is not None and row_weight.requires_grad and graph
+    moves = row_weight is not None and row_weight.requires_grad and torch.is_grad_enabled()
     plain = not one_length or dtype not in KERNEL_DTYPES or moves or transforms_active()
     plain = plain or backend == "reference"
     # On the CPU the native kernels check labels themselves.
@@ -113,17 +109,9 @@ def vectors_loss(
     single = reduction in ("mean", "sum")
     mode = reduction if single else "none"
     out_dtype = accumulator(dtype) if reduction == "sample" else dtype
-    moving = graph and any(tensor.requires_grad for tensor in rows)
-    call = VectorsCall(backend, loss, params, mode, out_dtype)
-    if moving and backend == "native" and not torch.compiler.is_compiling():
-        value = native_extension.fused_vectors(
-            rows, label, row_weight, loss, params, mode, out_dtype
-        )
-    elif moving:
-        value = FusedVectors.apply(label, row_weight, call, *distinct(*rows))
-    else:
-        ops, op_args = call.kernels()
-        value = ops.vectors_forward(rows, label, row_weight, *op_args, out_dtype, (False,) * 3)[0]
+    call = VectorsCall(backend, VectorsArguments(loss, params, mode), out_dtype)
+    rows = (*rows, *[None] * (MOST_VECTORS - len(rows)))
+    (value,) = one_pass(call, *rows, label, row_weight)
     if single:
         return value
     if len(kept) != 1:  # not a view, which could not be modified in place

@@ -48,10 +48,23 @@ from lossops.core.contract import (
     check_tensors,
     require,
 )
-from lossops.core.library import PARAMS, declare
+from lossops.core.library import Params, declare, in_schema
+
+
+class VectorsArguments(NamedTuple):
+    """The arguments that the ops share, other than tensors."""
+
+    loss: str
+    params: Params
+    reduction: str  # "none", "mean" or "sum"
+
+    @property
+    def gives_a_number(self) -> bool:
+        return self.reduction != "none"
+
 
 _VECTORS_READ = (
-    f"Tensor[] vectors, Tensor? label, Tensor? row_weight, str loss, {PARAMS}, str reduction"
+    f"Tensor[] vectors, Tensor? label, Tensor? row_weight, {in_schema(VectorsArguments)}"
 )
 
 
@@ -75,7 +88,8 @@ VECTOR_SIGNATURES = {
 }
 
 
-def _check_vectors(vectors, label, row_weight, loss, params, reduction) -> None:
+def _check_vectors(vectors, label, row_weight, call: VectorsArguments) -> None:
+    loss, params, reduction = call
     takes = VECTOR_SIGNATURES.get(loss)
     require(takes is not None, lambda: f"unknown vector loss {loss!r}")
     require(
@@ -118,21 +132,19 @@ def _of_vectors(vectors, mask) -> Callable[[], tuple]:
     return lambda: tuple(first.new_empty(first.shape) if wanted else None for wanted in mask)
 
 
-def _vectors_forward(vectors, label, row_weight, loss, params, reduction, out_dtype, output_mask):
-    _check_vectors(vectors, label, row_weight, loss, params, reduction)
+def _vectors_forward(vectors, label, row_weight, call, out_dtype, output_mask):
+    _check_vectors(vectors, label, row_weight, call)
     check_dtype("out_dtype", out_dtype)
-    check_gradients_come(output_mask, reduction)
-    shape = vectors[0].shape[:1] if reduction == "none" else ()
+    check_gradients_come(output_mask, call.gives_a_number)
+    shape = vectors[0].shape[:1] if call.reduction == "none" else ()
     grads = _of_vectors(vectors, output_mask)
     return lambda: (vectors[0].new_empty(shape, dtype=out_dtype), *grads())
 
 
-def _vectors_backward(
-    grad_output, vectors, label, row_weight, loss, params, reduction, output_mask
-):
-    _check_vectors(vectors, label, row_weight, loss, params, reduction)
+def _vectors_backward(grad_output, vectors, label, row_weight, call, output_mask):
+    _check_vectors(vectors, label, row_weight, call)
     check_tensors(vectors[0].device, grad_output=grad_output)
-    rows = vectors[0].shape[:1] if reduction == "none" else ()
+    rows = vectors[0].shape[:1] if call.reduction == "none" else ()
     check_number_or("grad_output", grad_output, rows, "the loss")
     return _of_vectors(vectors, output_mask)
 
@@ -142,9 +154,11 @@ declare(
     _vectors_forward,
     f"({_VECTORS_READ}, ScalarType out_dtype, bool[3] output_mask) "
     "-> (Tensor, Tensor?, Tensor?, Tensor?)",
+    VectorsArguments,
 )
 declare(
     "vectors_backward",
     _vectors_backward,
     f"(Tensor grad_output, {_VECTORS_READ}, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
+    VectorsArguments,
 )

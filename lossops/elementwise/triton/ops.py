@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lossops.core.triton.launch import NUM_WARPS, OPTIONS, on, programs, sizes_and_strides
-from lossops.elementwise.ops import loss_shape
+from lossops.elementwise.ops import ElementwiseArguments, loss_shape
 from lossops.elementwise.triton.kernels import LOSSES, Loss, elementwise_kernel, rescale_kernel
 
 OPS = (
@@ -35,31 +35,23 @@ OPS = (
 TILE_BYTES = NUM_WARPS * 32 * 16
 
 
-def elementwise_forward(
-    input, target, weight, normalizer, loss, params, reduction, keep_dims, out_dtype, output_mask
-):
-    problem = _Problem((input, target, weight), loss, params, reduction, keep_dims)
+def elementwise_forward(input, target, weight, normalizer, call, out_dtype, output_mask):
+    problem = _Problem((input, target, weight), call)
     value = problem.empty_loss(out_dtype)
     grads = problem.empty_gradients(output_mask)
     problem.launch(1, normalizer=normalizer, value=value, grads=grads)
     return value, *grads
 
 
-def elementwise_backward(
-    grad_output, input, target, weight, normalizer,
-    loss, params, reduction, keep_dims, output_mask,
-):  # fmt: skip
-    problem = _Problem((input, target, weight), loss, params, reduction, keep_dims)
+def elementwise_backward(grad_output, input, target, weight, normalizer, call, output_mask):
+    problem = _Problem((input, target, weight), call)
     grads = problem.empty_gradients(output_mask)
     problem.launch(1, grad_output=grad_output, normalizer=normalizer, grads=grads)
     return grads
 
 
-def elementwise_backward_(
-    grads, grad_output, input, target, weight, normalizer,
-    loss, params, reduction, keep_dims, output_mask,
-):  # fmt: skip
-    problem = _Problem((input, target, weight), loss, params, reduction, keep_dims)
+def elementwise_backward_(grads, grad_output, input, target, weight, normalizer, call, output_mask):
+    problem = _Problem((input, target, weight), call)
     given = iter(grads)
     grads = tuple(next(given) if wanted else None for wanted in output_mask)
     problem.launch(1, grad_output=grad_output, normalizer=normalizer, grads=grads, skip_one=True)
@@ -83,9 +75,9 @@ def elementwise_rescale_(grads, grad_output):
 
 def elementwise_double_backward(
     grad_output, input, target, weight, normalizer, tangent_input, tangent_target, tangent_weight,
-    loss, params, reduction, keep_dims, out_dtype, output_mask,
+    call, out_dtype, output_mask,
 ):  # fmt: skip
-    problem = _Problem((input, target, weight), loss, params, reduction, keep_dims)
+    problem = _Problem((input, target, weight), call)
     derivative = problem.empty_loss(out_dtype) if output_mask[0] else None
     grads = problem.empty_gradients(output_mask[1:])
     problem.launch(
@@ -105,12 +97,9 @@ class _Problem:
     def __init__(
         self,
         operands: Sequence[Tensor | None],  # input, target, weight
-        loss: str,
-        params: Sequence[float],
-        reduction: str,
-        keep_dims: int,
+        call: ElementwiseArguments,
     ):
-        input = operands[0]
+        input, (loss, params, reduction, keep_dims) = operands[0], call
         self.operands = operands
         self.loss = LOSSES[loss]
         self.params = (*params, 0.0, 0.0)[:2]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lossops.core.library import accumulator
 from lossops.core.triton.launch import OPTIONS, on, sizes_and_strides
-from lossops.softmax.ops import rows_shape
+from lossops.softmax.ops import SoftmaxArguments, rows_shape
 from lossops.softmax.triton.divergences import divergence_kernel
 from lossops.softmax.triton.labels import label_loss_kernel
 from lossops.softmax.triton.losses import DIVERGENCES, LABEL_LOSSES
@@ -44,42 +44,25 @@ MANY = 1 << 16
 COUNT_BLOCK, COUNT_SPLITS = 1024, 256
 
 
-def softmax_forward(
-    input, target, class_weight, normalizer, loss, dim, form, target_form, params, ignore_index,
-    one_if_none, reduction, keep_dims, out_dtype, output_mask,
-):  # fmt: skip
-    problem = _Problem(
-        (input, target, class_weight, normalizer), loss, dim, form, target_form, params,
-        ignore_index, one_if_none, reduction, keep_dims,
-    )  # fmt: skip
+def softmax_forward(input, target, class_weight, normalizer, call, out_dtype, output_mask):
+    problem = _Problem((input, target, class_weight, normalizer), call)
     value, extras = problem.empty_loss(out_dtype), problem.empty_extras(output_mask[:3])
     grads = problem.empty_gradients(output_mask[3:])
     problem.launch(value=value, extras=extras, grads=grads)
     return value, *extras, problem.counted, *grads
 
 
-def softmax_forward_(
-    input, target, class_weight, normalizer, loss, dim, form, target_form, params, ignore_index,
-    one_if_none, reduction, keep_dims, out_dtype, output_mask,
-):  # fmt: skip
-    problem = _Problem(
-        (input, target, class_weight, normalizer), loss, dim, form, target_form, params,
-        ignore_index, one_if_none, reduction, keep_dims,
-    )  # fmt: skip
+def softmax_forward_(input, target, class_weight, normalizer, call, out_dtype, output_mask):
+    problem = _Problem((input, target, class_weight, normalizer), call)
     value, extras = problem.empty_loss(out_dtype), problem.empty_extras(output_mask)
     problem.launch(value=value, extras=extras, grads=(input, None))
     return value, *extras, problem.counted
 
 
 def softmax_backward(
-    grad_output, grad_lse, grad_entropy, input, target, class_weight, normalizer,
-    loss, dim, form, target_form, params, ignore_index, one_if_none, reduction, keep_dims,
-    output_mask,
-):  # fmt: skip
-    problem = _Problem(
-        (input, target, class_weight, normalizer), loss, dim, form, target_form, params,
-        ignore_index, one_if_none, reduction, keep_dims,
-    )  # fmt: skip
+    grad_output, grad_lse, grad_entropy, input, target, class_weight, normalizer, call, output_mask
+):
+    problem = _Problem((input, target, class_weight, normalizer), call)
     grads = problem.empty_gradients(output_mask)
     if grad_output is None:
         grad_output = torch.zeros((), device=input.device)
@@ -90,14 +73,9 @@ def softmax_backward(
 
 
 def softmax_backward_(
-    grads, grad_output, input, target, class_weight, normalizer,
-    loss, dim, form, target_form, params, ignore_index, one_if_none, reduction, keep_dims,
-    output_mask,
-):  # fmt: skip
-    problem = _Problem(
-        (input, target, class_weight, normalizer), loss, dim, form, target_form, params,
-        ignore_index, one_if_none, reduction, keep_dims,
-    )  # fmt: skip
+    grads, grad_output, input, target, class_weight, normalizer, call, output_mask
+):
+    problem = _Problem((input, target, class_weight, normalizer), call)
     given = iter(grads)
     grads = tuple(next(given) if wanted else None for wanted in output_mask)
     problem.launch(grad_output=grad_output, grads=grads, skip_one=True)
@@ -113,16 +91,13 @@ class _Rows(NamedTuple):
 class _Problem:
     """A loss over rows of class scores, as the kernels see it."""
 
-    def __init__(
-        self, operands, loss, dim, form, target_form, params, ignore_index, one_if_none,
-        reduction, keep_dims,
-    ):  # fmt: skip
+    def __init__(self, operands: Sequence[Tensor | None], call: SoftmaxArguments):
         self.input, self.target, class_weight, normalizer = operands
-        self.loss, self.dim, self.form, self.target_form = loss, dim, form, target_form
-        self.params, self.one_if_none = params, one_if_none
-        self.ignore_index, self.reduction = ignore_index, reduction
+        self.loss, dim, self.form, self.target_form, self.params, *_ = call
+        self.dim, self.reduction = dim, call.reduction
+        self.ignore_index, self.one_if_none = call.ignore_index, call.one_if_none
         self.rows_shape = rows_shape(self.input, dim)
-        self.kept = self.rows_shape if reduction == "none" else self.rows_shape[:keep_dims]
+        self.kept = self.rows_shape[: None if call.reduction == "none" else call.keep_dims]
         self.outer, self.inner = (
             math.prod(self.input.shape[:dim]),
             math.prod(self.input.shape[dim + 1 :]),
@@ -131,12 +106,12 @@ class _Problem:
         self.rows, self.groups = self.outer * self.inner, math.prod(self.kept)
         self.group_size = math.prod(self.rows_shape[len(self.kept) :])
         self.class_weight = None if class_weight is None else class_weight.contiguous()
-        self.labels = self.target.contiguous() if target_form == "labels" else None
+        self.labels = self.target.contiguous() if call.target_form == "labels" else None
         self.counted = None
         self.normalizer = None
-        if reduction != "none" and normalizer is not None:
+        if call.reduction != "none" and normalizer is not None:
             self.normalizer = normalizer.contiguous()
-        elif reduction == "mean" and self.labels is not None:
+        elif call.reduction == "mean" and self.labels is not None:
             self.normalizer = self.counted = self._count()
 
     def empty_loss(self, dtype: torch.dtype) -> Tensor:

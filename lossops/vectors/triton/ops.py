@@ -13,7 +13,7 @@ import triton.language as tl
 
 from lossops.core.library import accumulator
 from lossops.core.triton.launch import OPTIONS, on
-from lossops.vectors.ops import VECTOR_SIGNATURES
+from lossops.vectors.ops import VECTOR_SIGNATURES, VectorsArguments
 from lossops.vectors.triton import label_lists
 from lossops.vectors.triton.losses import LOSSES
 
@@ -152,21 +152,21 @@ def vectors_kernel(
                 _store(grad_z, g2, wide_row, length, column, inside)
 
 
-def vectors_forward(vectors, label, row_weight, loss, params, reduction, out_dtype, output_mask):
+def vectors_forward(vectors, label, row_weight, call, out_dtype, output_mask):
     first = vectors[0]
     value = first.new_empty(first.shape[:1], dtype=accumulator(first.dtype))
     grads = _empty_gradients(vectors, output_mask)
-    _launch(vectors, label, row_weight, loss, params, reduction, None, value, grads)
-    if reduction != "none":
+    _launch(vectors, label, row_weight, call, None, value, grads)
+    if call.reduction != "none":
         value = value.sum(dtype=torch.float64)
-        if reduction == "mean":
+        if call.reduction == "mean":
             value = value / first.shape[0] if first.shape[0] else value.fill_(math.nan)
     return value.to(out_dtype), *grads
 
 
-def vectors_backward(grad_output, vectors, label, row_weight, loss, params, reduction, output_mask):
+def vectors_backward(grad_output, vectors, label, row_weight, call, output_mask):
     grads = _empty_gradients(vectors, output_mask)
-    _launch(vectors, label, row_weight, loss, params, reduction, grad_output, None, grads)
+    _launch(vectors, label, row_weight, call, grad_output, None, grads)
     return grads
 
 
@@ -175,21 +175,21 @@ def _empty_gradients(vectors, mask) -> tuple:
     return tuple(first.new_empty(first.shape) if wanted else None for wanted in mask)
 
 
-def _launch(vectors, label, row_weight, loss, params, reduction, grad_output, value, grads) -> None:
+def _launch(vectors, label, row_weight, call: VectorsArguments, grad_output, value, grads) -> None:
     rows, length = vectors[0].shape
     if rows == 0:
         return
     vectors = [v if v.stride(1) == 1 or length == 1 else v.contiguous() for v in vectors]
     row_weight = row_weight if row_weight is None else row_weight.expand(rows).contiguous()
-    scale = 1 / rows if reduction == "mean" else 1.0
+    scale = 1 / rows if call.reduction == "mean" else 1.0
     grad_output_stride = (
         0 if grad_output is None or grad_output.dim() == 0 else grad_output.stride(0)
     )
     given = (row_weight, grad_output, grad_output_stride, scale)
-    if VECTOR_SIGNATURES[loss].label == "list":
+    if VECTOR_SIGNATURES[call.loss].label == "list":
         label_lists.run(vectors[0], label, *given, value, grads[0])
     else:
-        _launch_sums(vectors, label, *given, loss, params, value, grads)
+        _launch_sums(vectors, label, *given, call.loss, call.params, value, grads)
 
 
 def _launch_sums(
