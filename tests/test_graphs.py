@@ -52,6 +52,16 @@ def test_a_gradient_can_be_differentiated_where_it_is_constant(name, reduction):
 
 
 @needs_kernels
+@pytest.mark.parametrize("name", ["cross_entropy", "binary_cross_entropy", "dice_loss"])
+def test_differentiable_gradients_by_a_tensor_that_is_input_and_target(name):
+    x = make.rand(4, 5).softmax(1).requires_grad_()
+    loss = getattr(functional, name)
+    (expected,) = torch.autograd.grad(loss(x, x), x)
+    (found,) = torch.autograd.grad(loss(x, x), x, create_graph=True)
+    torch.testing.assert_close(found.detach(), expected)
+
+
+@needs_kernels
 @pytest.mark.parametrize("name", ["nll_loss", "multilabel_margin_loss", "multi_margin_loss"])
 def test_the_derivative_of_a_constant_gradient_is_zero(name):
     """Also with respect to infinite scores."""

@@ -573,13 +573,20 @@ def test_in_place_is_noticed_by_what_needs_the_logits():
     hidden = input * 1
     loss = functional.cross_entropy(hidden, target, inplace=True)
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="it can be had once"):
         loss.backward()
 
     hidden = input * 1
     loss = functional.cross_entropy(hidden, target, inplace=True)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="cannot be differentiated"):
         torch.autograd.grad(loss, input, create_graph=True)
+
+    hidden = input * 1
+    loss = functional.cross_entropy(hidden, target, inplace=True)
+    with torch.no_grad():
+        hidden.mul_(2)  # which is the gradient by now
+    with pytest.raises(RuntimeError, match="whose place the gradient has taken"):
+        loss.backward()
 
 
 def test_in_place_without_a_gradient_leaves_the_logits_alone():

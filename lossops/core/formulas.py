@@ -49,9 +49,10 @@ def formula_gradients(
     """The gradients of a formula in plain torch, in a form that autograd can differentiate
     again."""
     with torch.enable_grad():  # torch.func.vjp would leave reference cycles
-        outputs = formula(*moving)
+        # A tensor may be several arguments, each of which has a gradient of its own.
+        arguments = tuple(tensor.view_as(tensor) for tensor in moving)
         found = torch.autograd.grad(
-            outputs, moving, cotangents, create_graph=True, materialize_grads=True
+            formula(*arguments), arguments, cotangents, create_graph=True, materialize_grads=True
         )
     return [attached(gradient, tensor) for gradient, tensor in zip(found, moving, strict=True)]
 
