@@ -62,11 +62,7 @@ def ops() -> Path:
     headers = " ".join(f"-isystem {shlex.quote(p)}" for p in cpp_extension.include_paths())
     paths = " ".join(f"-L{shlex.quote(p)}" for p in cpp_extension.library_paths())
     flags = f"{FLAGS} -O1 -I{HERE} -I{ROOT / 'csrc'} {headers}"
-    families = ("elementwise", "softmax", "vectors")
-    checks = ("contract", "large", *(f"{family}/checks" for family in families))
-    checks = (ROOT / "csrc" / "ops" / f"{name}.cpp" for name in checks)
-    sources = dict.fromkeys((HERE / "ops.cpp", *checks), flags)
-    return _ninja(FOLDER, "ops.so", sources, f"{paths} -lc10 -ltorch_cpu")
+    return _ninja(FOLDER, "ops.so", {HERE / "ops.cpp": flags}, f"{paths} -lc10 -ltorch_cpu")
 
 
 def _library(

@@ -7,9 +7,7 @@
 #include "cuda/softmax/engine.h"
 #include "cuda/vectors/engine.h"
 #include "device.h"
-#include "ops/elementwise/checks.h"
-#include "ops/softmax/checks.h"
-#include "ops/vectors/checks.h"
+#include "ops/checks.cpp"
 
 namespace lossops::ops {
 namespace {

@@ -85,7 +85,8 @@ class Sum<double> {
 };
 
 // Calls f(i, Whole or Part) over [0, n) and sums the results. The padding of the last vector is not
-// part of the sum.
+// part of the sum. Every call is a copy of the loss, so a vector that has no partner in float32 is
+// a Part too.
 template <class T, class F>
 LOSSOPS_FN double for_each_vector(int64_t n, const F& f) {
   constexpr int width = Simd<T>::width;
@@ -93,9 +94,19 @@ LOSSOPS_FN double for_each_vector(int64_t n, const F& f) {
   int64_t i = 0;
   if constexpr (sizeof(T) < sizeof(double)) {
     for (; i + 2 * width <= n; i += 2 * width) sum.add(f(i, Whole{}) + f(i + width, Whole{}));
+  } else {
+    for (; i + width <= n; i += width) sum.add(f(i, Whole{}));
   }
-  for (; i + width <= n; i += width) sum.add(f(i, Whole{}));
-  const double tail = i < n ? sum_of_lanes(f(i, Part{n - i}), n - i) : 0;
+  double tail = 0;
+  for (; i < n; i += width) {
+    const int64_t count = std::min<int64_t>(width, n - i);
+    const Simd<T> last = f(i, Part{count});
+    if (count == width) {
+      sum.add(last);
+    } else {
+      tail = sum_of_lanes(last, count);
+    }
+  }
   return sum.total() + tail;
 }
 
