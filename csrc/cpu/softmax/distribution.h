@@ -24,8 +24,7 @@ class Distribution {
         gradient_(gradient),
         logs_(scratch<T>(2 * number, tile.numbers() + kRowBlock)),
         values_(scratch<T>(2 * number + 1, tile.numbers() + kRowBlock)),
-        scores_(problem, tile, operand, form, logs_),
-        softmax_(tile, threads, scratch<T>(4 + number, softmax_.numbers(tile)), number) {}
+        softmax_(tile, threads, 4 + number) {}
 
   bool has_gradient() const { return gradient_.defined(); }
   bool of_probabilities() const { return form_ == Form::probs; }
@@ -183,7 +182,7 @@ class Distribution {
   const RowsOperand &operand_, &gradient_;
   T* const logs_;    // scores or logarithms, then derivatives by them
   T* const values_;  // exponentials, then probabilities
-  const Scores<T, across> scores_;
+  const Scores<T, across> scores_{p_, tile_, operand_, form_, logs_};
   OnlineSoftmax<T, across> softmax_;
   bool as_stored_ = false;  // whether the scores are used where they are stored
 };

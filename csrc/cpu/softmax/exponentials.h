@@ -144,12 +144,11 @@ class OnlineSoftmax : public Tree<RunningSums<T>, Tile<T, across>::kMostVectors>
   using V = Simd<T>;
 
  public:
-  // `maxima`: room for numbers(tile) numbers.
-  OnlineSoftmax(const Tile<T, across>& tile, cpu::Threads threads, T* maxima, int slot = 0)
-      : OnlineSoftmax::Tree(tile.blocks(), threads, slot), tile_(tile), maxima_(maxima) {}
-  static int64_t numbers(const Tile<T, across>& tile) {
-    return tile.blocks() * tile.vectors() * V::width;
-  }
+  // `slot`: the buffer of the thread for the maxima.
+  OnlineSoftmax(const Tile<T, across>& tile, cpu::Threads threads, int slot)
+      : OnlineSoftmax::Tree(tile.blocks(), threads, slot),
+        tile_(tile),
+        maxima_(scratch<T>(slot, tile.blocks() * tile.vectors() * V::width)) {}
 
   T* maximum(int64_t v, int64_t b) const { return maxima_ + (b * tile_.vectors() + v) * V::width; }
   // The factor that turns an exponential of block b into a probability.

@@ -15,12 +15,7 @@ class SoftTarget {
 
  public:
   SoftTarget(const SoftmaxProblem& problem, const Tile<T, across>& tile)
-      : p_(problem),
-        tile_(tile),
-        given_(problem.target.defined()),
-        weighs_(problem.class_weight.defined() || problem.label_smoothing != 0),
-        // A gradient written over the input may also overwrite the target.
-        copies_(weighs_ || problem.grad_input.data == problem.input.data) {
+      : p_(problem), tile_(tile) {
     if (given_) buffer_ = scratch<T>(2, tile.numbers() + kRowBlock);
     if (exists()) read_class_weights();
   }
@@ -79,7 +74,10 @@ class SoftTarget {
 
   const SoftmaxProblem& p_;
   const Tile<T, across>& tile_;
-  const bool given_, weighs_, copies_;
+  const bool given_ = p_.target.defined();
+  const bool weighs_ = p_.class_weight.defined() || p_.label_smoothing != 0;
+  // A gradient written over the input may also overwrite the target.
+  const bool copies_ = weighs_ || p_.grad_input.data == p_.input.data;
   T *buffer_ = nullptr, *factors_ = nullptr;
 };
 
@@ -99,20 +97,25 @@ struct LabelRow : PerRow<T> {
 // A tile of rows, as all passes see it.
 template <class T, bool across>
 struct LabelTile {
-  LabelTile(const SoftmaxProblem& problem, cpu::Threads threads)
-      : p(problem),
-        threads(threads),
-        logits(problem.form == Form::logits),
-        labels(problem.labels.defined()),
-        gradient(problem.grad_input.defined() || problem.grad_target.defined()),
-        keeps_scores(problem.grad_target.defined() ||
-                     (gradient && logits && problem.grad_entropy.defined())),
-        tile(problem, cpu::rows_at_once(problem)),
-        scores(problem, tile, problem.input, problem.form, keeps_scores ? whole(0) : nullptr,
-               gradient && logits && problem.softcap != 0 ? whole(6) : nullptr),
-        target(problem, tile),
-        softmax(tile, threads, scratch<T>(4, softmax.numbers(tile))),
-        weights(gradient ? whole(1) : nullptr) {}
+  LabelTile(const SoftmaxProblem& problem, cpu::Threads threads) : p(problem), threads(threads) {}
+
+  const SoftmaxProblem& p;
+  const cpu::Threads threads;
+  const bool logits = p.form == Form::logits, labels = p.labels.defined();
+  const bool gradient = p.grad_input.defined() || p.grad_target.defined();
+  const bool keeps_scores =  // for the gradients
+      p.grad_target.defined() || (gradient && logits && p.grad_entropy.defined());
+  Tile<T, across> tile{p, cpu::rows_at_once(p)};
+  const Scores<T, across> scores{p,
+                                 tile,
+                                 p.input,
+                                 p.form,
+                                 keeps_scores ? whole(0) : nullptr,
+                                 gradient && p.softcap != 0 ? whole(6) : nullptr};
+  SoftTarget<T, across> target{p, tile};
+  OnlineSoftmax<T, across> softmax{tile, threads, 4};
+  T* const weights = gradient ? whole(1) : nullptr;  // exponentials, then gradients
+  LabelRow<T> row;
 
   // Whether any pass reads all numbers of a row. Of log-probabilities, only the label's are read.
   bool reads_all() const { return logits || target.exists(); }
@@ -136,20 +139,7 @@ struct LabelTile {
     }
   }
 
-  const SoftmaxProblem& p;
-  const cpu::Threads threads;
-  const bool logits, labels, gradient;
-  const bool keeps_scores;  // for the gradients
-  Tile<T, across> tile;
-  const Scores<T, across> scores;
-  SoftTarget<T, across> target;
-  OnlineSoftmax<T, across> softmax;
-  LabelRow<T> row;
-
- private:
   T* whole(int slot) const { return scratch<T>(slot, tile.numbers() + kRowBlock); }
-
-  T* const weights;
 };
 
 }  // namespace

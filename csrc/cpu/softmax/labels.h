@@ -11,7 +11,7 @@ class LabelRows {
 
  public:
   LabelRows(const SoftmaxProblem& problem, cpu::Threads threads)
-      : p_(problem), t_(problem, threads), gradients_(t_) {
+      : p_(problem), t_(problem, threads) {
     for (int i = 0; i < kMaxParams; ++i) params_[i] = V(problem.params[i]);
   }
 
@@ -71,8 +71,8 @@ class LabelRows {
     }
   }
 
-  void sum_logits(int64_t v, int64_t b, Numbers<T> z, Numbers<T> e, const Ahead ahead,
-                  RunningSums<T>& block) const {
+  LOSSOPS_FN void sum_logits(int64_t v, int64_t b, Numbers<T> z, Numbers<T> e, const Ahead ahead,
+                             RunningSums<T>& block) const {
     if (p_.entropy.defined() || p_.grad_entropy.defined()) {
       sum_exponentials<true, false>(tile_, v, tile_.in_block(b), z, e, ahead, block);
     } else {
@@ -166,7 +166,7 @@ class LabelRows {
   LabelTile<T, across> t_;
   Tile<T, across>& tile_ = t_.tile;
   LabelRow<T>& row_ = t_.row;
-  const LabelGradients<T, across> gradients_;
+  const LabelGradients<T, across> gradients_{t_};
   std::array<V, kMaxParams> params_;
 };
 

@@ -67,36 +67,12 @@ SoftmaxTask::SoftmaxTask(const SoftmaxCall& call, bool overwrites_input)
     : call_(call), operands_(call.input.device()) {
   settle_shape();
   settle_loss();
-  const Tensor& input = call.input;
-  overwrites_input ? operands_.write(input, "input") : operands_.read(input, "input");
-  const bool labels = problem.target_form == Form::labels;
-  problem.double_precision = is_double(input) || (!labels && is_double(call.target)) ||
-                             (call.class_weight.has_value() && is_double(*call.class_weight));
-  const auto sizes = input.sizes();
-  rows_inside_ = problem.inner == 1 && input.stride(call.dim) != 1 && !empty() &&
-                 merged_stride(sizes.slice(0, call.dim), input.strides().slice(0, call.dim)) == 1;
-  if (rows_inside_) std::swap(problem.outer, problem.inner);
-
-  const bool walks = collapses(input, call.dim, 1);
-  const Tensor walked = walks ? input : input.contiguous();
-  problem.input = matrix(walked);
-  if (overwrites_input) {
-    problem.grad_input = problem.input;
-    if (!walks) late_.emplace_back(walked, input);
-  }
-  if (labels) {
-    add_labels();
-  } else {
-    operands_.read(call.target, "target");
-    TORCH_CHECK(call.target.sizes() == sizes, "target should have the shape of input, ", sizes,
-                ", got ", call.target.sizes());
-    problem.target =
-        matrix(collapses(call.target, call.dim, 1) ? call.target : call.target.contiguous());
-  }
+  add_input(overwrites_input);
+  problem.target_form == Form::labels ? add_labels() : add_target();
   if (call.class_weight.has_value()) add_class_weight();
   if (call.normalizer.has_value()) add_normalizer();
-  if (call.reduction == "mean" && !labels && !call.normalizer.has_value() &&
-      problem.group_size > 0) {
+  if (call.reduction == "mean" && problem.target_form != Form::labels &&
+      !call.normalizer.has_value() && problem.group_size > 0) {
     problem.scale = 1.0 / static_cast<double>(problem.group_size);
   }
 }
@@ -124,7 +100,6 @@ void SoftmaxTask::settle_loss() {
   const auto of_labels = find(LabelLosses{}, call_.loss);
   const auto loss = of_labels ? of_labels : find(Divergences{}, call_.loss);
   TORCH_CHECK(loss, "unknown softmax loss '", std::string(call_.loss), "'");
-  const bool cross_entropy = call_.loss == CrossEntropy::name;
   problem.divergence = !of_labels;
   problem.loss = *loss;
   problem.temperature = call_.params[0];
@@ -134,6 +109,18 @@ void SoftmaxTask::settle_loss() {
   std::copy_n(call_.params.begin() + 4, kMaxParams, problem.params);
   problem.form = form_of(call_.form, "form", false);
   problem.target_form = form_of(call_.target_form, "target_form", true);
+  check_loss();
+  problem.ignore_index = call_.ignore_index;
+  problem.one_if_none = call_.one_if_none;
+  if (!of_labels) return;
+  visit(LabelLosses{}, *loss, [&]<class Loss>() {
+    problem.count_weights = Loss::divides_by_weight && call_.class_weight.has_value();
+  });
+}
+
+void SoftmaxTask::check_loss() const {
+  const bool of_labels = !problem.divergence;
+  const bool cross_entropy = call_.loss == CrossEntropy::name;
   TORCH_CHECK(!of_labels || problem.target_form == Form::labels ||
                   (cross_entropy && problem.target_form == Form::probs),
               "loss '", call_.loss, "' takes labels", cross_entropy ? " or probs" : "",
@@ -146,25 +133,41 @@ void SoftmaxTask::settle_loss() {
               "softcap and z_loss are for label losses of logits");
   TORCH_CHECK(!call_.class_weight.has_value() || of_labels, "loss '", call_.loss,
               "' takes no class_weight");
-  problem.ignore_index = call_.ignore_index;
-  problem.one_if_none = call_.one_if_none;
-  if (!of_labels) return;
-  visit(LabelLosses{}, *loss, [&]<class Loss>() {
-    problem.count_weights = Loss::divides_by_weight && call_.class_weight.has_value();
-  });
 }
 
-void SoftmaxTask::check_rows(const Tensor& tensor, const char* name) const {
-  const auto rows = call_.rows_shape();
-  TORCH_CHECK(tensor.sizes() == c10::IntArrayRef(rows), name,
-              " should have the shape of the rows, ", c10::IntArrayRef(rows), ", got ",
-              tensor.sizes());
+void SoftmaxTask::add_input(bool overwrites) {
+  const Tensor& input = call_.input;
+  overwrites ? operands_.write(input, "input") : operands_.read(input, "input");
+  problem.double_precision = is_double(input) ||
+                             (problem.target_form != Form::labels && is_double(call_.target)) ||
+                             (call_.class_weight.has_value() && is_double(*call_.class_weight));
+  const auto before = input.sizes().slice(0, call_.dim);
+  rows_inside_ = problem.inner == 1 && input.stride(call_.dim) != 1 && !empty() &&
+                 merged_stride(before, input.strides().slice(0, call_.dim)) == 1;
+  if (rows_inside_) std::swap(problem.outer, problem.inner);
+  const bool walks = collapses(input, call_.dim, 1);
+  const Tensor walked = walks ? input : input.contiguous();
+  problem.input = matrix(walked);
+  if (!overwrites) return;
+  problem.grad_input = problem.input;
+  if (!walks) late_.emplace_back(walked, input);
+}
+
+void SoftmaxTask::add_target() {
+  const Tensor& target = call_.target;
+  operands_.read(target, "target");
+  TORCH_CHECK(target.sizes() == call_.input.sizes(), "target should have the shape of input, ",
+              call_.input.sizes(), ", got ", target.sizes());
+  problem.target = matrix(collapses(target, call_.dim, 1) ? target : target.contiguous());
 }
 
 void SoftmaxTask::add_labels() {
   const Tensor& target = call_.target;
   operands_.read_labels(target, "target");
-  check_rows(target, "target");
+  const auto rows = call_.rows_shape();
+  TORCH_CHECK(target.sizes() == c10::IntArrayRef(rows),
+              "target should have the shape of the rows, ", c10::IntArrayRef(rows), ", got ",
+              target.sizes());
   const RowNumbers walked = numbers(collapses(target, call_.dim, 0) ? target : target.contiguous());
   problem.labels = {walked.data, static_cast<int8_t>(target.element_size()), walked.outer_stride,
                     walked.inner_stride};
@@ -195,31 +198,37 @@ void SoftmaxTask::add_normalizer() {
   problem.normalizer_stride = normalizer.dim() == 0 ? 0 : 1;
 }
 
-RowsOperand SoftmaxTask::matrix(const Tensor& tensor) {
+// The outer and inner strides of rows, which have this many class dimensions.
+std::pair<int64_t, int64_t> SoftmaxTask::row_strides(const Tensor& tensor,
+                                                     int64_t class_dims) const {
+  if (tensor.numel() == 0) return {0, 0};
   const auto sizes = tensor.sizes(), strides = tensor.strides();
-  RowsOperand rows;
-  rows.data = operands_.keep(tensor);
-  rows.dtype = dtype_of(tensor);
-  if (tensor.numel() == 0) return rows;
+  const int64_t end = call_.dim + class_dims;
   const int64_t outer = *merged_stride(sizes.slice(0, call_.dim), strides.slice(0, call_.dim));
-  const int64_t inner = *merged_stride(sizes.slice(call_.dim + 1), strides.slice(call_.dim + 1));
-  rows.outer_stride = rows_inside_ ? inner : outer;
-  rows.class_stride = sizes[call_.dim] == 1 ? 1 : strides[call_.dim];
-  rows.inner_stride = rows_inside_ ? outer : inner;
-  return rows;
+  const int64_t inner = *merged_stride(sizes.slice(end), strides.slice(end));
+  return rows_inside_ ? std::pair(inner, outer) : std::pair(outer, inner);
+}
+
+RowsOperand SoftmaxTask::matrix(const Tensor& tensor) {
+  const auto [outer, inner] = row_strides(tensor, 1);
+  const int64_t by_class = tensor.size(call_.dim) == 1 ? 1 : tensor.stride(call_.dim);
+  return {operands_.keep(tensor), dtype_of(tensor), outer, by_class, inner};
 }
 
 RowNumbers SoftmaxTask::numbers(const Tensor& tensor) {
-  const auto sizes = tensor.sizes(), strides = tensor.strides();
-  RowNumbers numbers;
-  numbers.data = operands_.keep(tensor);
-  if (tensor.is_floating_point()) numbers.dtype = dtype_of(tensor);
-  if (tensor.numel() == 0) return numbers;
-  const int64_t outer = *merged_stride(sizes.slice(0, call_.dim), strides.slice(0, call_.dim));
-  const int64_t inner = *merged_stride(sizes.slice(call_.dim), strides.slice(call_.dim));
-  numbers.outer_stride = rows_inside_ ? inner : outer;
-  numbers.inner_stride = rows_inside_ ? outer : inner;
-  return numbers;
+  const auto [outer, inner] = row_strides(tensor, 0);
+  const DType dtype = tensor.is_floating_point() ? dtype_of(tensor) : DType::float32;
+  return {operands_.keep(tensor), dtype, outer, inner};
+}
+
+RowResults SoftmaxTask::add_results(at::ScalarType dtype, bool lse, bool entropy, bool accuracy) {
+  auto [value, denominator] = add_loss(dtype);
+  TORCH_CHECK(!accuracy || problem.target_form == Form::labels, "accuracy is that of labels");
+  const Tensor lse_of_rows = add_row_output(problem.lse, lse);
+  const Tensor entropy_of_rows = add_row_output(problem.entropy, entropy);
+  const Tensor accuracy_of_rows = add_row_output(problem.accuracy, accuracy);
+  return {value, optional(lse_of_rows), optional(entropy_of_rows), optional(accuracy_of_rows),
+          optional(denominator)};
 }
 
 std::pair<Tensor, Tensor> SoftmaxTask::add_loss(at::ScalarType dtype) {
@@ -276,10 +285,6 @@ Tensor SoftmaxTask::losses_of_nothing() const {
   return sums.div(number == 0 && problem.one_if_none ? 1 : number);
 }
 
-void SoftmaxTask::require_labels(bool wanted) const {
-  TORCH_CHECK(!wanted || problem.target_form == Form::labels, "accuracy is that of labels");
-}
-
 Tensor SoftmaxTask::add_row_output(RowNumbers& numbers, bool wanted) {
   if (!wanted) return {};
   TORCH_CHECK(has_row_outputs(), "lse, entropy and accuracy are those of a label loss of logits");
@@ -310,26 +315,43 @@ void SoftmaxTask::add_row_input(RowNumbers& numbers, const OptionalTensor& tenso
   numbers = this->numbers(collapses(expanded, call_.dim, 0) ? expanded : expanded.contiguous());
 }
 
-Tensor SoftmaxTask::add_gradient(RowsOperand& operand, const Tensor& like) {
-  TORCH_CHECK(like.is_floating_point(), "labels have no gradient");
-  Tensor grad = large(at::empty_like(like));
-  const bool walks = collapses(grad, call_.dim, 1);
-  const Tensor walked = walks ? grad : large(at::empty(grad.sizes(), grad.options()));
-  operand = matrix(walked);
-  if (!walks) late_.emplace_back(walked, grad);
-  return grad;
+std::array<Tensor, 2> SoftmaxTask::add_gradients(bool by_input, bool by_target) {
+  const auto add = [this](RowsOperand& operand, const Tensor& like) {
+    TORCH_CHECK(like.is_floating_point(), "labels have no gradient");
+    const Tensor grad = large(at::empty_like(like));
+    add_gradient(operand, grad, /*keeps=*/false);
+    return grad;
+  };
+  std::array<Tensor, 2> grads;
+  if (by_input) grads[0] = add(problem.grad_input, call_.input);
+  if (by_target) grads[1] = add(problem.grad_target, call_.target);
+  return grads;
 }
 
-void SoftmaxTask::overwrite_gradient(RowsOperand& operand, const Tensor& like, const Tensor& grad,
-                                     const char* name) {
-  TORCH_CHECK(like.is_floating_point(), "labels have no gradient");
-  operands_.write(grad, name);
-  TORCH_CHECK(grad.sizes() == like.sizes(), name, " should have the shape ", like.sizes(), ", got ",
-              grad.sizes());
-  const bool walks = collapses(grad, call_.dim, 1);
-  const Tensor walked = walks ? grad : grad.contiguous();  // kept as it is if grad_output is 1
+void SoftmaxTask::overwrite_gradients(at::TensorList grads, const std::array<bool, 2>& mask) {
+  const auto overwrite = [this](RowsOperand& operand, const Tensor& like, const Tensor& grad,
+                                const char* name) {
+    TORCH_CHECK(like.is_floating_point(), "labels have no gradient");
+    operands_.write(grad, name);
+    TORCH_CHECK(grad.sizes() == like.sizes(), name, " should have the shape ", like.sizes(),
+                ", got ", grad.sizes());
+    add_gradient(operand, grad, /*keeps=*/true);
+  };
+  if (mask[0]) overwrite(problem.grad_input, call_.input, grads[0], "the gradient of input");
+  if (mask[1]) {
+    overwrite(problem.grad_target, call_.target, grads.back(), "the gradient of target");
+  }
+}
+
+// Adds a gradient; with `keeps`, its numbers stay as they are if grad_output is 1.
+void SoftmaxTask::add_gradient(RowsOperand& operand, const Tensor& grad, bool keeps) {
+  if (collapses(grad, call_.dim, 1)) {
+    operand = matrix(grad);
+    return;
+  }
+  const Tensor walked = keeps ? grad.contiguous() : large(at::empty(grad.sizes(), grad.options()));
   operand = matrix(walked);
-  if (!walks) late_.emplace_back(walked, grad);
+  late_.emplace_back(walked, grad);
 }
 
 void SoftmaxTask::require_denominator() const {

@@ -15,7 +15,7 @@
 
 namespace lossops::ops {
 
-// The arguments common to all softmax ops.
+// The arguments common to all softmax ops, in the order of the schemas.
 struct SoftmaxCall {
   const Tensor& input;
   const Tensor& target;
@@ -36,6 +36,13 @@ struct SoftmaxCall {
   c10::SmallVector<int64_t, 8> loss_shape() const;
 };
 
+// In order: the loss; lse, entropy, accuracy and the denominator; the gradients by input and
+// target.
+using RowResults =
+    std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
+using RowResultsAndGradients = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor,
+                                          OptionalTensor, OptionalTensor, OptionalTensor>;
+
 // A problem and the tensors that its operands point to.
 class SoftmaxTask {
  public:
@@ -43,21 +50,18 @@ class SoftmaxTask {
   // `overwrites_input`, the gradient is written over the input.
   explicit SoftmaxTask(const SoftmaxCall& call, bool overwrites_input = false);
 
-  // Adds the loss and, if it is a mean over labels, its denominator.
-  std::pair<Tensor, Tensor> add_loss(at::ScalarType dtype);
-  // Only label targets have an accuracy.
-  void require_labels(bool wanted) const;
-  // Adds one number per row; returns an undefined tensor if it is not wanted.
-  Tensor add_row_output(RowNumbers& numbers, bool wanted);
+  // Adds the loss, the outputs per row that are wanted (lse, entropy and accuracy) and, for a mean
+  // over labels, its denominator.
+  RowResults add_results(at::ScalarType dtype, bool lse, bool entropy, bool accuracy);
   // For the backward passes, which do not count labels themselves.
   void require_denominator() const;
   // Adds an input of the backward pass: one number per row, per group, or for all rows.
   void add_row_input(RowNumbers& numbers, const OptionalTensor& tensor, const char* name);
-  // Adds a gradient of this tensor's shape: a new tensor, or one of the caller's.
-  Tensor add_gradient(RowsOperand& operand, const Tensor& like);
-  void overwrite_gradient(RowsOperand& operand, const Tensor& like, const Tensor& grad,
-                          const char* name);
-  // Whether there is nothing to compute. If there are no classes, add_loss has set the results.
+  // Adds the gradients by input and target that are wanted: new tensors, or the caller's.
+  std::array<Tensor, 2> add_gradients(bool by_input, bool by_target);
+  void overwrite_gradients(at::TensorList grads, const std::array<bool, 2>& mask);
+  const Tensor& input() const { return call_.input; }
+  // Whether there is nothing to compute. If there are no classes, add_results has set the results.
   bool empty() const { return problem.rows() == 0 || problem.classes == 0; }
   // Copies gradients that could not be written in place to their destination.
   void finish();
@@ -69,13 +73,19 @@ class SoftmaxTask {
   bool has_row_outputs() const { return !problem.divergence && problem.form == Form::logits; }
   void settle_shape();
   void settle_loss();
+  void check_loss() const;
+  void add_input(bool overwrites);
+  void add_target();
   void add_labels();
   void add_class_weight();
   void add_normalizer();
+  std::pair<Tensor, Tensor> add_loss(at::ScalarType dtype);
+  Tensor add_row_output(RowNumbers& numbers, bool wanted);
+  void add_gradient(RowsOperand& operand, const Tensor& grad, bool keeps);
   Tensor losses_of_nothing() const;
+  std::pair<int64_t, int64_t> row_strides(const Tensor& tensor, int64_t class_dims) const;
   RowsOperand matrix(const Tensor& tensor);
   RowNumbers numbers(const Tensor& tensor);
-  void check_rows(const Tensor& tensor, const char* name) const;
 
   const SoftmaxCall& call_;
   Operands operands_;
@@ -83,132 +93,86 @@ class SoftmaxTask {
   bool rows_inside_ = false;  // adjacent rows are contiguous, so they are the inner dimension
 };
 
-// In order: the loss; lse, entropy, accuracy and the denominator; the gradients by input and
-// target.
-using RowResults =
-    std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
-using RowResultsAndGradients = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor,
-                                          OptionalTensor, OptionalTensor, OptionalTensor>;
-
-template <class Engine>
-RowResultsAndGradients softmax_forward(const Tensor& input, const Tensor& target,
-                                       const OptionalTensor& class_weight,
-                                       const OptionalTensor& normalizer, c10::string_view loss,
-                                       int64_t dim, c10::string_view form,
-                                       c10::string_view target_form, c10::ArrayRef<double> params,
-                                       int64_t ignore_index, bool one_if_none,
-                                       c10::string_view reduction, int64_t keep_dims,
-                                       at::ScalarType out_dtype, std::array<bool, 5> output_mask) {
-  const SoftmaxCall call{input,       target, class_weight, normalizer,  loss,      dim,      form,
-                         target_form, params, ignore_index, one_if_none, reduction, keep_dims};
-  SoftmaxTask task(call);
-  SoftmaxProblem& problem = task.problem;
-  TORCH_CHECK(!(output_mask[3] || output_mask[4]) || call.gives_a_number(),
-              "softmax_forward gives gradients only where the loss is a single number");
-  auto [value, denominator] = task.add_loss(out_dtype);
-  task.require_labels(output_mask[2]);
-  Tensor lse = task.add_row_output(problem.lse, output_mask[0]);
-  Tensor entropy = task.add_row_output(problem.entropy, output_mask[1]);
-  Tensor accuracy = task.add_row_output(problem.accuracy, output_mask[2]);
-  Tensor grad_input, grad_target;
-  if (output_mask[3]) grad_input = task.add_gradient(problem.grad_input, input);
-  if (output_mask[4]) grad_target = task.add_gradient(problem.grad_target, target);
-  Engine::check(problem);
-  if (!task.empty()) Engine::forward(problem, input);
-  task.finish();
-  return {value,
-          optional(lse),
-          optional(entropy),
-          optional(accuracy),
-          optional(denominator),
-          optional(grad_input),
-          optional(grad_target)};
-}
-
-template <class Engine>
-RowResults softmax_forward_(Tensor& input, const Tensor& target, const OptionalTensor& class_weight,
-                            const OptionalTensor& normalizer, c10::string_view loss, int64_t dim,
-                            c10::string_view form, c10::string_view target_form,
-                            c10::ArrayRef<double> params, int64_t ignore_index, bool one_if_none,
-                            c10::string_view reduction, int64_t keep_dims, at::ScalarType out_dtype,
-                            std::array<bool, 3> output_mask) {
-  const SoftmaxCall call{input,       target, class_weight, normalizer,  loss,      dim,      form,
-                         target_form, params, ignore_index, one_if_none, reduction, keep_dims};
-  SoftmaxTask task(call, /*overwrites_input=*/true);
-  SoftmaxProblem& problem = task.problem;
-  TORCH_CHECK(call.gives_a_number(),
-              "softmax_forward_ gives gradients only where the loss is a single number");
-  auto [value, denominator] = task.add_loss(out_dtype);
-  task.require_labels(output_mask[2]);
-  Tensor lse = task.add_row_output(problem.lse, output_mask[0]);
-  Tensor entropy = task.add_row_output(problem.entropy, output_mask[1]);
-  Tensor accuracy = task.add_row_output(problem.accuracy, output_mask[2]);
-  Engine::check(problem);
-  if (!task.empty()) Engine::forward(problem, input);
-  task.finish();
-  return {value, optional(lse), optional(entropy), optional(accuracy), optional(denominator)};
-}
-
-template <class Engine>
-std::tuple<Tensor, Tensor> softmax_backward(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_lse,
-    const OptionalTensor& grad_entropy, const Tensor& input, const Tensor& target,
-    const OptionalTensor& class_weight, const OptionalTensor& normalizer, c10::string_view loss,
-    int64_t dim, c10::string_view form, c10::string_view target_form, c10::ArrayRef<double> params,
-    int64_t ignore_index, bool one_if_none, c10::string_view reduction, int64_t keep_dims,
-    std::array<bool, 2> output_mask) {
-  const SoftmaxCall call{input,       target, class_weight, normalizer,  loss,      dim,      form,
-                         target_form, params, ignore_index, one_if_none, reduction, keep_dims};
-  SoftmaxTask task(call);
-  SoftmaxProblem& problem = task.problem;
-  task.require_denominator();
-  task.add_row_input(problem.grad_output, grad_output, "grad_output");
-  task.add_row_input(problem.grad_lse, grad_lse, "grad_lse");
-  task.add_row_input(problem.grad_entropy, grad_entropy, "grad_entropy");
-  Tensor grad_input, grad_target;
-  if (output_mask[0]) grad_input = task.add_gradient(problem.grad_input, input);
-  if (output_mask[1]) grad_target = task.add_gradient(problem.grad_target, target);
-  const bool any = grad_output.has_value() || grad_lse.has_value() || grad_entropy.has_value();
-  TORCH_CHECK(any, "softmax_backward needs a gradient of the loss, of lse or of the entropy");
-  if (!task.empty()) Engine::backward(problem, input, false);
-  task.finish();
-  return {grad_input, grad_target};
-}
-
-template <class Engine>
-void softmax_backward_(at::TensorList grads, const Tensor& grad_output, const Tensor& input,
-                       const Tensor& target, const OptionalTensor& class_weight,
-                       const OptionalTensor& normalizer, c10::string_view loss, int64_t dim,
-                       c10::string_view form, c10::string_view target_form,
-                       c10::ArrayRef<double> params, int64_t ignore_index, bool one_if_none,
-                       c10::string_view reduction, int64_t keep_dims,
-                       std::array<bool, 2> output_mask) {
-  const SoftmaxCall call{input,       target, class_weight, normalizer,  loss,      dim,      form,
-                         target_form, params, ignore_index, one_if_none, reduction, keep_dims};
-  check_single(grad_output);
-  check_given(grads, output_mask);
-  SoftmaxTask task(call);
-  SoftmaxProblem& problem = task.problem;
-  task.require_denominator();
-  task.add_row_input(problem.grad_output, grad_output, "grad_output");
-  size_t next = 0;
-  if (output_mask[0]) {
-    task.overwrite_gradient(problem.grad_input, input, grads[next++], "the gradient of input");
+// The ops of a device. `Call` are the types of SoftmaxCall.
+template <class Engine, class... Call>
+struct SoftmaxOpsOf {
+  static RowResultsAndGradients forward(Call... arguments, at::ScalarType out_dtype,
+                                        std::array<bool, 5> output_mask) {
+    const auto [lse, entropy, accuracy, by_input, by_target] = output_mask;
+    const SoftmaxCall call{arguments...};
+    SoftmaxTask task(call);
+    TORCH_CHECK(!(by_input || by_target) || call.gives_a_number(),
+                "softmax_forward gives gradients only where the loss is a single number");
+    RowResults results = task.add_results(out_dtype, lse, entropy, accuracy);
+    const auto grads = task.add_gradients(by_input, by_target);
+    run_forward(task);
+    return std::tuple_cat(std::move(results), std::tuple(optional(grads[0]), optional(grads[1])));
   }
-  if (output_mask[1]) {
-    task.overwrite_gradient(problem.grad_target, target, grads[next++], "the gradient of target");
+
+  static RowResults forward_(Call... arguments, at::ScalarType out_dtype,
+                             std::array<bool, 3> output_mask) {
+    const auto [lse, entropy, accuracy] = output_mask;
+    const SoftmaxCall call{arguments...};
+    SoftmaxTask task(call, /*overwrites_input=*/true);
+    TORCH_CHECK(call.gives_a_number(),
+                "softmax_forward_ gives gradients only where the loss is a single number");
+    RowResults results = task.add_results(out_dtype, lse, entropy, accuracy);
+    run_forward(task);
+    return results;
   }
-  if (!task.empty()) Engine::backward(problem, input, true);
-  task.finish();
-}
+
+  static std::tuple<Tensor, Tensor> backward(const OptionalTensor& grad_output,
+                                             const OptionalTensor& grad_lse,
+                                             const OptionalTensor& grad_entropy, Call... arguments,
+                                             std::array<bool, 2> output_mask) {
+    const SoftmaxCall call{arguments...};
+    SoftmaxTask task(call);
+    task.require_denominator();
+    task.add_row_input(task.problem.grad_output, grad_output, "grad_output");
+    task.add_row_input(task.problem.grad_lse, grad_lse, "grad_lse");
+    task.add_row_input(task.problem.grad_entropy, grad_entropy, "grad_entropy");
+    auto [grad_input, grad_target] = task.add_gradients(output_mask[0], output_mask[1]);
+    const bool any = grad_output.has_value() || grad_lse.has_value() || grad_entropy.has_value();
+    TORCH_CHECK(any, "softmax_backward needs a gradient of the loss, of lse or of the entropy");
+    if (!task.empty()) Engine::backward(task.problem, call.input, /*skip_if_one=*/false);
+    task.finish();
+    return {grad_input, grad_target};
+  }
+
+  static void backward_(at::TensorList grads, const Tensor& grad_output, Call... arguments,
+                        std::array<bool, 2> output_mask) {
+    const SoftmaxCall call{arguments...};
+    check_single(grad_output);
+    check_given(grads, output_mask);
+    SoftmaxTask task(call);
+    task.require_denominator();
+    task.add_row_input(task.problem.grad_output, grad_output, "grad_output");
+    task.overwrite_gradients(grads, output_mask);
+    if (!task.empty()) Engine::backward(task.problem, call.input, /*skip_if_one=*/true);
+    task.finish();
+  }
+
+ private:
+  static void run_forward(SoftmaxTask& task) {
+    Engine::check(task.problem);
+    if (!task.empty()) Engine::forward(task.problem, task.input());
+    task.finish();
+  }
+};
+
+template <class Engine>
+using SoftmaxOps =
+    SoftmaxOpsOf<Engine, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                 c10::string_view, int64_t, c10::string_view, c10::string_view,
+                 c10::ArrayRef<double>, int64_t, bool, c10::string_view, int64_t>;
 
 // Registers the ops for a device.
 template <class Engine, class Library>
 void register_softmax_ops(Library& library) {
-  library.impl("softmax_forward", &softmax_forward<Engine>);
-  library.impl("softmax_forward_", &softmax_forward_<Engine>);
-  library.impl("softmax_backward", &softmax_backward<Engine>);
-  library.impl("softmax_backward_", &softmax_backward_<Engine>);
+  library.impl("softmax_forward", &SoftmaxOps<Engine>::forward);
+  library.impl("softmax_forward_", &SoftmaxOps<Engine>::forward_);
+  library.impl("softmax_backward", &SoftmaxOps<Engine>::backward);
+  library.impl("softmax_backward_", &SoftmaxOps<Engine>::backward_);
 }
 
 }  // namespace lossops::ops
