@@ -96,13 +96,15 @@ def test_every_kernel_is_there(rows):
     divergences = ("kl", "reverse_kl", "jensen_shannon", "l1_distribution", "total_variation")
     for loss in ("cross_entropy", "soft_cross_entropy", *divergences):
         wanted |= {f"rows_thread<{loss}, {dtype}>" for dtype in ("float32", "float64")}
-    pairs = [("kl", "logits"), ("jensen_shannon", "logits"), ("kl", "probs")]
-    pairs.append(("soft_cross_entropy", "soft"))
+    pairs = [("kl", "two_logits"), ("jensen_shannon", "two_logits"), ("kl", "log_probs_and_probs")]
+    pairs.append(("soft_cross_entropy", "logits_and_probs"))
     for dtype in main:
-        wanted |= {f"rows_warp<cross_entropy, {dtype}, labels {n} vectors>" for n in (1, 4, 8)}
+        wanted |= {
+            f"rows_warp<cross_entropy, {dtype}, plain_labels {n} vectors>" for n in (1, 4, 8)
+        }
         for loss, rows_of in pairs:
             wanted |= {f"rows_warp<{loss}, {dtype}, {rows_of} {n} vectors>" for n in (1, 4)}
-        for loss, rows_of in [("cross_entropy", "labels"), *pairs]:
+        for loss, rows_of in [("cross_entropy", "plain_labels"), *pairs]:
             wanted.add(f"rows_block<{loss}, {dtype}, {rows_of}>")
     for (loss, takes), dtype in itertools.product(VECTOR_SIGNATURES.items(), ("float64", *main)):
         template = "label_lists" if takes.label == "list" else "vector_rows"
@@ -134,7 +136,7 @@ def test_launch_bounds_hold(rows):
         "label_lists": 2,
     }
     for row in rows:
-        plain = row["pass"] == "labels"
+        plain = row["pass"] == "plain_labels"
         block = row["template"] == "rows_block"
         assert row["threads"] == (256 if not block else 768 if plain else 512), row["name"]
         blocks = 3 if row["pass"] == "any" else least.get(row["template"], 1)

@@ -43,17 +43,18 @@ MAIN_PATHS = {
     ("cuda", "dense", "backward"): MainPath("xyy", "x"),
     ("cuda", "rescale", ""): MainPath("x", "x"),
     **{
-        ("cuda", "rows_warp", f"labels {n} vectors"): MainPath("x", "x", unroll=n)
+        ("cuda", "rows_warp", f"plain_labels {n} vectors"): MainPath("x", "x", unroll=n)
         for n in (1, 4, 8)
     },
     **{
         ("cuda", "rows_warp", f"{pair} {n} vectors"): MainPath("xx", "xx", unroll=n)
-        for pair in ("logits", "probs", "soft")
+        for pair in ("two_logits", "log_probs_and_probs", "logits_and_probs")
         for n in (1, 4)
     },
-    ("cuda", "rows_block", "labels"): MainPath("xxxx", "x"),
+    ("cuda", "rows_block", "plain_labels"): MainPath("xxxx", "x"),
     **{
-        ("cuda", "rows_block", pair): MainPath("xxxx", "xx") for pair in ("logits", "probs", "soft")
+        ("cuda", "rows_block", pair): MainPath("xxxx", "xx")
+        for pair in ("two_logits", "log_probs_and_probs", "logits_and_probs")
     },
     ("cuda", "vector_rows", ""): MainPath("xx", "x"),  # each vector twice; a single vector once
     ("triton", "elementwise", "value"): MainPath("xy", ""),

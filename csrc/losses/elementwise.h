@@ -322,11 +322,16 @@ struct BceWithLogits {
 };
 
 // RetinaNet's loss: alpha_t u^gamma c, where u = 1 - p_t is the probability given to the wrong
-// class and c is the binary cross entropy. It is folded like BceWithLogits: a = |x|, and `wrong` is
-// the part of the target on the side opposite to x. With e = exp(-a) and m = 1 / (1 + e),
-//   u = m D,  D = wrong + right e,  c = log1p(e) + a wrong,
-// and every derivative is u^gamma times a finite factor. The quotients by D in that factor are
-// written so that a hard target (wrong = 0) loses neither digits nor the limit at infinity.
+// class and c is the binary cross entropy. It is folded like BceWithLogits: a = |x|, and w is the
+// part of the target on the side opposite to x (`wrong`). With r = 1 - w (`right`), e = exp(-a),
+// m = 1 / (1 + e) and D = w + r e (`miss`), derivatives by a and w being indices:
+//   u = m D                    c = log1p(e) + a w    (u_a / u)_a = (u_a / u) m (r e^2 - w) / D
+//   u_a / u = (w - r) m e / D  c_a = m (w - r e)     (u_a / u)_w = e / D^2
+//   u_w / u = (1 - e) / D      c_w = a               (u_w / u)_w = -(u_w / u)^2
+//   c_aa = m^2 e               c_aw = 1              c_ww = 0
+// Every derivative of u^gamma c is u^gamma times a finite factor, such as gamma (u_a / u) c + c_a.
+// The quotients by D are written so that a hard target (w = 0, D = e) loses neither digits nor the
+// limit at infinity.
 struct SigmoidFocal {
   static constexpr const char* name = "sigmoid_focal";
   static constexpr int num_params = 2;  // alpha, negative for none; gamma >= 0
@@ -339,44 +344,45 @@ struct SigmoidFocal {
     const T a = abs(x), e = exp(-a), m = T(1) / (T(1) + e);
     const T wrong = select(negative, y, T(1) - y), right = select(negative, T(1) - y, y);
     const auto hard = wrong == zero;
-    const T d = fma(right, e, wrong);
+    const T miss = fma(right, e, wrong);
     const T cross = log1p_upto_one(e) + select(hard, zero, wrong * a);
     // The square root of u^gamma: the full power may leave the range of T where its product with
     // the c of a far logit does not.
-    const T root = power(d / (T(1) + e), T(0.5) * gamma);
+    const T root = power(miss / (T(1) + e), T(0.5) * gamma);
     const T balance = select(alpha < zero, T(1), fma(alpha, y, (T(1) - alpha) * (T(1) - y)));
     Jet<T> f{};
     const T value = root * (root * cross);
     f.value = balance * value;
     if constexpr (order >= 1) {
       const auto finite = e > zero;
-      // u'/u and c' by a; (u'/u) c, which is 0 if e is 0.
-      const T ratio = select(hard, T(1), e / d);
-      const T r = (wrong - right) * m * ratio;
-      const T s = m * fma(-right, e, wrong);
-      const T rc = select(finite, r * cross, zero);
-      const T by_a = root * (root * fma(gamma, rc, s));
-      // Derivative by `wrong`: (du/d wrong) c / u + dc/d wrong.
-      const T quotient = select(finite, cross / d, select(hard, T(1), a));
-      const T w = fma(gamma, root * ((T(1) - e) * quotient), root * a);
-      const T by_wrong = select(root == zero, zero, root * w);
+      const T e_over_miss = select(hard, T(1), e / miss);
+      const T rate = (wrong - right) * m * e_over_miss;  // u_a / u
+      const T cross_a = m * fma(-right, e, wrong);
+      const T rate_cross = select(finite, rate * cross, zero);  // 0 if e is 0
+      const T by_a = root * (root * fma(gamma, rate_cross, cross_a));
+      const T cross_over_miss = select(finite, cross / miss, select(hard, T(1), a));
+      const T w_over_root = fma(gamma, root * ((T(1) - e) * cross_over_miss), root * a);
+      const T by_wrong = select(root == zero, zero, root * w_over_root);
       const T sign = select(negative, T(-1), T(1));
       const T balance_y = select(alpha < zero, zero, alpha + alpha - T(1));
       const T by_y = -(sign * by_wrong);
       f.dx = balance * (sign * by_a);
       f.dy = fma(balance_y, value, balance * by_y);
       if constexpr (order >= 2) {
-        const T r_a = rc * m * select(hard, e, (right * e * e - wrong) / d);  // (u'/u)' c
-        const T curved = gamma * (r * (gamma * rc + s + s) + r_a) + m * m * e;
-        const T s_d = select(hard, -m, s / d);
-        const T modulation = root * root, slope = fma(gamma, (T(1) - e) * quotient, a);
-        const T mixed =
-            gamma * (select(finite, r * slope + ratio * quotient, zero) + (T(1) - e) * s_d);
-        const T by_a_wrong = modulation * (mixed + T(1));
-        const T v = select(d > zero, (T(1) - e) / d, zero);
-        const T bent = gamma * v * ((gamma - T(1)) * ((T(1) - e) * quotient) + a + a);
-        const T by_wrong_twice = select(modulation == zero, zero, modulation * bent);
-        f.dxx = balance * (modulation * curved);
+        // The second derivatives, over u^gamma.
+        const T rate_a_cross = rate_cross * m * select(hard, e, (right * e * e - wrong) / miss);
+        const T a_twice =
+            gamma * (rate * (gamma * rate_cross + cross_a + cross_a) + rate_a_cross) + m * m * e;
+        const T cross_a_over_miss = select(hard, -m, cross_a / miss);
+        const T modulation = root * root, by_w = fma(gamma, (T(1) - e) * cross_over_miss, a);
+        const T rate_w = select(finite, rate * by_w + e_over_miss * cross_over_miss, zero);
+        const T a_and_w = gamma * (rate_w + (T(1) - e) * cross_a_over_miss);
+        const T by_a_wrong = modulation * (a_and_w + T(1));
+        const T w_rate = select(miss > zero, (T(1) - e) / miss, zero);  // u_w / u
+        const T w_twice =
+            gamma * w_rate * ((gamma - T(1)) * ((T(1) - e) * cross_over_miss) + a + a);
+        const T by_wrong_twice = select(modulation == zero, zero, modulation * w_twice);
+        f.dxx = balance * (modulation * a_twice);
         f.dxy = balance_y * (sign * by_a) - balance * by_a_wrong;
         f.dyy = T(2) * balance_y * by_y + balance * by_wrong_twice;
       }

@@ -71,8 +71,8 @@ class LabelRows {
     }
   }
 
-  void sum_logits(int64_t v, int64_t b, Numbers<T> z, Numbers<T> e, const Ahead ahead,
-                  RunningSums<T>& block) const {
+  LOSSOPS_FN void sum_logits(int64_t v, int64_t b, Numbers<T> z, Numbers<T> e, const Ahead ahead,
+                             RunningSums<T>& block) const {
     if (p_.entropy.defined() || p_.grad_entropy.defined()) {
       sum_exponentials<true, false>(tile_, v, tile_.in_block(b), z, e, ahead, block);
     } else {

@@ -62,15 +62,16 @@ class Cooling {
   // If `slopes` is not null, it receives the derivatives.
   void apply(T* z, int64_t n, T* slopes) const {
     using V = Simd<T>;
-    const V cap(cap_), temperature(temperature_);
+    const V cap(cap_), temperature(temperature_), slope(cooled());
+    const bool caps = cap_ != 0, cools = temperature_ != 1;
     for (int64_t i = 0; i < n; i += V::width) {
       V value = V::load(z + i);
-      if (cap_ != 0) {
+      if (caps) {
         const V bent = tanh(value / cap);
         value = cap * bent;
-        if (slopes) ((V(1.0) - bent) * (V(1.0) + bent) * V(cooled())).store(slopes + i);
+        if (slopes) ((V(1.0) - bent) * (V(1.0) + bent) * slope).store(slopes + i);
       }
-      if (temperature_ != 1) value = value / temperature;
+      if (cools) value = value / temperature;
       value.store(z + i);
     }
   }

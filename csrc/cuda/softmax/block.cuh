@@ -9,9 +9,10 @@ namespace lossops::cuda {
 namespace {
 
 template <class Loss, class S, Operands operands>
-__global__ void __launch_bounds__(operands == Operands::labels ? kLabelThreads : kOtherThreads, 1)
-    rows_block(const __grid_constant__ SoftmaxProblem problem,
-               const __grid_constant__ RowSchedule schedule) {
+__global__ void __launch_bounds__(operands == Operands::plain_labels ? kLabelThreads
+                                                                     : kOtherThreads,
+                                  1) rows_block(const __grid_constant__ SoftmaxProblem problem,
+                                                const __grid_constant__ RowSchedule schedule) {
   LOSSOPS_DYNAMIC_SHARED(memory);
   if (nothing_to_do(problem, schedule)) return;
   using T = Compute<S>;

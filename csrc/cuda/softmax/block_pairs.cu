@@ -5,12 +5,12 @@ namespace lossops::cuda {
 void softmax_block_pairs(const SoftmaxProblem& problem, const RowSchedule& schedule,
                          const Grid& grid) {
   switch (operands_of(problem)) {
-    case Operands::logits:
-      return launch_block<Operands::logits>(problem, schedule, grid);
-    case Operands::probs:
-      return launch_block<Operands::probs>(problem, schedule, grid);
+    case Operands::two_logits:
+      return launch_block<Operands::two_logits>(problem, schedule, grid);
+    case Operands::log_probs_and_probs:
+      return launch_block<Operands::log_probs_and_probs>(problem, schedule, grid);
     default:
-      return launch_block<Operands::soft>(problem, schedule, grid);
+      return launch_block<Operands::logits_and_probs>(problem, schedule, grid);
   }
 }
 

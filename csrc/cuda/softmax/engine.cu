@@ -145,7 +145,7 @@ void plan_block(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
   }
   const bool alone = share() * pack * tensors > capacity / 2 - own;
   const int most_threads =
-      (operands == Operands::labels ? kLabelThreads : kOtherThreads) / (alone ? 1 : 2);
+      (operands == Operands::plain_labels ? kLabelThreads : kOtherThreads) / (alone ? 1 : 2);
   plan.threads = most_threads / 4;
   while (plan.threads < most_threads && plan.threads * 4 < share()) plan.threads *= 2;
   plan.schedule.width = plan.threads * cluster;
@@ -163,7 +163,7 @@ void plan_block(const SoftmaxProblem& problem, RowPlan& plan, int64_t packs) {
 RowPlan plan_rows(const SoftmaxProblem& problem) {
   RowPlan plan;
   const Operands operands = operands_of(problem);
-  if (operands == Operands::none) {
+  if (operands == Operands::general) {
     plan_thread(problem, plan);
     return plan;
   }
@@ -238,23 +238,23 @@ Operands operands_of(const SoftmaxProblem& problem) {
   };
   if (problem.double_precision || problem.classes > kMostClasses || !fits(problem.input) ||
       !fits(problem.target) || !fits(problem.grad_input) || !fits(problem.grad_target)) {
-    return Operands::none;
+    return Operands::general;
   }
   const Form input = problem.form, target = problem.target_form;
   const bool logits = input == Form::logits;
   if (!problem.divergence) {
-    if (!logits) return Operands::none;
-    if (target != Form::labels) return Operands::soft;
+    if (!logits) return Operands::general;
+    if (target != Form::labels) return Operands::logits_and_probs;
     const bool plain = problem.softcap == 0 && problem.label_smoothing == 0 &&
                        !problem.entropy.defined() && !problem.grad_lse.defined() &&
                        !problem.grad_entropy.defined();
-    return plain ? Operands::labels : Operands::others;
+    return plain ? Operands::plain_labels : Operands::labels_with_options;
   }
   const bool kl = problem.loss == position<Kl>(Divergences{});
   const bool jensen_shannon = problem.loss == position<JensenShannon>(Divergences{});
-  if ((kl || jensen_shannon) && logits && target == Form::logits) return Operands::logits;
-  if (kl && input == Form::log_probs && target == Form::probs) return Operands::probs;
-  return Operands::none;
+  if ((kl || jensen_shannon) && logits && target == Form::logits) return Operands::two_logits;
+  if (kl && input == Form::log_probs && target == Form::probs) return Operands::log_probs_and_probs;
+  return Operands::general;
 }
 
 int64_t softmax_workspace_bytes(const SoftmaxProblem& given) {

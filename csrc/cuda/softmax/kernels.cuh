@@ -16,24 +16,25 @@ constexpr int position(LossList<Losses...>) {
 
 // What a row consists of, if its classes are contiguous and all tensors have the same type.
 enum class Operands {
-  none,    // anything else, for the general kernel
-  labels,  // logits and a label, with plain rows (see Forms)
-  others,  // logits and a label, otherwise
-  logits,  // two rows of logits
-  probs,   // log-probabilities and probabilities
-  soft     // logits and probabilities
+  general,              // anything else, for the general kernel
+  plain_labels,         // logits and a label, with plain rows (see Forms)
+  labels_with_options,  // logits and a label, otherwise
+  two_logits,
+  log_probs_and_probs,
+  logits_and_probs
 };
 
 Operands operands_of(const SoftmaxProblem& problem);
 
 template <Operands operands>
-using FormsOf = Forms<operands == Operands::probs ? 1 : 0, operands == Operands::logits ? 0 : 2,
-                      operands == Operands::labels>;
+using FormsOf = Forms<operands == Operands::log_probs_and_probs ? 1 : 0,
+                      operands == Operands::two_logits ? 0 : 2, operands == Operands::plain_labels>;
 
 template <Operands operands>
-constexpr bool of_label = operands == Operands::labels || operands == Operands::others;
+constexpr bool of_label =
+    operands == Operands::plain_labels || operands == Operands::labels_with_options;
 inline bool has_label(Operands operands) {
-  return operands == Operands::labels || operands == Operands::others;
+  return operands == Operands::plain_labels || operands == Operands::labels_with_options;
 }
 
 // Any problem. Threads share rows as the schedule says.
@@ -54,7 +55,7 @@ void softmax_block_pairs(const SoftmaxProblem& problem, const RowSchedule& sched
                          const Grid& grid);
 constexpr int64_t kMostClasses = int64_t(1) << 30;
 // The maximum number of threads per block for which there are enough registers. The first is for
-// Operands::labels.
+// Operands::plain_labels.
 constexpr int kLabelThreads = 768, kOtherThreads = 512;
 
 // Calls f.operator()<Loss, S>() for the loss and the element type of a problem with these operands.
@@ -63,9 +64,9 @@ void visit_type(const SoftmaxProblem& problem, const F& f) {
   const auto loss = [&]<class S>() {
     if constexpr (of_label<operands>) {
       f.template operator()<CrossEntropy, S>();  // for all label losses: they differ per row only
-    } else if constexpr (operands == Operands::soft) {
+    } else if constexpr (operands == Operands::logits_and_probs) {
       f.template operator()<SoftCrossEntropy, S>();
-    } else if constexpr (operands == Operands::probs) {
+    } else if constexpr (operands == Operands::log_probs_and_probs) {
       f.template operator()<Kl, S>();
     } else {
       problem.loss == position<Kl>(Divergences{}) ? f.template operator()<Kl, S>()

@@ -109,6 +109,66 @@ struct Forms {
   }
 };
 
+// Adds up, with d the log-probabilities relative to their maximum: exp(d) d and, with `smooth`, the
+// class weights w and w d.
+template <class T, class Cells, class Team>
+__device__ __forceinline__ void sum_labels(const SoftmaxProblem& p, const Scores<T>& scores,
+                                           const Distribution<T>& q, bool smooth, Cells& cells,
+                                           Team& team, T (&sums)[3]) {
+  constexpr int N = Cells::N;
+  cells.each([&](int64_t c, const T(&x)[N], const T(&)[N]) {
+    T y[N];
+    scores.of(c, x, y);
+#pragma unroll
+    for (int v = 0; v < N; ++v) {
+      const T d = q.above(y[v]);
+      sums[0] += times(exp(d), d);
+      if (!smooth || c + v < 0 || c + v >= p.classes) continue;
+      const T w = class_weight<T>(p, c + v);
+      sums[1] += w;
+      sums[2] += times(w, d);
+    }
+  });
+  team.reduce(Sums<T>{}, sums);
+}
+
+// The derivative by the scores y: share * exp(d), or `own_slope` at the label, minus `missed` times
+// the weights.
+template <class T>
+struct LabelSlopes {
+  T share, own_slope, missed;
+
+  template <int N>
+  __device__ __forceinline__ void at(const SoftmaxProblem& p, const Row<T>& row,
+                                     const Distribution<T>& q, bool smooth, int64_t c,
+                                     const T (&y)[N], T (&dy)[N]) const {
+#pragma unroll
+    for (int v = 0; v < N; ++v) {
+      dy[v] = q.form == Form::logits ? share * exp(q.above(y[v])) : T(0);
+    }
+    if (row.label - c >= 0 && row.label - c < N) {
+#pragma unroll
+      for (int v = 0; v < N; ++v) dy[v] = c + v == row.label ? own_slope : dy[v];
+    }
+    if (!smooth) return;
+#pragma unroll
+    for (int v = 0; v < N; ++v) dy[v] -= missed * class_weight<T>(p, c + v);
+  }
+};
+
+template <class T, int N>
+__device__ __forceinline__ void add_statistics(const Scores<T>& scores, const Distribution<T>& q,
+                                               const Statistics<T>& statistics, const T (&x)[N],
+                                               const T (&y)[N], T (&dx)[N]) {
+#pragma unroll
+  for (int v = 0; v < N; ++v) {
+    T probability, log_q;
+    q.at(y[v], probability, log_q);
+    const T slope = scores.slope(x[v]) * scores.inverse_temperature;
+    dx[v] += slope * statistics.at(probability, log_q);
+  }
+}
+
 // A label loss. If only the label's log-probability is needed, nothing else of the row is read.
 template <class Forms, class T, class Cells, class Team>
 __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& row, Cells& cells,
@@ -132,23 +192,8 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
   const T own[1] = {team.share(fetched)};
   T score[1];
   scores.of(row.label, own, score);
-  T sums[3] = {};  // of q log q, of the weights, and of the weights times log q
-  if (measures || smooth) {
-    cells.each([&](int64_t c, const T(&x)[N], const T(&)[N]) {
-      T y[N];
-      scores.of(c, x, y);
-#pragma unroll
-      for (int v = 0; v < N; ++v) {
-        const T d = q.above(y[v]);
-        sums[0] += times(exp(d), d);
-        if (!smooth || c + v < 0 || c + v >= p.classes) continue;
-        const T w = class_weight<T>(p, c + v);
-        sums[1] += w;
-        sums[2] += times(w, d);
-      }
-    });
-    team.reduce(Sums<T>{}, sums);
-  }
+  T sums[3] = {};
+  if (measures || smooth) sum_labels(p, scores, q, smooth, cells, team, sums);
   const T entropy = q.log_sum - sums[0] * q.inverse_sum;
   const T lse = q.log_sum_exp(), z_loss = static_cast<T>(p.z_loss);
   const T smoothing = static_cast<T>(p.label_smoothing);
@@ -169,51 +214,26 @@ __device__ __forceinline__ T label_row(const SoftmaxProblem& p, const Row<T>& ro
     return value;
   }
   const T factor = row.counts ? row.factor * scores.inverse_temperature : T(0);
-  // The derivative is share * exp(d), or `own_slope` at the label, minus `missed` times the
-  // weights.
   const T hit = factor * f.first * weight, missed = factor * f.first * on_all;
-  T share = 0, own_slope = -hit;
+  LabelSlopes<T> slopes{0, -hit, missed};
   if (form == Form::logits) {
     const T rest = missed * sums[1] + factor * T(2) * times(z_loss, lse);
-    share = (hit + rest) * q.inverse_sum;
-    own_slope = hit * less_one(information) + rest * exp(-information);
+    slopes.share = (hit + rest) * q.inverse_sum;
+    slopes.own_slope = hit * less_one(information) + rest * exp(-information);
   }
   const auto gradient = [&](int64_t c, const T(&x)[N], const T(&)[N], T(&dx)[N], T(&)[N]) {
     T y[N];
     scores.of(c, x, y);
-#pragma unroll
-    for (int v = 0; v < N; ++v) {
-      dx[v] = form == Form::logits ? share * exp(q.above(y[v])) : T(0);
-    }
-    if (row.label - c >= 0 && row.label - c < N) {
-#pragma unroll
-      for (int v = 0; v < N; ++v) dx[v] = c + v == row.label ? own_slope : dx[v];
-    }
-    if (smooth) {
-#pragma unroll
-      for (int v = 0; v < N; ++v) dx[v] -= missed * class_weight<T>(p, c + v);
-    }
+    slopes.at(p, row, q, smooth, c, y, dx);
 #pragma unroll
     for (int v = 0; v < N; ++v) {
       if (scores.capped) dx[v] *= scores.slope(x[v]);
       if (form == Form::probs && dx[v] != T(0)) dx[v] /= y[v];
       dx[v] *= row.upstream;
     }
-    if (statistics.wanted) {
-#pragma unroll
-      for (int v = 0; v < N; ++v) {
-        T probability, log_q;
-        q.at(y[v], probability, log_q);
-        const T slope = scores.slope(x[v]) * scores.inverse_temperature;
-        dx[v] += slope * statistics.at(probability, log_q);
-      }
-    }
+    if (statistics.wanted) add_statistics(scores, q, statistics, x, y, dx);
   };
-  if (reads) {
-    cells.write(gradient);
-  } else {
-    cells.fill(gradient);
-  }
+  reads ? cells.write(gradient) : cells.fill(gradient);
   return value;
 }
 

@@ -15,12 +15,12 @@ void run(const SoftmaxProblem& problem, const RowSchedule& schedule, int vectors
 void softmax_warp_pairs(const SoftmaxProblem& problem, const RowSchedule& schedule, int vectors,
                         const Grid& grid) {
   switch (operands_of(problem)) {
-    case Operands::logits:
-      return run<Operands::logits>(problem, schedule, vectors, grid);
-    case Operands::probs:
-      return run<Operands::probs>(problem, schedule, vectors, grid);
+    case Operands::two_logits:
+      return run<Operands::two_logits>(problem, schedule, vectors, grid);
+    case Operands::log_probs_and_probs:
+      return run<Operands::log_probs_and_probs>(problem, schedule, vectors, grid);
     default:
-      return run<Operands::soft>(problem, schedule, vectors, grid);
+      return run<Operands::logits_and_probs>(problem, schedule, vectors, grid);
   }
 }
 
