@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lossops.softmax import classification, divergences, log_probs
 from lossops.specs import softmax_in_torch as in_torch
-from lossops.specs.spec import reduced
+from lossops.specs.spec import declared, reduced
 
 Loss = in_torch.Loss
 
@@ -184,10 +184,7 @@ class RowSpec:
 
 ROW_SPECS: tuple[RowSpec, ...] = tuple(
     RowSpec(function, **{**row, "samples": tuple(Sample(**sample) for sample in row["samples"])})
-    for module in (classification, log_probs, divergences)
-    for function in vars(module).values()
-    if getattr(function, "__module__", "") == module.__name__
-    for row in getattr(function, "rows", ())
+    for function, row in declared(classification, log_probs, divergences)
 )
 
 

@@ -4,8 +4,10 @@ are in :mod:`lossops.specs.elementwise`."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as torch_functional
@@ -14,6 +16,14 @@ from torch import Tensor
 from lossops.elementwise import reference
 from lossops.elementwise.call import broadcast_loss
 from lossops.specs.domains import DOMAINS
+
+
+def declared(*modules: ModuleType) -> Iterator[tuple[Callable[..., Tensor], dict[str, Any]]]:
+    """The functions that the modules declare, each with its rows."""
+    for module in modules:
+        for function in vars(module).values():
+            if getattr(function, "__module__", "") == module.__name__:
+                yield from ((function, row) for row in getattr(function, "rows", ()))
 
 
 def reduced(loss: Tensor, reduction: str) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
-from lossops.specs.spec import reduced
+from lossops.specs.spec import declared, reduced
 from lossops.vectors import hinges, pairs, regions
 
 # Takes the vectors and the other tensors of a row.
@@ -102,11 +102,7 @@ class VectorSpec:
 
 
 VECTOR_SPECS = tuple(
-    VectorSpec(function, **row)
-    for module in (pairs, hinges, regions)
-    for function in vars(module).values()
-    if getattr(function, "__module__", "") == module.__name__
-    for row in getattr(function, "rows", ())
+    VectorSpec(function, **row) for function, row in declared(pairs, hinges, regions)
 )
 
 
