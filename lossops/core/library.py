@@ -88,15 +88,9 @@ class Declaration(NamedTuple):
         """The arguments of a call, with those that are shared as one."""
         if self.shared is None:
             return args
-        first, end = _position(self.schema, self.shared)
+        first = self.schema.split(in_schema(self.shared))[0].count(",")
+        end = first + len(self.shared._fields)
         return *args[:first], self.shared(*args[first:end]), *args[end:]
-
-
-@functools.cache
-def _position(schema: str, shared: type) -> tuple[int, int]:
-    """Where the shared arguments begin and end in a schema."""
-    first = schema.split(in_schema(shared))[0].count(",")
-    return first, first + len(shared._fields)
 
 
 DECLARED: dict[str, Declaration] = {}

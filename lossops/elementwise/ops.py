@@ -168,7 +168,7 @@ def _elementwise_double_backward(
             check_shape(name, tensor, input.shape, "input")
     require(
         tangent_weight is None or weight is not None,
-        lambda: "tangent_weight is given, and weight is not",
+        lambda: "tangent_weight is the tangent of a weight that there is not",
     )
     check_dtype("out_dtype", out_dtype)
     check_length(output_mask, 4)

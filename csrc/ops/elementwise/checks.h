@@ -194,7 +194,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elementwise_double_backward(
   layout.read(problem.tangent_target, tangent_target, "tangent_target");
   layout.read(problem.tangent_weight, tangent_weight, "tangent_weight");
   TORCH_CHECK(!tangent_weight.has_value() || weight.has_value(),
-              "tangent_weight is given, and weight is not");
+              "tangent_weight is the tangent of a weight that there is not");
   dtype_of(out_dtype, "out_dtype");
   const bool wants_gradients = output_mask[1] || output_mask[2] || output_mask[3];
   TORCH_CHECK(!wants_gradients || grad_output.has_value(),
