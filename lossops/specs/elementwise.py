@@ -42,7 +42,7 @@ _USERS = {"log_cosh": _log_cosh, "charbonnier": _charbonnier, "sigmoid_focal": _
 
 SPECS: tuple[Spec, ...] = tuple(
     Spec(
-        **{"name": function.__name__, "function_itself": function, **row},
+        **{"name": function.__name__, "public": function, **row},
         users_formula=_USERS.get(row["kernel"]),
     )
     for function, row in declared(regression, probabilities, logits, margins, likelihoods)

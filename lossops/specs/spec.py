@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
+from lossops import functional
 from lossops.elementwise import reference
 from lossops.elementwise.call import broadcast_loss
 from lossops.specs.domains import DOMAINS
@@ -35,7 +36,7 @@ class Spec:
     """The description of an elementwise loss."""
 
     name: str  # in lossops.functional, unless several rows share a function
-    function_itself: Callable[..., Tensor]
+    public: Callable[..., Tensor]  # the function
     kernel: str  # its name in the kernels and in lossops.elementwise.reference
     formula: str  # with d = x - y
     source: str
@@ -72,7 +73,9 @@ class Spec:
     @property
     def function(self) -> Callable[..., Tensor]:
         """The loss, as a function of an input and a target."""
-        return self.of_a_difference if self.takes_a_difference else self.function_itself
+        if self.takes_a_difference:
+            return self.of_a_difference
+        return getattr(functional, self.public_name)
 
     def of_a_difference(
         self, input: Tensor, target: Tensor, reduction="mean", weight=None, **kwargs
@@ -83,11 +86,11 @@ class Spec:
 
     @property
     def public_name(self) -> str:
-        return self.function_itself.__name__
+        return self.public.__name__
 
     @property
     def module(self) -> type[torch.nn.Module]:
-        return self.function_itself.module
+        return self.public.module
 
     @property
     def defaults(self) -> dict[str, float]:
