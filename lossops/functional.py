@@ -37,3 +37,5 @@ from lossops.vectors.pairs import *
 from lossops.vectors.regions import *
 
 __all__ = sorted(name for name, value in list(globals().items()) if hasattr(value, "ranges"))
+for _name in [name for name, value in globals().items() if isinstance(value, type)]:
+    del globals()[_name]  # the modules, which are in lossops.nn

@@ -32,6 +32,8 @@ __all__ = sorted(
 
 for _name in __all__:
     globals()[_name].__module__ = __name__  # where pickles look for the class
+for _name in [name for name, value in globals().items() if hasattr(value, "ranges")]:
+    del globals()[_name]  # the functions, which are in lossops.functional
 
 # Classes that torch.load may construct by default (weights_only=True): our modules, and the torch
 # classes that some of them hold. Loading them only copies attributes and runs no other code.

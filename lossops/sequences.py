@@ -28,6 +28,7 @@ def ctc_loss(
     zero_infinity: bool = False,
 ) -> Tensor:
     r"""Connectionist temporal classification: ``-log Σ_(alignments) Π_t p_t``.
+
     Use it to train sequence models if the alignment of labels to time steps is unknown.
 
     torch's own kernels compute it, because it is a dynamic programme over time and not a loss over

@@ -1,6 +1,6 @@
 """The public losses over rows of class scores: their arguments in tests, and the expected results
-in float64. These are written from the definitions with torch's own operations, and are
-differentiable."""
+in float64. These are written with torch's own operations, and are differentiable. The terms of most
+losses are written from their definitions, those of others are the reference's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lossops.specs.softmax import ROW_SPECS
 
 # Properties such as the symmetry of a divergence are not used. Each entry is only the term that is
 # summed over classes, as a function of p, log p, q and log q.
-DIVERGENCES: dict[str, Callable[..., Tensor]] = {
+_BY_DEFINITION: dict[str, Callable[..., Tensor]] = {
     "kl_divergence": lambda p, log_p, q, log_q: torch.special.xlogy(p, p) - p * log_q,
     "reverse": lambda p, log_p, q, log_q: q * (log_q - log_p),
     "js_divergence": lambda p, log_p, q, log_q: 0.5 * (
@@ -36,7 +36,7 @@ DIVERGENCES = {
     row.name: reference.DIVERGENCES[row.kernel]
     for row in ROWS.values()
     if row.kernel in reference.DIVERGENCES
-} | DIVERGENCES
+} | _BY_DEFINITION
 LABEL_LOSSES = [name for name in ROWS if name not in DIVERGENCES]
 WEIGHTED = [n for n in LABEL_LOSSES if "weight" in inspect.signature(ROWS[n].function).parameters]
 

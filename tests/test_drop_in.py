@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 import warnings
@@ -354,3 +355,28 @@ def test_integers_as_torch_takes_them():
     alone = functional.gaussian_nll_loss(half[0], half, var, reduction="none")
     whole = functional.gaussian_nll_loss(half[0].expand(50), half, var.expand(50), reduction="none")
     assert torch.equal(alone, whole)
+
+
+def test_modules_take_what_torchs_take():
+    """Wrong calls raise as Python itself does, and a module can be traced."""
+    x, y = make.randn(3, 4), make.randn(3, 4)
+    module = nn.SmoothL1Loss(beta=0.5)
+    for call, message in (
+        (lambda: module(x), "missing 1 required positional argument: 'target'"),
+        (lambda: module(x, y, input=x), "multiple values for argument 'input'"),
+        (lambda: module(x, y, size_average=False), "unexpected keyword argument 'size_average'"),
+        (lambda: module(x, y, beta=1.0), "unexpected keyword argument 'beta'"),
+        (lambda: module(x, y, None, None), "positional arguments but 5 were given"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    traced = torch.fx.symbolic_trace(module)
+    torch.testing.assert_close(traced(x, y), functional.smooth_l1_loss(x, y, beta=0.5))
+
+
+@pytest.mark.parametrize("name", functional.__all__)
+def test_defaults_are_in_their_ranges(name):
+    function = getattr(functional, name)
+    for argument, allowed in function.ranges.items():
+        default = inspect.signature(function).parameters[argument].default
+        assert allowed(name, argument, default) == default

@@ -218,7 +218,7 @@ def test_devices_and_layouts(spec):
 
 @each_spec
 def test_deprecated_arguments_warn_and_work(spec):
-    function = spec.function_itself
+    function = spec.public
     x, y = pair(spec, 4)
     tensors = (x, torch.zeros_like(x), y) if spec.takes_a_difference else (x, y)
     if "size_average" not in inspect.signature(function).parameters:

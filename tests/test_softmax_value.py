@@ -29,7 +29,7 @@ from softmax_losses import (
 )
 
 from lossops import functional
-from lossops.softmax import classification, divergences
+from lossops.softmax import classification, divergences, log_probs
 
 # Tolerance in float64, where the expected value has as much rounding error.
 DOUBLE = 16.0
@@ -472,6 +472,15 @@ def test_every_option_together():
 
 
 def test_all_names_are_tested():
-    public = {*classification.__all__, *divergences.__all__}
+    public = {*classification.__all__, *divergences.__all__, *log_probs.__all__}
+    public = {name for name in public if name.islower()}
     assert public - {"log_prob_of"} == {case.name for case in CASES}
     assert public <= {*functional.__all__}
+
+
+@pytest.mark.parametrize("epsilon", [1.0, -0.5, 3.0])
+def test_poly_loss_by_its_definition(epsilon):
+    input, target = make.randn(6, 5, dtype=torch.float64), torch.randint(5, (6,), device=DEVICE)
+    p = input.softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
+    found = functional.poly_loss(input, target, epsilon, reduction="none")
+    torch.testing.assert_close(found, -p.log() + epsilon * (1 - p))

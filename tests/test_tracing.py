@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lossops import functional
+from lossops.specs.elementwise import SPECS
 
 
 def _labels(classes=5, rows=8):
@@ -184,3 +185,17 @@ def test_compiled_losses_of_nine_dimensions(reduction):
     torch.testing.assert_close(found, loss(x))
     gradients = [torch.autograd.grad(value, x)[0] for value in (found, loss(x))]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("module", [False, True])
+def test_many_losses_are_compiled(module):
+    """torch.compile limits compilations per code object, so each loss must have its own."""
+    torch._dynamo.reset()
+    names = [spec.public_name for spec in SPECS if not spec.takes_a_difference]
+    assert len(set(names)) > torch._dynamo.config.recompile_limit
+    for name in dict.fromkeys(names):
+        loss = getattr(functional, name)
+        loss = loss.module() if module else loss
+        x, y = make.rand(4, 5).requires_grad_(), make.rand(4, 5)
+        compiled = torch.compile(loss, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, y), loss(x, y))

@@ -31,6 +31,7 @@ from lossops.elementwise import reference  # noqa: E402
 
 lossops.core.triton.load()
 from lossops.core.triton import launch  # noqa: E402
+from lossops.elementwise.ops import ElementwiseArguments  # noqa: E402
 from lossops.elementwise.triton import ops as elementwise  # noqa: E402
 from lossops.elementwise.triton.kernels import LOSSES, Loss  # noqa: E402
 
@@ -73,10 +74,11 @@ def test_dense_tensors_are_not_copied(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "copy_", refuse)
     monkeypatch.setattr(torch.Tensor, "contiguous", refuse)
     for reduction, keep_dims in (("mean", 0), ("mean", 1), ("none", 0)):
-        call = ("mse", [], reduction, keep_dims)
-        elementwise.elementwise_forward(x, y, None, None, *call, FLOAT32, [True, True, False])
+        call = ElementwiseArguments("mse", [], reduction, keep_dims)
+        elementwise.elementwise_forward(x, y, None, None, call, FLOAT32, [True, True, False])
+    call = ElementwiseArguments("mse", [], "mean", 2)
     with pytest.raises(AssertionError, match="a copy"):  # samples split over dimension 1
-        elementwise.elementwise_forward(x, y, None, None, "mse", [], "mean", 2, FLOAT32, ALL[:2])
+        elementwise.elementwise_forward(x, y, None, None, call, FLOAT32, ALL[:2])
 
 
 @triton.jit

@@ -105,7 +105,8 @@ class PlainReader {
   bool plain_ = nobody_looks_on();
 };
 
-// The loss of a plain call, in the dtype of its first tensor; None for tensors that the ops reject.
+// The loss of a plain call, in the dtype of its first tensor. None if it fails: the Python
+// functions then repeat the call, and report the error.
 template <class Family>
 OptionalTensor run_plain(const TensorsOf<Family>& tensors, typename Family::Arguments arguments) {
   const pybind11::gil_scoped_release without_gil;

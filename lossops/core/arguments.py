@@ -113,7 +113,7 @@ class Range:
     float."""
 
     wanted: str  # completes "should be"
-    holds: Callable[[float], bool]
+    contains: Callable[[float], bool]
     outside: tuple[float, ...]  # values that are rejected, for the tests; NaN always is
     error: type[Exception] = ValueError
     message: str = "{function}(): {name} should be {wanted}, got {value}"
@@ -123,7 +123,7 @@ class Range:
         if value is None and self.optional:
             return None
         value = number(function, name, value)
-        if not self.holds(value):
+        if not self.contains(value):
             raise self.error(
                 self.message.format(function=function, name=name, wanted=self.wanted, value=value)
             )

@@ -236,6 +236,8 @@ def one_pass(call: OnePass, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         if any(moves[call.moving :]):
             return call.unfused(*tensors)
         if any(moves):
+            # A symbol of torch.compile has to be used outside of a Function before it is inside.
+            settled(call.arguments.params)
             return Fused.apply(call, *distinct(*tensors))
     return call.forward(tensors, (False,) * call.moving)[0]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch.overrides import (
@@ -33,18 +33,9 @@ def overrides_are_enabled() -> bool:
     return not torch.compiler.is_compiling() or torch._C._is_torch_function_enabled()
 
 
-def handle(ours: Callable, parameters: Mapping[str, inspect.Parameter], args, kwargs):
+def handle(ours: Callable, required: tuple, options: dict):
     """Passes a call to the mode, or the class of one of the tensors, that overrides it."""
-    positional = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
-    given = dict(zip(positional, args, strict=False))
-    required = [name for name, p in parameters.items() if p.default is p.empty]
-    options = {name: p.default for name, p in parameters.items()} | given | kwargs
-    fits = len(args) <= len(positional) and not given.keys() & kwargs.keys()
-    missing = [name for name in required if options[name] is inspect.Parameter.empty]
-    if not fits or missing or len(options) > len(parameters):
-        return ours.__wrapped__(*args, **kwargs)  # raises Python's TypeError
-    tensors = tuple(options.values())
-    required = [options.pop(name) for name in required]
+    tensors = (*required, *options.values())
     torchs, shown = ours, options
     if not torch.compiler.is_compiling() and getattr(torch.nn.functional, ours.__name__, 0) is ours:
         torchs, shown = _as_torchs(ours, options)

@@ -36,7 +36,7 @@ _DELTA = Range(
     "positive", lambda delta: delta > 0, (-1.0, 0.0), RuntimeError,
     "{function} does not support non-positive values for {name}. Got: {value}",
 )  # fmt: skip
-_QUANTILE = Range("between 0 and 1", lambda quantile: 0 < quantile < 1, (-0.5, 0.0, 1.0, 1.5))
+_QUANTILE = Range("above 0 and below 1", lambda quantile: 0 < quantile < 1, (-0.5, 0.0, 1.0, 1.5))
 
 
 @public()

@@ -30,11 +30,11 @@ from lossops.core.transforms import transforms_active
 from lossops.linear.chunks import Walk, without_autocast
 from lossops.softmax.autograd import SoftmaxCall
 from lossops.softmax.call import (
+    SMOOTHING,
+    SOFTCAP,
     check_class_weight,
     check_labels,
     check_target,
-    smoothing,
-    softcaps,
     softmax_call,
 )
 from lossops.softmax.classification import cross_entropy
@@ -48,7 +48,7 @@ __all__ = [
 _FEW_BYTES = 1 << 18
 
 
-@public(label_smoothing=smoothing, z_loss=finite, softcap=softcaps, temperature=positive)
+@public(label_smoothing=SMOOTHING, z_loss=finite, softcap=SOFTCAP, temperature=positive)
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,

@@ -35,11 +35,11 @@ from lossops.softmax.autograd import Outputs, SoftmaxCall
 from lossops.softmax.ops import SoftmaxArguments
 
 FORMS = ("logits", "log_probs", "probs")
-smoothing = Range(
+SMOOTHING = Range(
     "between 0 and 1", lambda value: 0 <= value <= 1, (-0.1, 1.5), RuntimeError,
     "{name} must be between 0.0 and 1.0. Got: {value}",  # torch's message
 )  # fmt: skip
-softcaps = replace(positive, optional=True)
+SOFTCAP = replace(positive, optional=True)
 _LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
 
 

@@ -24,13 +24,13 @@ from lossops.core.declaration import LossModule, described, public
 from lossops.core.library import accumulator
 from lossops.core.spread import whole_along
 from lossops.softmax.call import (
+    SMOOTHING,
+    SOFTCAP,
     check_class_weight,
     check_labels,
     check_scores,
     check_target,
     class_dimension,
-    smoothing,
-    softcaps,
     softmax_loss,
 )
 
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-@public(label_smoothing=smoothing, z_loss=finite, softcap=softcaps, temperature=positive)
+@public(label_smoothing=SMOOTHING, z_loss=finite, softcap=SOFTCAP, temperature=positive)
 @described(
     kernel="cross_entropy", formula="-Σ_c t_c log q_c, t_c = w_c((1 - ε)p_c + ε/C)",
     samples=(
@@ -297,8 +297,6 @@ class FocalLoss(LossModule, _WeightedLoss, function=focal_loss):
         reduction: "none", "mean", "sum" or "sample".
     """
 
-    __constants__ = ["gamma", "ignore_index", "reduction"]
-
     def __init__(
         self,
         alpha: float | Tensor | None = None,
@@ -380,8 +378,6 @@ class PolyLoss(LossModule, _WeightedLoss, function=poly_loss):
         ignore_index: a label to ignore.
         reduction: "none", "mean", "sum" or "sample".
     """
-
-    __constants__ = ["epsilon", "ignore_index", "reduction"]
 
     def __init__(
         self,

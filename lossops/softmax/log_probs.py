@@ -21,6 +21,8 @@ from lossops.softmax.call import (
 
 __all__ = ["NLLLoss", "log_prob_of", "nll_loss"]
 
+_NO_CLASS = -(2**63)  # an ignore_index that no label has, so that every label counts
+
 
 @public()
 @described(
@@ -166,6 +168,3 @@ def log_prob_of(
         ignore_index=_NO_CLASS, temperature=temperature, per_row=(False, return_entropy, False),
     )  # fmt: skip
     return (-found[0], found[1]) if return_entropy else -found[0]
-
-
-_NO_CLASS = -(2**63)  # an ignore_index that no label has, so that every label counts

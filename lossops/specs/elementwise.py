@@ -13,7 +13,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 from lossops.elementwise import likelihoods, logits, margins, probabilities, regression
-from lossops.specs.spec import Spec
+from lossops.specs.spec import Spec, declared
 
 # Losses that torch lacks, as its users write them, if that is faster than the reference.
 
@@ -42,13 +42,10 @@ _USERS = {"log_cosh": _log_cosh, "charbonnier": _charbonnier, "sigmoid_focal": _
 
 SPECS: tuple[Spec, ...] = tuple(
     Spec(
-        **{"name": function.__name__, "function_itself": function, **row},
+        **{"name": function.__name__, "public": function, **row},
         users_formula=_USERS.get(row["kernel"]),
     )
-    for module in (regression, probabilities, logits, margins, likelihoods)
-    for function in vars(module).values()
-    if getattr(function, "__module__", "") == module.__name__
-    for row in getattr(function, "rows", ())
+    for function, row in declared(regression, probabilities, logits, margins, likelihoods)
 )
 
 # The losses that compare a prediction with a measurement.

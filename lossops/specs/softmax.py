@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
+from lossops import functional
 from lossops.softmax import classification, divergences, log_probs
 from lossops.specs import softmax_in_torch as in_torch
-from lossops.specs.spec import reduced
+from lossops.specs.spec import declared, reduced
 
 Loss = in_torch.Loss
 
@@ -95,7 +96,7 @@ def _as_form(numbers: Tensor, form: str) -> Tensor:
 class RowSpec:
     """The description of a loss over rows of class scores."""
 
-    function: Loss
+    public: Loss  # the function
     kernel: str  # its name in the kernels and in lossops.softmax.reference
     formula: str  # z the logits, q = softmax(z), p the target's distribution, y its label
     samples: tuple[Sample, ...]  # the plainest first
@@ -108,17 +109,21 @@ class RowSpec:
     @property
     def name(self) -> str:
         """The name of the function."""
-        return self.function.__name__
+        return self.public.__name__
+
+    @property
+    def function(self) -> Loss:
+        return getattr(functional, self.name)
 
     @property
     def module(self) -> type[torch.nn.Module] | None:
-        return getattr(self.function, "module", None)
+        return getattr(self.public, "module", None)
 
     def own_parameter(self, options: dict[str, Any]) -> float | None:
         """The loss's own hyperparameter in a call with these options."""
         if self.parameter is None:
             return None
-        default = inspect.signature(self.function).parameters[self.parameter].default
+        default = inspect.signature(self.public).parameters[self.parameter].default
         return options.get(self.parameter, default)
 
     @property
@@ -184,10 +189,7 @@ class RowSpec:
 
 ROW_SPECS: tuple[RowSpec, ...] = tuple(
     RowSpec(function, **{**row, "samples": tuple(Sample(**sample) for sample in row["samples"])})
-    for module in (classification, log_probs, divergences)
-    for function in vars(module).values()
-    if getattr(function, "__module__", "") == module.__name__
-    for row in getattr(function, "rows", ())
+    for function, row in declared(classification, log_probs, divergences)
 )
 
 

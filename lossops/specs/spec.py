@@ -4,16 +4,27 @@ are in :mod:`lossops.specs.elementwise`."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
+from lossops import functional
 from lossops.elementwise import reference
 from lossops.elementwise.call import broadcast_loss
 from lossops.specs.domains import DOMAINS
+
+
+def declared(*modules: ModuleType) -> Iterator[tuple[Callable[..., Tensor], dict[str, Any]]]:
+    """The functions that the modules declare, each with its rows."""
+    for module in modules:
+        for function in vars(module).values():
+            if getattr(function, "__module__", "") == module.__name__:
+                yield from ((function, row) for row in getattr(function, "rows", ()))
 
 
 def reduced(loss: Tensor, reduction: str) -> Tensor:
@@ -25,7 +36,7 @@ class Spec:
     """The description of an elementwise loss."""
 
     name: str  # in lossops.functional, unless several rows share a function
-    function_itself: Callable[..., Tensor]
+    public: Callable[..., Tensor]  # the function
     kernel: str  # its name in the kernels and in lossops.elementwise.reference
     formula: str  # with d = x - y
     source: str
@@ -62,7 +73,9 @@ class Spec:
     @property
     def function(self) -> Callable[..., Tensor]:
         """The loss, as a function of an input and a target."""
-        return self.of_a_difference if self.takes_a_difference else self.function_itself
+        if self.takes_a_difference:
+            return self.of_a_difference
+        return getattr(functional, self.public_name)
 
     def of_a_difference(
         self, input: Tensor, target: Tensor, reduction="mean", weight=None, **kwargs
@@ -73,11 +86,11 @@ class Spec:
 
     @property
     def public_name(self) -> str:
-        return self.function_itself.__name__
+        return self.public.__name__
 
     @property
     def module(self) -> type[torch.nn.Module]:
-        return self.function_itself.module
+        return self.public.module
 
     @property
     def defaults(self) -> dict[str, float]:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
-from lossops.specs.spec import reduced
+from lossops import functional
+from lossops.specs.spec import declared, reduced
 from lossops.vectors import hinges, pairs, regions
 
 # Takes the vectors and the other tensors of a row.
@@ -49,7 +50,7 @@ def _lists(rows: int, length: int, generator: torch.Generator) -> Tensor:
 class VectorSpec:
     """The description of a loss over rows of vectors."""
 
-    function: Loss
+    public: Loss  # the function
     kernels: tuple[str, ...]  # names in the kernels and in lossops.vectors.reference
     formula: str
     vectors: int  # number of vectors per row; the loss is differentiated by these
@@ -62,11 +63,15 @@ class VectorSpec:
     @property
     def name(self) -> str:
         """The name of the function."""
-        return self.function.__name__
+        return self.public.__name__
+
+    @property
+    def function(self) -> Loss:
+        return getattr(functional, self.name)
 
     @property
     def module(self) -> type[torch.nn.Module]:
-        return self.function.module
+        return self.public.module
 
     @property
     def torchs_own(self) -> bool:
@@ -102,11 +107,7 @@ class VectorSpec:
 
 
 VECTOR_SPECS = tuple(
-    VectorSpec(function, **row)
-    for module in (pairs, hinges, regions)
-    for function in vars(module).values()
-    if getattr(function, "__module__", "") == module.__name__
-    for row in getattr(function, "rows", ())
+    VectorSpec(function, **row) for function, row in declared(pairs, hinges, regions)
 )
 
 
