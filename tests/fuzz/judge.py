@@ -33,8 +33,12 @@ OF_MEMORY = (
     "out of bounds", "out of range", "memory", "requires grad", "inference tensor", "Inplace",
     "in-place", "negation inputs", "resolve_neg",
 )  # fmt: skip
-# Messages of torch's dispatcher, about calls that do not reach an op.
-OF_TORCH = "to a fixed-size array|tensor does not have a device|undefined tensor|no tensor argument"
+# Messages of torch's dispatcher, about calls that do not reach an op, and of sizes that overflow
+# before the shapes of several tensors are compared.
+OF_TORCH = (
+    "to a fixed-size array|tensor does not have a device|undefined tensor|no tensor argument|"
+    "too many numbers in the shape"
+)
 TOLERANCE = {
     torch.float64: 1e-8, torch.float32: 2e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2,
 }  # fmt: skip
