@@ -351,6 +351,8 @@ def test_integers_as_torch_takes_them():
     assert found.tolist() == [10, 0, 90]
     found = functional.margin_ranking_loss(i, -i, -signs_of, weight=weight, reduction="none")
     assert found.tolist() == [20, 0, 180]
+    mean = functional.margin_ranking_loss(i, -i, -signs_of)  # the default margin is an integer
+    torch.testing.assert_close(mean, torch_functional.margin_ranking_loss(i, -i, -signs_of))
     half, var = make.randn(50).bfloat16(), make.tensor(0.5).bfloat16()
     alone = functional.gaussian_nll_loss(half[0], half, var, reduction="none")
     whole = functional.gaussian_nll_loss(half[0].expand(50), half, var.expand(50), reduction="none")
